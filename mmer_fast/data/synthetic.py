@@ -1,0 +1,251 @@
+"""The embedded default data set: MOSEI's shape, and a truth that is known.
+
+Background. Every modality is a stationary AR(1) process in a few latent factors, mixed to the feature size, plus a
+constant offset for each sample (the speaker) and white noise, so neighbouring units resemble each other and features are
+correlated. With latent z of r factors and mixing matrix A (r, D):
+
+    z_t = phi z_{t-1} + sqrt(1 - phi^2) e_t        x_t = (z_t + s) A + w_t
+
+Signal. Each present emotion is carried by a random non-empty set of modalities; in each of them a few *planted units*
+receive the emotion's prototype p_k of that modality, with a random strength:
+
+    x_t += a p_k,   |p_k| = 1
+
+Absent emotions are sometimes mentioned too: a *decoy* is a single unit with the prototype of an emotion that the sample does
+not have. Repetition and agreement between modalities tell planted units from decoys, never with certainty, so that even
+a perfect model stays below an F1 of 1.
+
+Text carries most emotions and most strongly, so training leans on it. In the shifted part of the test split text says
+nothing: its planted units stay background (code 1) or it is missing altogether (code 2); there every emotion is carried by
+audio or video, so it can still be recognised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from mmer_fast.data.containers import MultiModalData, Split
+from mmer_fast.data.errors import DataError
+
+LABEL_NAMES = ["happy", "sad", "anger", "surprise", "disgust", "fear"]
+PREVALENCE = (0.53, 0.26, 0.21, 0.10, 0.18, 0.08)
+# Correlation of the Gaussian behind the labels: happiness excludes the rest, anger goes with disgust, as in MOSEI.
+LABEL_CORRELATION = (
+    (1.00, -0.55, -0.50, -0.05, -0.50, -0.25),
+    (-0.55, 1.00, 0.10, 0.00, 0.10, 0.15),
+    (-0.50, 0.10, 1.00, 0.00, 0.45, 0.05),
+    (-0.05, 0.00, 0.00, 1.00, 0.00, 0.10),
+    (-0.50, 0.10, 0.45, 0.00, 1.00, 0.05),
+    (-0.25, 0.15, 0.05, 0.10, 0.05, 1.00),
+)
+DECOY_RATE = (
+    0.35  # a modality holds a decoy of an absent emotion with this probability times the emotion's prevalence
+)
+SHIFT_NONE, SHIFT_UNINFORMATIVE, SHIFT_MISSING = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class _Modality:
+    size: int  # features D
+    factors: int  # latent factors r of the background
+    persistence: float  # phi of the AR(1) process
+    carries: float  # probability that it carries a present emotion
+    strength: float  # mean length a of the planted vector; white noise has unit variance in each feature
+
+
+MODALITIES = {
+    "text": _Modality(size=300, factors=24, persistence=0.3, carries=0.90, strength=9.0),
+    "video": _Modality(size=35, factors=8, persistence=0.8, carries=0.55, strength=5.0),
+    "audio": _Modality(size=74, factors=12, persistence=0.7, carries=0.60, strength=6.0),
+}
+
+
+@dataclass(frozen=True)
+class _World:
+    """What all splits share: (r, D) mixing matrices and (K, D) unit prototypes, by modality."""
+
+    mixing: dict[str, np.ndarray]
+    prototypes: dict[str, np.ndarray]
+
+
+def make_synthetic(
+    seed: int = 0,
+    *,
+    n_train: int = 1600,
+    n_valid: int = 400,
+    n_test: int = 600,
+    max_length: int = 50,
+    signal: float = 1.0,
+    uninformative_share: float = 0.33,
+    missing_share: float = 0.10,
+) -> MultiModalData:
+    """Generate the embedded data set; the same arguments give the same bits.
+
+    Each split has a random stream of its own, so changing the size of one leaves the others as they were.
+
+    Args:
+        seed: >= 0.
+        n_train, n_valid, n_test: samples a split, each >= 1.
+        max_length: T; lengths are log-normal with mean about 0.45 T, clipped to [3, T]; at least 8.
+        signal: factor on the strength of all planted units; 0 leaves nothing to learn.
+        uninformative_share, missing_share: shares of the test split in which text is uninformative, or missing.
+
+    Returns:
+        Data with modalities text (300), video (35) and audio (74) and six emotions. ``extras`` of every split hold
+        ``planted_{modality}`` (N, T) bool; those of the test split also ``shift`` (N,) uint8: 0 as in training, 1 text
+        uninformative, 2 text missing.
+
+    Raises:
+        DataError: an argument lies outside its range.
+    """
+    sizes = {"train": n_train, "valid": n_valid, "test": n_test}
+    for name, size in sizes.items():
+        if size < 1:
+            raise DataError(f"n_{name}: expected at least 1; got {size}")
+    if seed < 0:
+        raise DataError(f"seed: expected at least 0; got {seed}")
+    if max_length < 8:
+        raise DataError(f"max_length: expected at least 8; got {max_length}")
+    if not 0 <= signal < float("inf"):
+        raise DataError(f"signal: expected a finite value >= 0; got {signal}")
+    if min(uninformative_share, missing_share) < 0 or not uninformative_share + missing_share <= 1:
+        raise DataError(
+            "uninformative_share, missing_share: expected values >= 0 with a sum of at most 1; "
+            f"got {uninformative_share} and {missing_share}"
+        )
+    world_stream, *streams = (
+        np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(1 + len(sizes))
+    )
+    world = _make_world(world_stream)
+    splits = {}
+    for (name, size), rng in zip(sizes.items(), streams, strict=True):
+        shift = np.zeros(size, dtype=np.uint8)
+        if name == "test":
+            order = rng.permutation(size)
+            n_uninformative, n_missing = round(uninformative_share * size), round(missing_share * size)
+            shift[order[:n_uninformative]] = SHIFT_UNINFORMATIVE
+            shift[order[n_uninformative : n_uninformative + n_missing]] = SHIFT_MISSING
+        splits[name] = _make_split(rng, world, shift, max_length, signal)
+        if name == "test":
+            splits[name].extras["shift"] = shift
+    return MultiModalData(
+        splits=splits,
+        label_names=list(LABEL_NAMES),
+        modalities={name: spec.size for name, spec in MODALITIES.items()},
+        source="synthetic",
+        notes=[f"synthetic data (seed {seed}), generated, not recorded from people"],
+    ).check()
+
+
+def _make_world(rng: np.random.Generator) -> _World:
+    mixing, prototypes = {}, {}
+    for name, spec in MODALITIES.items():
+        mixing[name] = (rng.standard_normal((spec.factors, spec.size)) / np.sqrt(spec.factors)).astype(
+            np.float32
+        )
+        directions = rng.standard_normal((len(LABEL_NAMES), spec.size))
+        prototypes[name] = (directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float32)
+    return _World(mixing, prototypes)
+
+
+def _make_split(
+    rng: np.random.Generator, world: _World, shift: np.ndarray, max_length: int, signal: float
+) -> Split:
+    n = len(shift)
+    labels_nk = _draw_labels(rng, n)
+    lengths_n = _draw_lengths(rng, n, max_length)
+    carriers = _draw_carriers(rng, labels_nk, shift)
+    features, lengths, extras = {}, {}, {}
+    for name, spec in MODALITIES.items():
+        x_ntd = _background(rng, n, max_length, spec, world.mixing[name])
+        planted = _draw_units(rng, carriers[name], lengths_n, most=3)
+        decoys = _draw_units(rng, _draw_decoys(rng, name, labels_nk, shift), lengths_n, most=1)
+        for units in (decoys, planted):
+            _add_units(rng, x_ntd, units, world.prototypes[name], signal * spec.strength)
+        planted_nt = np.zeros((n, max_length), dtype=bool)
+        planted_nt[planted[0], planted[1]] = True
+        lengths[name] = np.where(shift == SHIFT_MISSING, 0, lengths_n) if name == "text" else lengths_n.copy()
+        x_ntd[np.arange(max_length) >= lengths[name][:, None]] = 0
+        features[name], extras[f"planted_{name}"] = x_ntd, planted_nt
+    return Split(features, lengths, labels_nk, extras)
+
+
+def _draw_labels(rng: np.random.Generator, n: int) -> np.ndarray:
+    """(N, K) multi-hot by thresholding a correlated Gaussian, which keeps each label's prevalence."""
+    thresholds = np.array([NormalDist().inv_cdf(1 - p) for p in PREVALENCE])
+    gaussian_nk = (
+        rng.standard_normal((n, len(PREVALENCE))) @ np.linalg.cholesky(np.array(LABEL_CORRELATION)).T
+    )
+    return (gaussian_nk > thresholds).astype(np.uint8)
+
+
+def _draw_lengths(rng: np.random.Generator, n: int, max_length: int) -> np.ndarray:
+    """(N,) int64, log-normal, clipped to [3, T]; the median of 0.41 T gives a clipped mean of 0.45 T."""
+    raw = np.exp(np.log(0.41 * max_length) + 0.5 * rng.standard_normal(n))
+    return np.clip(np.rint(raw), 3, max_length).astype(np.int64)
+
+
+def _draw_carriers(
+    rng: np.random.Generator, labels_nk: np.ndarray, shift: np.ndarray
+) -> dict[str, np.ndarray]:
+    """modality -> (N, K) bool: which present emotions it carries. Every one is carried by some modality."""
+    shifted_n1 = (shift != SHIFT_NONE)[:, None]
+    carriers = {
+        name: labels_nk.astype(bool) & (rng.random(labels_nk.shape) < m.carries)
+        for name, m in MODALITIES.items()
+    }
+    carriers["text"] &= ~shifted_n1
+    silent_nk = labels_nk.astype(bool) & ~np.logical_or.reduce(list(carriers.values()))
+    by_audio_nk = rng.random(labels_nk.shape) < 0.5
+    carriers["text"] |= silent_nk & ~shifted_n1
+    carriers["audio"] |= silent_nk & shifted_n1 & by_audio_nk
+    carriers["video"] |= silent_nk & shifted_n1 & ~by_audio_nk
+    return carriers
+
+
+def _draw_decoys(rng: np.random.Generator, name: str, labels_nk: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """(N, K) bool: which absent emotions a modality mentions; none in text that is uninformative or missing."""
+    decoys_nk = (labels_nk == 0) & (rng.random(labels_nk.shape) < DECOY_RATE * np.array(PREVALENCE))
+    if name == "text":
+        decoys_nk &= (shift == SHIFT_NONE)[:, None]
+    return decoys_nk
+
+
+def _background(
+    rng: np.random.Generator, n: int, steps: int, spec: _Modality, mixing_rd: np.ndarray
+) -> np.ndarray:
+    """(N, T, D) float32: speaker offset, AR(1) factors and white noise."""
+    innovations_tnr = rng.standard_normal((steps, n, spec.factors), dtype=np.float32)
+    latent_tnr = np.empty_like(innovations_tnr)
+    latent_tnr[0] = innovations_tnr[0]
+    scale = np.float32(np.sqrt(1 - spec.persistence**2))
+    for t in range(1, steps):
+        latent_tnr[t] = np.float32(spec.persistence) * latent_tnr[t - 1] + scale * innovations_tnr[t]
+    latent_tnr += 0.5 * rng.standard_normal((n, spec.factors), dtype=np.float32)
+    x_ntd = rng.standard_normal((n, steps, spec.size), dtype=np.float32)
+    x_ntd += latent_tnr.transpose(1, 0, 2) @ mixing_rd
+    return x_ntd
+
+
+Units = tuple[np.ndarray, np.ndarray, np.ndarray]  # sample, position and label of each of U units, (U,) int64
+
+
+def _draw_units(rng: np.random.Generator, carried_nk: np.ndarray, lengths_n: np.ndarray, most: int) -> Units:
+    """One to ``most`` units for every carried emotion, at uniform positions; two units may share a position."""
+    sample_m, label_m = np.nonzero(carried_nk)
+    count_m = rng.integers(1, most + 1, size=len(sample_m))
+    sample_u, label_u = np.repeat(sample_m, count_m), np.repeat(label_m, count_m)
+    position_u = (rng.random(len(sample_u)) * lengths_n[sample_u]).astype(np.int64)
+    return sample_u, position_u, label_u
+
+
+def _add_units(
+    rng: np.random.Generator, x_ntd: np.ndarray, units: Units, prototypes_kd: np.ndarray, strength: float
+) -> None:
+    """x[sample, position] += a p[label] in place, with a log-normal of mean ``strength`` and 25 % spread."""
+    sample_u, position_u, label_u = units
+    amount_u = strength * np.exp(0.25 * rng.standard_normal(len(label_u)) - 0.25**2 / 2)
+    np.add.at(x_ntd, (sample_u, position_u), amount_u[:, None].astype(np.float32) * prototypes_kd[label_u])

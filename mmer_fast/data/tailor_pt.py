@@ -1,0 +1,208 @@
+"""``train_valid_test.pt`` as TAILOR, MMER, HHMPN and NEMu use it.
+
+    [split]["src-text" | "src-visual" | "src-audio"]    N samples, each (T, D)     TAILOR, MMER, HHMPN
+    [split]["lyr" | "com" | "img" | "aud"]              N samples, each (T, D)     NEMu
+    [split]["tgt"]                                      N lists [BOS, ids..., EOS]
+    ["settings"], ["dict"]                              HHMPN only
+
+with split one of train, valid, test. The vocabulary of ``tgt`` begins with four special ids (padding 0, unknown 1, BOS 2,
+EOS 3); id 4 + k stands for label k. Samples are tensors, arrays, or rows of one stacked array; a sample of shape (D,)
+counts as a single time step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmer_fast.data.containers import SPLITS, MultiModalData, Split
+from mmer_fast.data.errors import DataError
+from mmer_fast.data.padding import derive_lengths, derived_note
+from mmer_fast.data.safe_load import load_plain
+
+PAD, BOS, EOS, FIRST_LABEL = 0, 2, 3, 4
+MODALITY_KEYS = {
+    "src-text": "text",
+    "src-visual": "video",
+    "src-audio": "audio",
+    "lyr": "lyrics",
+    "com": "comments",
+    "img": "image",
+    "aud": "audio",
+}
+MOSEI_KEYS = {"src-text", "src-visual", "src-audio"}
+MOSEI_LABELS = ["happy", "sad", "anger", "surprise", "disgust", "fear"]
+
+
+def read_tailor_pt(path: str | Path) -> MultiModalData:
+    """Read a TAILOR/MMER ``.pt`` file; nothing in it is executed (see `safe_load`).
+
+    Modalities are named text, video, audio (or lyrics, comments, image, audio). The number of labels is that of the
+    file's ``dict``, else it follows from the largest id of all splits. -inf in audio features becomes 0, with a note.
+
+    Raises:
+        DataError: naming the split, key and sample, what was expected and what came.
+    """
+    path = Path(path)
+    content = load_plain(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected a dict of {', '.join(SPLITS)}; got {type(content).__name__}")
+    raw = {split: _section(path, content, split) for split in SPLITS}
+    keys = [key for key in MODALITY_KEYS if key in raw["train"]]
+    ids = {split: _target_ids(f"{path}: {split} tgt", raw[split]["tgt"]) for split in SPLITS}
+    notes: list[str] = []
+    label_names = _label_names(path, content.get("dict"), ids, set(keys), notes)
+    splits = {}
+    for split in SPLITS:
+        labels = _multi_hot(f"{path}: {split} tgt", ids[split], len(label_names))
+        features, lengths = {}, {}
+        for key in keys:
+            name = MODALITY_KEYS[key]
+            where = f"{path}: {split} {key}"
+            features[name], lengths[name] = _modality(where, raw[split][key], len(labels), name, notes)
+        splits[split] = Split(features, lengths, labels)
+    sizes = {MODALITY_KEYS[key]: splits["train"].features[MODALITY_KEYS[key]].shape[2] for key in keys}
+    return MultiModalData(splits, label_names, sizes, str(path), list(dict.fromkeys(notes))).check()
+
+
+def _section(path: Path, content: dict, split: str) -> dict:
+    if split not in content:
+        got = ", ".join(map(str, content)) or "none"
+        raise DataError(f"{path}: missing split {split}; expected {', '.join(SPLITS)}; got keys {got}")
+    section = content[split]
+    if not isinstance(section, dict):
+        raise DataError(f"{path}: {split}: expected a dict; got {type(section).__name__}")
+    if "tgt" not in section:
+        raise DataError(f"{path}: {split}: missing key tgt; got {', '.join(map(str, section)) or 'none'}")
+    modalities = {key for key in section if key in MODALITY_KEYS}
+    expected = (
+        {key for key in content[SPLITS[0]] if key in MODALITY_KEYS} if split != SPLITS[0] else modalities
+    )
+    if not modalities:
+        raise DataError(
+            f"{path}: {split}: expected some of {', '.join(MODALITY_KEYS)}; got {', '.join(map(str, section))}"
+        )
+    if modalities != expected:
+        odd = ", ".join(sorted(modalities ^ expected))
+        raise DataError(f"{path}: {split}: expected the modalities of {SPLITS[0]}; they differ in {odd}")
+    if {"src-audio", "aud"} <= modalities:
+        raise DataError(f"{path}: {split}: expected one of src-audio and aud; got both")
+    return section
+
+
+def _target_ids(where: str, targets: Any) -> list[list[int]]:
+    """Each sample's label ids, special ids removed."""
+    if (
+        not isinstance(targets, (Sequence, np.ndarray))
+        or isinstance(targets, (str, bytes))
+        or len(targets) == 0
+    ):
+        raise DataError(
+            f"{where}: expected a non-empty list of [BOS, ids..., EOS]; got {type(targets).__name__}"
+        )
+    result = []
+    for i, target in enumerate(targets):
+        row = target.tolist() if isinstance(target, np.ndarray) else target
+        if not isinstance(row, (list, tuple)) or not all(type(x) is int for x in row):
+            raise DataError(f"{where}: sample {i}: expected a list of integers; got {target!r}")
+        row = list(row)
+        while row and row[-1] == PAD:
+            row.pop()
+        labels = row[1:-1]
+        framed = len(row) >= 2 and row[0] == BOS and row[-1] == EOS
+        if not framed or any(x < FIRST_LABEL for x in labels) or len(set(labels)) != len(labels):
+            raise DataError(
+                f"{where}: sample {i}: expected [{BOS}, distinct ids >= {FIRST_LABEL}..., {EOS}]; got {list(target)}"
+            )
+        result.append(labels)
+    return result
+
+
+def _label_names(
+    path: Path, vocabulary: Any, ids: dict[str, list[list[int]]], keys: set[str], notes: list[str]
+) -> list[str]:
+    largest = max((x for rows in ids.values() for row in rows for x in row), default=FIRST_LABEL - 1)
+    if largest < FIRST_LABEL:
+        raise DataError(f"{path}: tgt: expected at least one label in some sample; got none")
+    count = largest - FIRST_LABEL + 1
+    if vocabulary is not None:
+        return _vocabulary_names(path, vocabulary)
+    if count == len(MOSEI_LABELS) and keys == MOSEI_KEYS:
+        return list(MOSEI_LABELS)
+    notes.append(f"labels are numbered: the file does not name its {count} labels")
+    return [f"label_{k}" for k in range(count)]
+
+
+def _vocabulary_names(path: Path, vocabulary: Any) -> list[str]:
+    """Label names in id order from HHMPN's ``dict``: name -> id, or the same under its key ``tgt``."""
+    if isinstance(vocabulary, Mapping) and isinstance(vocabulary.get("tgt"), Mapping):
+        vocabulary = vocabulary["tgt"]
+    if not isinstance(vocabulary, Mapping) or not all(type(x) is int for x in vocabulary.values()):
+        raise DataError(
+            f"{path}: dict: expected a mapping from label name to id; got {type(vocabulary).__name__}"
+        )
+    names = {i: str(name) for name, i in vocabulary.items() if i >= FIRST_LABEL}
+    expected = list(range(FIRST_LABEL, FIRST_LABEL + len(names)))
+    if not names or sorted(names) != expected:
+        raise DataError(
+            f"{path}: dict: expected label ids {FIRST_LABEL}, {FIRST_LABEL + 1}, ...; got {sorted(names)}"
+        )
+    return [names[i] for i in expected]
+
+
+def _multi_hot(where: str, ids: list[list[int]], n_labels: int) -> np.ndarray:
+    labels_nk = np.zeros((len(ids), n_labels), dtype=np.uint8)
+    for i, row in enumerate(ids):
+        if row and max(row) >= FIRST_LABEL + n_labels:
+            raise DataError(
+                f"{where}: sample {i}: expected ids below {FIRST_LABEL + n_labels} ({n_labels} labels); got {max(row)}"
+            )
+        labels_nk[i, [x - FIRST_LABEL for x in row]] = 1
+    return labels_nk
+
+
+def _modality(where: str, samples: Any, n: int, name: str, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    rows = _sample_arrays(where, samples, n)
+    steps = np.array([len(row) for row in rows], dtype=np.int64)
+    padded_ntd = np.zeros((n, max(1, steps.max()), rows[0].shape[1]), dtype=np.float32)
+    with np.errstate(over="ignore"):  # what overflows becomes inf and is reported as such
+        for i, row in enumerate(rows):
+            padded_ntd[i, : len(row)] = row
+    if name == "audio":
+        silent = np.isneginf(padded_ntd)
+        if silent.any():
+            padded_ntd[silent] = 0
+            notes.append("audio: -inf replaced by 0")
+    if len(set(steps.tolist())) > 1:
+        return padded_ntd, steps
+    padded_ntd, lengths, moved = derive_lengths(padded_ntd)
+    notes.append(derived_note(name, moved))
+    return padded_ntd, lengths
+
+
+def _sample_arrays(where: str, samples: Any, n: int) -> list[np.ndarray]:
+    """The samples as (T, D) float arrays of one D; T may differ."""
+    if not isinstance(samples, (list, tuple, np.ndarray)):
+        raise DataError(
+            f"{where}: expected a list of arrays or one stacked array; got {type(samples).__name__}"
+        )
+    if len(samples) != n:
+        raise DataError(f"{where}: expected {n} samples, as many as tgt; got {len(samples)}")
+    rows = []
+    for i, sample in enumerate(samples):
+        if not isinstance(sample, np.ndarray) or sample.ndim not in (1, 2) or sample.dtype.kind != "f":
+            what = (
+                f"{sample.dtype} of shape {sample.shape}"
+                if isinstance(sample, np.ndarray)
+                else type(sample).__name__
+            )
+            raise DataError(f"{where}: sample {i}: expected (T, D) floats; got {what}")
+        rows.append(np.atleast_2d(sample))
+        if rows[-1].shape[1] != rows[0].shape[1]:
+            raise DataError(
+                f"{where}: sample {i}: expected {rows[0].shape[1]} features; got {rows[-1].shape[1]}"
+            )
+    return rows
