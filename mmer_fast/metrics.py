@@ -1,7 +1,8 @@
 """Multi-label metrics: those of the paper's tables, and those that later papers add.
 
-Counting metrics come from torchmetrics. Two are computed here, since its definitions differ: the example-based Jaccard
-index with a stated convention for empty unions, and the weighted accuracy of the MOSEI literature.
+Counting metrics come from torchmetrics. Two are computed here, since its definitions differ: the
+example-based Jaccard index with a stated convention for empty unions, and the weighted accuracy of the MOSEI
+literature.
 Shapes: N samples, K labels.
 """
 
@@ -29,25 +30,27 @@ def multilabel_metrics(
 ) -> dict[str, Any]:
     """Compare predicted probabilities with multi-hot labels.
 
-    A label is predicted where its probability lies above ``threshold``. F1 is 0 where it would be 0/0, that is, for a
-    label that is neither present nor predicted anywhere.
+    A label is predicted where its probability lies above ``threshold``. F1 is 0 where it would be 0/0, that
+    is, for a label that is neither present nor predicted anywhere.
 
     Args:
         probabilities: (N, K) floating, in [0, 1].
         labels: (N, K), any dtype, holding only 0 and 1.
         threshold: in [0, 1].
-        empty_union: in [0, 1], what a sample counts in ``accuracy`` when it has no label and none is predicted; the
-            authors' code says 0, scikit-learn's ``zero_division=1`` would say 1.
+        empty_union: in [0, 1], what a sample counts in ``accuracy`` when it has no label and none is
+            predicted; the authors' code says 0, scikit-learn's ``zero_division=1`` would say 1.
 
     Returns:
         Python floats under
 
-        - ``accuracy``: example-based Jaccard index, mean over samples of |Y and Y'| / |Y or Y'| (RobMMR's Acc);
+        - ``accuracy``: example-based Jaccard index, mean over samples of |Y and Y'| / |Y or Y'| (RobMMR's
+          Acc);
         - ``hamming_loss``: share of the N K decisions that are wrong;
         - ``micro_f1``, ``macro_f1``: F1 over all decisions, and the mean of the labels' F1;
-        - ``weighted_accuracy``: mean over labels of (TP/P + TN/Q)/2, with P positive and Q negative samples of the
-          label; for a label with P = 0 or Q = 0 only the other ratio counts;
-        - ``mean_average_precision``: mean average precision of the labels that have a positive sample, NaN if none has;
+        - ``weighted_accuracy``: mean over labels of (TP/P + TN/Q)/2, with P positive and Q negative samples
+          of the label; for a label with P = 0 or Q = 0 only the other ratio counts;
+        - ``mean_average_precision``: mean average precision of the labels that have a positive sample, NaN if
+          none has;
 
         and under ``per_label_f1`` a list of K floats.
 
@@ -128,7 +131,6 @@ def _mean_average_precision(p_nk: Tensor, y_nk: Tensor) -> float:
     n_present = int(present_k.sum())
     if n_present == 0:
         return math.nan
-    # float32 at most: torchmetrics ranks by comparing scores, and half precision would have to be widened anyway
     scores = p_nk[:, present_k].float()
     return multilabel_average_precision(
         scores, y_nk[:, present_k].long(), num_labels=n_present, average="macro", validate_args=False

@@ -1,7 +1,8 @@
 """From a split to padded batches of tensors.
 
-A batch is cut from the stored arrays with one indexing operation a modality, padded only to the longest sequence in it.
-``torch.utils.data.DataLoader`` fetches whole batches through ``__getitems__``, so no sample is ever boxed on its own:
+A batch is cut from the stored arrays with one indexing operation a modality, padded only to the longest
+sequence in it. ``torch.utils.data.DataLoader`` fetches whole batches through ``__getitems__``, so no sample
+is ever boxed on its own:
 
     loader = DataLoader(SequenceDataset(split), batch_size=64, shuffle=True, collate_fn=collate)
 """
@@ -24,7 +25,8 @@ class Batch:
     """B samples.
 
     Attributes:
-        features: modality -> (B, T, D) float32, T the longest length in the batch, at least 1; zero past the lengths.
+        features: modality -> (B, T, D) float32, T the longest length in the batch, at least 1; zero past the
+            lengths.
         lengths: modality -> (B,) int64; 0 where the sample lacks the modality.
         labels: (B, K) float32, multi-hot.
         index: (B,) int64, each sample's position in its split.
@@ -97,8 +99,8 @@ def collate(samples: Batch | Sequence[Batch]) -> Batch:
     """The ``collate_fn`` for a DataLoader over `SequenceDataset`.
 
     Args:
-        samples: what the fetcher hands over: one batch already (``__getitems__``), returned as it is, or a non-empty
-            sequence of batches over the same modalities, which are padded to a common T and joined.
+        samples: what the fetcher hands over: one batch already (``__getitems__``), returned as it is, or a
+            non-empty sequence of batches over the same modalities, which are padded to a common T and joined.
 
     Raises:
         ValueError: the sequence is empty.

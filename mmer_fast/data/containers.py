@@ -1,7 +1,7 @@
 """The in-memory form of a multi-modal, multi-label data set.
 
-Every reader ends here, and everything after it (batching, training, evaluation) starts here. A split holds one padded
-array a modality; modalities are a mapping name -> feature size, never a fixed set of three.
+Every reader ends here, and everything after it (batching, training, evaluation) starts here. A split holds
+one padded array a modality; modalities are a mapping name -> feature size, never a fixed set of three.
 
 Shapes: N samples, T time steps (may differ between modalities), D features, K labels.
 """
@@ -26,8 +26,8 @@ class Split:
         features: modality -> (N, T, D) float32, zero from each sample's length on.
         lengths: modality -> (N,) int64, in [0, T]; 0 says that the sample lacks the modality.
         labels: (N, K) uint8, multi-hot.
-        extras: name -> (N, ...) array of anything else known about the samples, e.g. the planted positions of the
-            synthetic data set.
+        extras: name -> (N, ...) array of anything else known about the samples, e.g. the planted positions of
+            the synthetic data set.
     """
 
     features: dict[str, np.ndarray]
@@ -93,9 +93,9 @@ class MultiModalData:
         """Validate everything the rest of the package relies on; returns ``self`` for chaining.
 
         Raises:
-            DataError: a split is missing or empty, modalities, feature sizes or labels differ between splits, sample
-                counts differ within a split, a length lies outside [0, T], a dtype or rank is wrong, a value is not
-                finite, padding is not zero, or a label is neither 0 nor 1.
+            DataError: a split is missing or empty, modalities, feature sizes or labels differ between splits,
+                sample counts differ within a split, a length lies outside [0, T], a dtype or rank is wrong, a
+                value is not finite, padding is not zero, or a label is neither 0 nor 1.
         """
         if set(self.splits) != set(SPLITS):
             raise DataError(f"splits: expected {', '.join(SPLITS)}; got {', '.join(self.splits) or 'none'}")
@@ -114,9 +114,10 @@ class MultiModalData:
             for modality, size in self.modalities.items():
                 _check_modality(name, split, modality, size)
             for extra, values in split.extras.items():
-                if values.ndim == 0 or len(values) != len(split):
+                if values.ndim == 0 or len(values) != len(split) or values.dtype.hasobject:
                     raise DataError(
-                        f"{name} extras {extra}: expected {len(split)} rows; got shape {values.shape}"
+                        f"{name} extras {extra}: expected {len(split)} rows of plain values; "
+                        f"got {values.dtype} of shape {values.shape}"
                     )
         return self
 
@@ -125,7 +126,8 @@ def _check_labels(name: str, split: Split, n_labels: int) -> None:
     labels = split.labels
     if labels.dtype != np.uint8 or labels.ndim != 2 or labels.shape[1] != n_labels:
         raise DataError(
-            f"{name} labels: expected uint8 of shape (N, {n_labels}); got {labels.dtype} of shape {labels.shape}"
+            f"{name} labels: expected uint8 of shape (N, {n_labels}); "
+            f"got {labels.dtype} of shape {labels.shape}"
         )
     if len(labels) == 0:
         raise DataError(f"{name} labels: expected at least one sample; got none")

@@ -18,14 +18,14 @@ def load(source: str | Path, *, modalities: Sequence[str] | None = None, seed: i
     """Load and validate a data set.
 
     Args:
-        source: ``"synthetic"`` for the embedded default, else the path of a ``.npz`` (see `npz`) or of a TAILOR/MMER
-            ``.pt`` file (see `tailor_pt`).
+        source: ``"synthetic"`` for the embedded default, else the path of a ``.npz`` (see `npz`) or of a
+            TAILOR/MMER ``.pt`` file (see `tailor_pt`).
         modalities: keep only these, in this order; all when None.
         seed: of the synthetic data set; files ignore it.
 
     Raises:
-        DataError: the file is missing, a directory, of an unknown kind, unreadable or inconsistent, or ``modalities``
-            names one that the data set lacks.
+        DataError: the file is missing, a directory, of an unknown kind, unreadable or inconsistent, or
+            ``modalities`` names one that the data set lacks.
     """
     data = make_synthetic(seed) if str(source) == "synthetic" else _read_file(Path(source))
     return data if modalities is None else data.select(modalities)

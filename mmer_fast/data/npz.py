@@ -68,7 +68,7 @@ def write_npz(data: MultiModalData, path: str | Path) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -78,14 +78,14 @@ def write_npz(data: MultiModalData, path: str | Path) -> None:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        archive = np.load(path, allow_pickle=False)
-    except _UNREADABLE as error:
-        raise DataError(f"{path}: not a readable .npz file ({error})") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise DataError(f"{path}: expected an .npz archive; got a single array")
     arrays = {}
-    with archive:
+    with path.open("rb") as file:  # NumPy leaves a file open that it opened itself and could not read
+        try:
+            archive = np.load(file, allow_pickle=False)
+        except _UNREADABLE as error:
+            raise DataError(f"{path}: not a readable .npz file ({error})") from error
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"{path}: expected an .npz archive; got a single array")
         for key in archive.files:
             try:
                 arrays[key] = archive[key]

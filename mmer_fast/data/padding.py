@@ -1,7 +1,8 @@
 """Padding: lengths from all-zero rows, and zeros past given lengths.
 
-Published feature files seldom state sequence lengths. Padding there is an all-zero feature vector, behind the sequence
-or, in word-aligned data, in front of it. A zero vector between two others is kept: it is a silent or faceless moment.
+Published feature files seldom state sequence lengths. Padding there is an all-zero feature vector, behind the
+sequence or, in word-aligned data, in front of it. A zero vector between two others is kept: it is a silent or
+faceless moment.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def derive_lengths(features_ntd: np.ndarray) -> tuple[np.ndarray, np.ndarray, bo
 
 
 def zero_past_lengths(features_ntd: np.ndarray, lengths_n: np.ndarray) -> bool:
-    """Set every row from each sample's length on to zero, in place; says whether any of them held another value."""
+    """Zero every row from each sample's length on, in place; says whether any held another value."""
     padding_nt = np.arange(features_ntd.shape[1]) >= lengths_n[:, None]
     dirty = bool(features_ntd[padding_nt].any())
     if dirty:

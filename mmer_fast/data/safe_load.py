@@ -1,11 +1,12 @@
 """``torch.load`` for files from anywhere: tensors, numeric arrays and builtin containers, nothing else.
 
-A ``.pt`` file is a pickle, and a pickle names functions to call. ``weights_only=True`` refuses every name outside its
-own list. The few names with which NumPy pickles an array are added to that list, but lead to the small classes below,
-which take the bytes as a buffer of a numeric dtype: no function of NumPy's own unpickling ever runs on a file's
-arguments. NumPy 1 and 2 spell the names differently (``numpy.core``, ``numpy._core``); both are known.
+A ``.pt`` file is a pickle, and a pickle names functions to call. ``weights_only=True`` refuses every name
+outside its own list. The few names with which NumPy pickles an array are added to that list, but lead to the
+small classes below, which take the bytes as a buffer of a numeric dtype: no function of NumPy's own
+unpickling ever runs on a file's arguments. NumPy 1 and 2 spell the names differently (``numpy.core``,
+``numpy._core``); both are known.
 
-A file that cannot be loaded is scanned, not executed, for the names it asks for, so that the error can state them.
+A file that cannot be loaded is scanned, not executed, for the names it asks for; the error states them.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ _ALLOWED: list[tuple[Callable, str]] = [
     (_pickled_scalar, "numpy.core.multiarray.scalar"),
     (_pickled_scalar, "numpy._core.multiarray.scalar"),
 ]
-# What every file of tensors and arrays names, left out when a refusal lists names. It decides about no loading.
+# What every file of tensors and arrays names: left out of the names in an error, without any say in loading.
 _ORDINARY = re.compile(
     r"torch\._utils\._rebuild_tensor\w*|torch\.\w+Storage|collections\.OrderedDict|_codecs\.encode|"
     + "|".join(re.escape(name) for _, name in _ALLOWED)
@@ -77,14 +78,14 @@ _ORDINARY = re.compile(
 
 
 def load_plain(path: Path) -> Any:
-    """The object in a file written by ``torch.save`` (zip or legacy format), with every tensor as a NumPy array.
+    """The object in a file written by ``torch.save``, zip or legacy format, tensors as NumPy arrays.
 
     Returns:
         Dicts, lists, tuples, NumPy arrays, strings, numbers, booleans and None. Arrays may be read-only.
 
     Raises:
-        DataError: the file names a class or function that is not plain data (the message names it; nothing of it was
-            imported or called), is truncated, or was not written by ``torch.save``.
+        DataError: the file names a class or function that is not plain data (the message names it; nothing of
+            it was imported or called), is truncated, or was not written by ``torch.save``.
     """
     try:
         with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():  # type: ignore[arg-type]
@@ -150,7 +151,7 @@ def _names_in(path: Path) -> Iterator[str]:
 
 
 def _names_in_pickles(file: IO[bytes]) -> Iterator[str]:
-    """The names in consecutive pickles (the legacy format has several), up to the first byte that is no opcode."""
+    """The names in consecutive pickles (the legacy format has several), up to the first non-opcode."""
     strings: deque[str] = deque(maxlen=2)
     memo: dict[int, str] = {}
     while True:

@@ -1,23 +1,23 @@
 """The embedded default data set: MOSEI's shape, and a truth that is known.
 
-Background. Every modality is a stationary AR(1) process in a few latent factors, mixed to the feature size, plus a
-constant offset for each sample (the speaker) and white noise, so neighbouring units resemble each other and features are
-correlated. With latent z of r factors and mixing matrix A (r, D):
+Background. Every modality is a stationary AR(1) process in a few latent factors, mixed to the feature size,
+plus a constant offset for each sample (the speaker) and white noise, so neighbouring units resemble each
+other and features are correlated. With latent z of r factors and mixing matrix A (r, D):
 
     z_t = phi z_{t-1} + sqrt(1 - phi^2) e_t        x_t = (z_t + s) A + w_t
 
-Signal. Each present emotion is carried by a random non-empty set of modalities; in each of them a few *planted units*
-receive the emotion's prototype p_k of that modality, with a random strength:
+Signal. Each present emotion is carried by a random non-empty set of modalities; in each of them a few
+*planted units* receive the emotion's prototype p_k of that modality, with a random strength:
 
     x_t += a p_k,   |p_k| = 1
 
-Absent emotions are sometimes mentioned too: a *decoy* is a single unit with the prototype of an emotion that the sample does
-not have. Repetition and agreement between modalities tell planted units from decoys, never with certainty, so that even
-a perfect model stays below an F1 of 1.
+Absent emotions are sometimes mentioned too: a *decoy* is a single unit with the prototype of an emotion that
+the sample does not have. Repetition and agreement between modalities tell planted units from decoys, never
+with certainty, so that even a perfect model stays below an F1 of 1.
 
-Text carries most emotions and most strongly, so training leans on it. In the shifted part of the test split text says
-nothing: its planted units stay background (code 1) or it is missing altogether (code 2); there every emotion is carried by
-audio or video, so it can still be recognised.
+Text carries most emotions and most strongly, so training leans on it. In the shifted part of the test split
+text says nothing: its planted units stay background (code 1) or it is missing altogether (code 2); there
+every emotion is carried by audio or video, so it can still be recognised.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mmer_fast.data.errors import DataError
 
 LABEL_NAMES = ["happy", "sad", "anger", "surprise", "disgust", "fear"]
 PREVALENCE = (0.53, 0.26, 0.21, 0.10, 0.18, 0.08)
-# Correlation of the Gaussian behind the labels: happiness excludes the rest, anger goes with disgust, as in MOSEI.
+# Correlation of the Gaussian behind the labels: happiness excludes the rest, anger goes with disgust.
 LABEL_CORRELATION = (
     (1.00, -0.55, -0.50, -0.05, -0.50, -0.25),
     (-0.55, 1.00, 0.10, 0.00, 0.10, 0.15),
@@ -91,12 +91,12 @@ def make_synthetic(
         n_train, n_valid, n_test: samples a split, each >= 1.
         max_length: T; lengths are log-normal with mean about 0.45 T, clipped to [3, T]; at least 8.
         signal: factor on the strength of all planted units; 0 leaves nothing to learn.
-        uninformative_share, missing_share: shares of the test split in which text is uninformative, or missing.
+        uninformative_share, missing_share: shares of the test split where text is so.
 
     Returns:
-        Data with modalities text (300), video (35) and audio (74) and six emotions. ``extras`` of every split hold
-        ``planted_{modality}`` (N, T) bool; those of the test split also ``shift`` (N,) uint8: 0 as in training, 1 text
-        uninformative, 2 text missing.
+        Data with modalities text (300), video (35) and audio (74) and six emotions. ``extras`` of every split
+        hold ``planted_{modality}`` (N, T) bool; those of the test split also ``shift`` (N,) uint8: 0 as in
+        training, 1 text uninformative, 2 text missing.
 
     Raises:
         DataError: an argument lies outside its range.
@@ -207,7 +207,7 @@ def _draw_carriers(
 
 
 def _draw_decoys(rng: np.random.Generator, name: str, labels_nk: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """(N, K) bool: which absent emotions a modality mentions; none in text that is uninformative or missing."""
+    """(N, K) bool: which absent emotions a modality mentions; none in shifted text."""
     decoys_nk = (labels_nk == 0) & (rng.random(labels_nk.shape) < DECOY_RATE * np.array(PREVALENCE))
     if name == "text":
         decoys_nk &= (shift == SHIFT_NONE)[:, None]
@@ -234,7 +234,7 @@ Units = tuple[np.ndarray, np.ndarray, np.ndarray]  # sample, position and label 
 
 
 def _draw_units(rng: np.random.Generator, carried_nk: np.ndarray, lengths_n: np.ndarray, most: int) -> Units:
-    """One to ``most`` units for every carried emotion, at uniform positions; two units may share a position."""
+    """One to ``most`` units for every carried emotion; positions are uniform and may coincide."""
     sample_m, label_m = np.nonzero(carried_nk)
     count_m = rng.integers(1, most + 1, size=len(sample_m))
     sample_u, label_u = np.repeat(sample_m, count_m), np.repeat(label_m, count_m)

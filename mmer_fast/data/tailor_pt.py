@@ -5,9 +5,9 @@
     [split]["tgt"]                                      N lists [BOS, ids..., EOS]
     ["settings"], ["dict"]                              HHMPN only
 
-with split one of train, valid, test. The vocabulary of ``tgt`` begins with four special ids (padding 0, unknown 1, BOS 2,
-EOS 3); id 4 + k stands for label k. Samples are tensors, arrays, or rows of one stacked array; a sample of shape (D,)
-counts as a single time step.
+with split one of train, valid, test. The vocabulary of ``tgt`` begins with four special ids (padding 0,
+unknown 1, BOS 2, EOS 3); id 4 + k stands for label k. Samples are tensors, arrays, or rows of one stacked
+array; a sample of shape (D,) counts as a single time step.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ MOSEI_LABELS = ["happy", "sad", "anger", "surprise", "disgust", "fear"]
 def read_tailor_pt(path: str | Path) -> MultiModalData:
     """Read a TAILOR/MMER ``.pt`` file; nothing in it is executed (see `safe_load`).
 
-    Modalities are named text, video, audio (or lyrics, comments, image, audio). The number of labels is that of the
-    file's ``dict``, else it follows from the largest id of all splits. -inf in audio features becomes 0, with a note.
+    Modalities are named text, video, audio (or lyrics, comments, image, audio). The number of labels is that
+    of the file's ``dict``, else it follows from the largest id of all splits. -inf in audio features becomes
+    0, with a note.
 
     Raises:
         DataError: naming the split, key and sample, what was expected and what came.
@@ -83,7 +84,8 @@ def _section(path: Path, content: dict, split: str) -> dict:
     )
     if not modalities:
         raise DataError(
-            f"{path}: {split}: expected some of {', '.join(MODALITY_KEYS)}; got {', '.join(map(str, section))}"
+            f"{path}: {split}: expected some of {', '.join(MODALITY_KEYS)}; "
+            f"got {', '.join(map(str, section))}"
         )
     if modalities != expected:
         odd = ", ".join(sorted(modalities ^ expected))
@@ -115,7 +117,8 @@ def _target_ids(where: str, targets: Any) -> list[list[int]]:
         framed = len(row) >= 2 and row[0] == BOS and row[-1] == EOS
         if not framed or any(x < FIRST_LABEL for x in labels) or len(set(labels)) != len(labels):
             raise DataError(
-                f"{where}: sample {i}: expected [{BOS}, distinct ids >= {FIRST_LABEL}..., {EOS}]; got {list(target)}"
+                f"{where}: sample {i}: expected [{BOS}, distinct ids >= {FIRST_LABEL}..., {EOS}]; "
+                f"got {list(target)}"
             )
         result.append(labels)
     return result
@@ -158,7 +161,8 @@ def _multi_hot(where: str, ids: list[list[int]], n_labels: int) -> np.ndarray:
     for i, row in enumerate(ids):
         if row and max(row) >= FIRST_LABEL + n_labels:
             raise DataError(
-                f"{where}: sample {i}: expected ids below {FIRST_LABEL + n_labels} ({n_labels} labels); got {max(row)}"
+                f"{where}: sample {i}: expected ids below {FIRST_LABEL + n_labels} ({n_labels} labels); "
+                f"got {max(row)}"
             )
         labels_nk[i, [x - FIRST_LABEL for x in row]] = 1
     return labels_nk

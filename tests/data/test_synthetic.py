@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+
+from mmer_fast.data import DataError, load, make_synthetic
+from mmer_fast.data.synthetic import DECOY_RATE, LABEL_CORRELATION, MODALITIES, PREVALENCE
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_synthetic(0)
+
+
+def test_shape_of_mosei(data):
+    assert data.modalities == {"text": 300, "video": 35, "audio": 74}
+    assert data.label_names == ["happy", "sad", "anger", "surprise", "disgust", "fear"]
+    train = data.splits["train"]
+    assert np.allclose(train.labels.mean(axis=0), PREVALENCE, atol=0.04)
+    assert (train.labels.sum(axis=1) > 0).mean() > 0.8
+    lengths = train.lengths["text"]
+    assert lengths.mean() == pytest.approx(22, abs=1.5)
+    assert 1 - lengths.mean() / 50 == pytest.approx(0.55, abs=0.03)
+    assert lengths.min() >= 3
+    assert lengths.max() == 50
+
+
+def test_label_correlation_is_one(data):
+    correlation = np.array(LABEL_CORRELATION)
+    assert np.array_equal(correlation, correlation.T)
+    assert np.linalg.eigvalsh(correlation).min() > 0
+
+
+def test_every_present_emotion_has_planted_units(data):
+    for split in data.splits.values():
+        anywhere = np.logical_or.reduce([split.extras[f"planted_{m}"].any(axis=1) for m in data.modalities])
+        assert np.array_equal(anywhere, split.labels.any(axis=1))
+        for modality, lengths in split.lengths.items():
+            planted = split.extras[f"planted_{modality}"]
+            assert not planted[np.arange(50) >= lengths[:, None]].any()
+            assert 0.02 < planted.sum() / lengths.sum() < 0.2
+
+
+def test_planted_units_point_at_the_prototypes(data):
+    """Samples with one label: their mean planted unit, less that of all, agrees between two splits."""
+    directions = {}
+    for name in ("train", "valid"):
+        split = data.splits[name]
+        single = split.labels.sum(axis=1) == 1
+        rows = []
+        for k in range(3):
+            chosen = single & (split.labels[:, k] == 1)
+            rows.append(split.features["text"][chosen][split.extras["planted_text"][chosen]].mean(axis=0))
+        rows = np.stack(rows) - split.features["text"][split.extras["planted_text"]].mean(axis=0)
+        directions[name] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    cosine = directions["train"] @ directions["valid"].T
+    assert np.array_equal(cosine.argmax(axis=1), [0, 1, 2])
+    assert np.diag(cosine).min() > 0.5
+
+
+def test_shifted_part_of_the_test_split(data):
+    test = data.splits["test"]
+    shift, text, length = test.extras["shift"], test.extras["planted_text"], test.lengths["text"]
+    assert [np.mean(shift == code).round(2) for code in (0, 1, 2)] == [0.57, 0.33, 0.10]
+    assert np.array_equal(length == 0, shift == 2)
+    assert not text[shift > 0].any()
+    assert text[shift == 0].any()
+    assert test.lengths["audio"].min() > 0
+    heard = test.extras["planted_audio"].any(axis=1) | test.extras["planted_video"].any(axis=1)
+    assert np.array_equal(heard[shift > 0], test.labels[shift > 0].any(axis=1))
+    assert "shift" not in data.splits["train"].extras
+
+
+def test_same_seed_same_bits_and_splits_are_independent():
+    sizes = {"n_train": 20, "n_valid": 10, "n_test": 10}
+    first, again, longer, other = (
+        make_synthetic(3, **sizes),
+        make_synthetic(3, **sizes),
+        make_synthetic(3, **sizes | {"n_train": 30}),
+        make_synthetic(4, **sizes),
+    )
+    for modality in first.modalities:
+        for split in first.splits:
+            assert np.array_equal(
+                first.splits[split].features[modality], again.splits[split].features[modality]
+            )
+        assert np.array_equal(
+            first.splits["test"].features[modality], longer.splits["test"].features[modality]
+        )
+        assert not np.array_equal(
+            first.splits["test"].features[modality], other.splits["test"].features[modality]
+        )
+
+
+def test_load_passes_the_seed(monkeypatch):
+    small = make_synthetic(n_train=2, n_valid=2, n_test=2)
+    seeds = []
+    monkeypatch.setattr("mmer_fast.data.loading.make_synthetic", lambda seed: seeds.append(seed) or small)
+    assert list(load("synthetic", seed=7, modalities=["audio"]).modalities) == ["audio"]
+    assert load("synthetic") is small
+    assert seeds == [7, 0]
+
+
+def _probe(data, modalities):
+    """Micro-F1 of logistic regression on the mean unit of each modality."""
+
+    def pooled(split):
+        means = [split.features[m].sum(axis=1) / np.maximum(split.lengths[m], 1)[:, None] for m in modalities]
+        return np.concatenate(means, axis=1)
+
+    train, valid = pooled(data.splits["train"]), pooled(data.splits["valid"])
+    mean, std = train.mean(axis=0), train.std(axis=0)
+    labels = data.splits["train"].labels
+    predicted = [
+        LogisticRegression(C=0.01).fit((train - mean) / std, labels[:, k]).predict((valid - mean) / std)
+        for k in range(labels.shape[1])
+    ]
+    return f1_score(
+        data.splits["valid"].labels, np.stack(predicted, axis=1), average="micro", zero_division=0
+    )
+
+
+def test_learnable_but_not_solved_and_text_leads(data):
+    always_happy = f1_score(
+        data.splits["valid"].labels, np.eye(6, dtype=int)[np.zeros(400, int)], average="micro"
+    )
+    text, video, together = (
+        _probe(data, ["text"]),
+        _probe(data, ["video"]),
+        _probe(data, list(data.modalities)),
+    )
+    assert always_happy + 0.1 < together < 0.8
+    assert text > video + 0.1
+    assert together > text - 0.02
+
+
+def test_without_signal_nothing_is_learnable():
+    blank = make_synthetic(0, signal=0.0, n_train=400, n_valid=400, n_test=1)
+    assert _probe(blank, ["audio", "video"]) < 0.5
+
+
+def test_constants_are_sane():
+    assert 0 < DECOY_RATE < 1
+    assert max(MODALITIES.values(), key=lambda m: m.carries).size == 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_valid": 0}, "n_valid: expected at least 1; got 0"),
+        ({"seed": -1}, "seed: expected at least 0"),
+        ({"max_length": 7}, "max_length: expected at least 8; got 7"),
+        ({"signal": -1.0}, "signal: expected a finite value >= 0"),
+        ({"signal": float("nan")}, "signal: expected a finite value >= 0"),
+        ({"missing_share": 0.8}, "sum of at most 1; got 0.33 and 0.8"),
+    ],
+)
+def test_arguments_out_of_range(arguments, message):
+    with pytest.raises(DataError, match=message):
+        make_synthetic(**arguments)
