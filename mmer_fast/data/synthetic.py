@@ -160,15 +160,17 @@ def _make_split(
     carriers = _draw_carriers(rng, labels_nk, shift)
     features, lengths, extras = {}, {}, {}
     for name, spec in MODALITIES.items():
-        x_ntd = _background(rng, n, max_length, spec, world.mixing[name])
+        x_ntd = _background(rng, lengths_n, max_length, spec, world.mixing[name])
         planted = _draw_units(rng, carriers[name], lengths_n, most=3)
         decoys = _draw_units(rng, _draw_decoys(rng, name, labels_nk, shift), lengths_n, most=1)
         for units in (decoys, planted):
             _add_units(rng, x_ntd, units, world.prototypes[name], signal * spec.strength)
         planted_nt = np.zeros((n, max_length), dtype=bool)
         planted_nt[planted[0], planted[1]] = True
-        lengths[name] = np.where(shift == SHIFT_MISSING, 0, lengths_n) if name == "text" else lengths_n.copy()
-        x_ntd[np.arange(max_length) >= lengths[name][:, None]] = 0
+        lengths[name] = lengths_n.copy()
+        if name == "text":
+            lengths[name][shift == SHIFT_MISSING] = 0
+            x_ntd[shift == SHIFT_MISSING] = 0
         features[name], extras[f"planted_{name}"] = x_ntd, planted_nt
     return Split(features, lengths, labels_nk, extras)
 
@@ -215,9 +217,10 @@ def _draw_decoys(rng: np.random.Generator, name: str, labels_nk: np.ndarray, shi
 
 
 def _background(
-    rng: np.random.Generator, n: int, steps: int, spec: _Modality, mixing_rd: np.ndarray
+    rng: np.random.Generator, lengths_n: np.ndarray, steps: int, spec: _Modality, mixing_rd: np.ndarray
 ) -> np.ndarray:
-    """(N, T, D) float32: speaker offset, AR(1) factors and white noise."""
+    """(N, T, D) float32: speaker offset, AR(1) factors and white noise; zero past the lengths."""
+    n = len(lengths_n)
     innovations_tnr = rng.standard_normal((steps, n, spec.factors), dtype=np.float32)
     latent_tnr = np.empty_like(innovations_tnr)
     latent_tnr[0] = innovations_tnr[0]
@@ -225,8 +228,11 @@ def _background(
     for t in range(1, steps):
         latent_tnr[t] = np.float32(spec.persistence) * latent_tnr[t - 1] + scale * innovations_tnr[t]
     latent_tnr += 0.5 * rng.standard_normal((n, spec.factors), dtype=np.float32)
-    x_ntd = rng.standard_normal((n, steps, spec.size), dtype=np.float32)
-    x_ntd += latent_tnr.transpose(1, 0, 2) @ mixing_rd
+    used_nt = np.arange(steps) < lengths_n[:, None]
+    units_ud = latent_tnr.transpose(1, 0, 2)[used_nt] @ mixing_rd
+    units_ud += rng.standard_normal(units_ud.shape, dtype=np.float32)
+    x_ntd = np.zeros((n, steps, spec.size), dtype=np.float32)
+    x_ntd[used_nt] = units_ud
     return x_ntd
 
 
