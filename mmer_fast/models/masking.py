@@ -1,0 +1,86 @@
+"""Adversarial temporal masking (ATM), RobMMR Eq. 6-11: which units of each modality the network has to do
+without.
+
+Shape suffixes: b batch, t time, d width, r rows (all modalities' samples one after the other), n longest row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mmer_fast as mf
+from mmer_fast.models.config import RobMMRConfig
+
+
+class MaskNetwork(nn.Module):
+    """M of Eq. 6 without its top-k operator: one score in (0, 1) a unit, from the output of a unimodal
+    encoder.
+
+    The gradient is reversed here (Eq. 11): minimising the masked loss then *maximises* it over the parameters
+    of this network. `config.reversal` decides whether the encoders below receive the reversed gradient too.
+    """
+
+    def __init__(self, config: RobMMRConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.dim, 1)
+        self.detach = config.reversal == "mask_network"
+        self.scale = config.reversal_scale
+
+    def forward(self, hidden_btd: Tensor) -> Tensor:
+        """Scores σ(H W + b), (B, T), of the hidden states H (B, T, D)."""
+        hidden_btd = hidden_btd.detach() if self.detach else hidden_btd
+        scores_bt = torch.sigmoid(self.linear(hidden_btd).squeeze(-1))
+        return mf.grad_reverse(scores_bt, self.scale)
+
+
+def temporal_masks(
+    scores: Mapping[str, Tensor], lengths: Mapping[str, Tensor], config: RobMMRConfig
+) -> dict[str, Tensor]:
+    """Soft masks of all modalities from their scores, through one launch of the SOFT top-k operator.
+
+    Args:
+        scores: modality → (B, T), floating; T may differ between modalities.
+        lengths: modality → (B,) integer, units that count in each row, 0 to T.
+
+    Returns:
+        Modality → (B, T) in [0, 1]: near 0 at the k units to mask, near 1 at the others, 0 beyond the length.
+    """
+    names = list(scores)
+    longest = max(scores[name].shape[1] for name in names)
+    rows_rn = torch.cat(
+        [
+            F.pad(_unit_cost(scores[name], lengths[name], config), (0, longest - scores[name].shape[1]))
+            for name in names
+        ]
+    )
+    lengths_r = torch.cat([lengths[name] for name in names])
+    masks_rn = mf.temporal_mask(
+        rows_rn,
+        config.mask_ratio,
+        k=None if config.mask_count is None else lengths_r.clamp(max=config.mask_count).to(rows_rn.dtype),
+        epsilon=config.mask_epsilon,
+        lengths=lengths_r,
+        largest=config.mask_largest,
+        solver=config.mask_solver,
+        iterations=config.mask_iterations,
+    )
+    blocks = masks_rn.split([scores[name].shape[0] for name in names])
+    return {name: block[:, : scores[name].shape[1]] for name, block in zip(names, blocks, strict=True)}
+
+
+def _unit_cost(scores_bt: Tensor, lengths_b: Tensor, config: RobMMRConfig) -> Tensor:
+    """Move the scores so that the operator's cost with normaliser 1 equals their cost with normaliser Z.
+
+    The plan depends on the difference of the two costs, ((s−1)² − s²)/Z = (1 − 2s)/Z, only. It is 1 − 2s' for
+    s' = ½ + (s − ½)/Z. So modalities with a normaliser each can share one launch.
+    """
+    if config.mask_normalizer != "max":
+        return scores_bt if config.mask_normalizer == 1 else 0.5 + (scores_bt - 0.5) / config.mask_normalizer
+    cost_bt = torch.maximum(scores_bt, 1 - scores_bt).detach() ** 2
+    valid_bt = torch.arange(scores_bt.shape[1], device=scores_bt.device) < lengths_b[:, None]
+    largest = cost_bt.masked_fill(~valid_bt, 0.0).amax()
+    return 0.5 + (scores_bt - 0.5) / torch.where(largest > 0, largest, 1.0)

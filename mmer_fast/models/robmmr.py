@@ -1,0 +1,202 @@
+"""RobMMR (Ge et al., WWW 2023): unimodal encoders E^x, multi-modal encoder E^m, emotion decoder D, mask
+networks M^x.
+
+Modalities are a mapping name → feature size, in a fixed order; nothing here knows how many there are or what
+they mean. Every part is callable alone (`encode`, `fuse`, `decode`, `temporal_masks`), so that a training
+algorithm can reuse intermediate results; `forward` is their plain composition.
+
+Shape suffixes: b batch, t time of a modality, s time of all modalities together, f features, d width, k
+labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmer_fast.models.attention import length_mask
+from mmer_fast.models.config import RobMMRConfig
+from mmer_fast.models.dropout import Dropout
+from mmer_fast.models.masking import MaskNetwork, temporal_masks
+from mmer_fast.models.transformer import Decoder, Encoder, sinusoidal_positions
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """Outputs of the unimodal encoders: `hidden` modality → (B, T, D), `lengths` modality → (B,) units that
+    count.
+    """
+
+    hidden: dict[str, Tensor]
+    lengths: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RobMMROutput:
+    """Result of a forward pass: `logits` (B, K), and the unimodal `encodings` they come from."""
+
+    logits: Tensor
+    encodings: Encodings
+
+
+class LabelClassifiers(nn.Module):
+    """K linear classifiers, the k-th reading the k-th decoder output."""
+
+    def __init__(self, labels: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(labels, dim))
+        self.bias = nn.Parameter(torch.zeros(labels))
+
+    def forward(self, x_bkd: Tensor) -> Tensor:
+        return (x_bkd * self.weight).sum(dim=-1) + self.bias
+
+
+class RobMMR(nn.Module):
+    """Multi-modal multi-label emotion recognition network with adversarial temporal masks.
+
+    Args:
+        modalities: name → feature size, at least one; the order is that of the concatenation along time.
+        labels: number of labels K, at least 1.
+        config: sizes and switches.
+
+    Raises:
+        ValueError: no modality, a name that cannot name a submodule, a feature size or the number of labels
+            below 1.
+    """
+
+    def __init__(self, modalities: Mapping[str, int], labels: int, config: RobMMRConfig) -> None:
+        super().__init__()
+        if not modalities or any(size < 1 for size in modalities.values()):
+            raise ValueError(
+                f"modalities must map at least one name to a size of at least 1, got {dict(modalities)}"
+            )
+        for name in modalities:
+            if not name or "." in name or hasattr(nn.ModuleDict, name):
+                raise ValueError(
+                    f"modality {name!r} cannot name a submodule (it must not hold a dot); rename it"
+                )
+        if labels < 1:
+            raise ValueError(f"labels must be at least 1, got {labels}")
+        self.config = config
+        self.modalities = dict(modalities)
+        self.labels = labels
+        stack = (config.dim, config.ffn_dim, config.heads, config.dropout, config.attention_dropout)
+        self.embeddings = nn.ModuleDict({name: _embedding(size, config) for name, size in modalities.items()})
+        self.unimodal_encoders = nn.ModuleDict(
+            {name: Encoder(config.unimodal_blocks, *stack) for name in modalities}
+        )
+        self.multimodal_encoder = Encoder(config.multimodal_blocks, *stack)
+        self.decoder = Decoder(labels, config.decoder_blocks, *stack)
+        self.classifier: nn.Module = (
+            LabelClassifiers(labels, config.dim)
+            if config.classifier == "per_label"
+            else nn.Sequential(nn.Linear(config.dim, 1), nn.Flatten(-2))
+        )
+        self.classifier_dropout = Dropout(config.classifier_dropout)
+        self.mask_networks = nn.ModuleDict({name: MaskNetwork(config) for name in modalities})
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        lengths: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> RobMMROutput:
+        """Label logits of a batch: D(E^m([E^x(x ∘ m)])), Algorithm 1 lines 4 and 10.
+
+        Args:
+            features: modality → (B, T, F), floating; values beyond the length are ignored, NaN included.
+            lengths: modality → (B,) integer, 0 to T; 0 is a missing modality.
+            masks: modality → (B, T), the multiplier m of Eq. 10; None multiplies by nothing.
+
+        Raises:
+            ValueError: a modality is absent or has another shape than announced.
+        """
+        encodings = self.encode(features, lengths, masks)
+        memory_bsd, valid_bs = self.fuse(encodings)
+        return RobMMROutput(self.decode(memory_bsd, valid_bs), encodings)
+
+    def encode(
+        self,
+        features: Mapping[str, Tensor],
+        lengths: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> Encodings:
+        """Unimodal encodings H^x = E^x(x ∘ m); arguments as in `forward`."""
+        self._check(features, lengths)
+        hidden, counted = {}, {}
+        for name in self.modalities:
+            x_btf, counted[name] = self._pad(features[name], lengths[name])
+            mask_bt1 = None if masks is None else _fit(masks[name], x_btf.shape[1])[..., None]
+            hidden[name] = self._encode_one(name, x_btf, counted[name], mask_bt1)
+        return Encodings(hidden, counted)
+
+    def fuse(self, encodings: Encodings) -> tuple[Tensor, Tensor | None]:
+        """H^m = E^m([H^x]) (B, S, D), and which of its positions count, (B, S) bool or None for all."""
+        hidden_bsd = torch.cat([encodings.hidden[name] for name in self.modalities], dim=1)
+        valid_bs = None
+        if self.config.padding_mask:
+            valid_bs = torch.cat(
+                [length_mask(encodings.lengths[n], encodings.hidden[n].shape[1]) for n in self.modalities],
+                dim=1,
+            )
+        return self.multimodal_encoder(hidden_bsd, valid_bs), valid_bs
+
+    def decode(self, memory_bsd: Tensor, valid_bs: Tensor | None) -> Tensor:
+        """Logits (B, K) from H^m (B, S, D): D with its label queries, then the classifiers."""
+        return self.classifier_dropout(self.classifier(self.decoder(memory_bsd, valid_bs)))
+
+    def temporal_masks(self, encodings: Encodings) -> dict[str, Tensor]:
+        """The adversarial masks m^x (B, T) of Eq. 6-7 from clean encodings; their gradient is reversed (Eq.
+        11).
+        """
+        scores = {name: self.mask_networks[name](hidden) for name, hidden in encodings.hidden.items()}
+        return temporal_masks(scores, encodings.lengths, self.config)
+
+    def _encode_one(self, name: str, x_btf: Tensor, lengths_b: Tensor, mask_bt1: Tensor | None) -> Tensor:
+        masks_features = self.config.masked_input == "features"
+        if mask_bt1 is not None and masks_features:
+            x_btf = x_btf * mask_bt1
+        x_btd = self.embeddings[name](x_btf)
+        if mask_bt1 is not None and not masks_features:
+            x_btd = x_btd * mask_bt1
+        if self.config.positions == "sinusoidal":
+            x_btd = x_btd + sinusoidal_positions(x_btd.shape[1], x_btd.shape[2], x_btd)
+        valid_bt = length_mask(lengths_b, x_btd.shape[1]) if self.config.padding_mask else None
+        return self.unimodal_encoders[name](x_btd, valid_bt)
+
+    def _pad(self, x_btf: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Zero the padding, lengthen it as configured, and say how many units of each row count."""
+        x_btf = x_btf.masked_fill(~length_mask(lengths_b, x_btf.shape[1])[..., None], 0.0)
+        missing = max(self.config.padded_length or 1, x_btf.shape[1]) - x_btf.shape[1]
+        x_btf = F.pad(x_btf, (0, 0, 0, missing)) if missing else x_btf
+        return x_btf, lengths_b if self.config.padding_mask else torch.full_like(lengths_b, x_btf.shape[1])
+
+    def _check(self, features: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> None:
+        for name, size in self.modalities.items():
+            if name not in features or name not in lengths:
+                raise ValueError(f"features and lengths must hold modality {name!r}; got {sorted(features)}")
+            x_btf = features[name]
+            if x_btf.dim() != 3 or x_btf.shape[-1] != size:
+                raise ValueError(
+                    f"features[{name!r}] must have shape (B, T, {size}), got {tuple(x_btf.shape)}"
+                )
+            if lengths[name].shape != x_btf.shape[:1]:
+                raise ValueError(
+                    f"lengths[{name!r}] must have shape ({x_btf.shape[0]},), got {tuple(lengths[name].shape)}"
+                )
+
+
+def _embedding(features: int, config: RobMMRConfig) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(features, config.dim), nn.LayerNorm(config.dim), Dropout(config.dropout))
+
+
+def _fit(mask_bt: Tensor, length: int) -> Tensor:
+    """Pad a mask to `length` units with zeros."""
+    return F.pad(mask_bt, (0, length - mask_bt.shape[1])) if mask_bt.shape[1] < length else mask_bt

@@ -1,0 +1,94 @@
+"""Attention against the formula, and the cheap dropout."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from mmer_fast.models.attention import MultiHeadAttention, masked_attention
+from mmer_fast.models.dropout import Dropout
+
+
+def test_masked_attention_is_a_softmax_over_the_valid_keys() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (5, 6, 6))
+    valid_bs = torch.tensor([[True, False, True, True, False, False], [True] * 6])
+    out = masked_attention(q, k, v, valid_bs)
+    for b in range(2):
+        keys = [s for s in range(6) if valid_bs[b, s]]
+        for h in range(3):
+            for i in range(5):
+                weights = [math.exp(float(q[b, h, i] @ k[b, h, s]) / 2) for s in keys]
+                expected = sum(w * v[b, h, s] for w, s in zip(weights, keys, strict=True)) / sum(weights)
+                torch.testing.assert_close(out[b, h, i], expected)
+
+
+def test_a_sample_without_keys_reads_zero_and_sends_no_gradient() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 1, 3, 4, requires_grad=True) for _ in range(3))
+    out = masked_attention(q, k, v, torch.tensor([[False] * 3, [True] * 3]))
+    out.sum().backward()
+    assert (out[0] == 0).all()
+    for x in (q, k, v):
+        assert x.grad is not None
+        assert (x.grad[0] == 0).all()
+        assert x.grad.isfinite().all()
+    assert v.grad is not None
+    assert v.grad[1].abs().sum() > 0
+
+
+def test_multi_head_attention_equals_the_library_module() -> None:
+    torch.manual_seed(0)
+    ours, theirs = (
+        MultiHeadAttention(8, 2).double(),
+        torch.nn.MultiheadAttention(8, 2, batch_first=True).double(),
+    )
+    projections = [ours.query, ours.key, ours.value]
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([p.weight for p in projections]))
+        theirs.in_proj_bias.copy_(torch.cat([p.bias for p in projections]))
+        theirs.out_proj.weight.copy_(ours.out.weight)
+        theirs.out_proj.bias.copy_(ours.out.bias)
+    query, context = torch.randn(2, 3, 8, dtype=torch.float64), torch.randn(2, 5, 8, dtype=torch.float64)
+    valid = torch.arange(5) < torch.tensor([[4], [2]])
+    expected, _ = theirs(query, context, context, key_padding_mask=~valid)
+    torch.testing.assert_close(ours(query, context, valid), expected)
+
+
+def test_dropout_keeps_the_right_share_and_the_mean() -> None:
+    torch.manual_seed(0)
+    x = torch.ones(400_000)
+    out = Dropout(0.1)(x)
+    values = out.unique()
+    assert len(values) == 2
+    assert values[0] == 0
+    torch.testing.assert_close(values[1].item(), 1 / 0.9, rtol=2e-5, atol=0)
+    # five standard deviations of a share of 0.1 over 400 000 elements
+    assert abs((out == 0).double().mean().item() - 0.1) < 5 * math.sqrt(0.09 / 400_000)
+
+
+def test_dropout_draws_neighbours_independently() -> None:
+    torch.manual_seed(0)
+    dropped = Dropout(0.5)(torch.ones(100_000)) == 0
+    for lag in (1, 2, 3, 4):
+        both = (dropped[:-lag] & dropped[lag:]).double().mean().item()
+        assert abs(both - 0.25) < 0.01
+
+
+def test_dropout_follows_the_seed_and_passes_gradients_of_what_it_kept() -> None:
+    x = torch.randn(7, 5, 3, requires_grad=True)
+    drop = Dropout(0.3)
+    torch.manual_seed(3)
+    first = drop(x)
+    torch.manual_seed(3)
+    assert torch.equal(first, drop(x))
+    assert not torch.equal(first, drop(x))
+    first.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad == 0, first == 0)
+
+
+def test_dropout_is_the_identity_in_evaluation() -> None:
+    x = torch.randn(9)
+    assert Dropout(0.5).eval()(x) is x
