@@ -1,0 +1,47 @@
+"""Entry point of the `mmer-fast` command: finds missing packages, runs the command, turns errors into one
+line.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+TRAIN_PACKAGES = ("typer", "rich", "safetensors", "torchmetrics", "matplotlib")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `mmer-fast`; ends the process.
+
+    Args:
+        arguments: the command line without the program's name; None takes that of the process.
+
+    Raises:
+        SystemExit: 0 on success, 1 when training fails, 2 on bad input, 130 when interrupted.
+    """
+    missing = [name for name in TRAIN_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        _fail(f"this command needs {', '.join(missing)}: pip install 'mmer-fast[train]'", 2)
+
+    from mmer_fast.data import DataError
+    from mmer_fast.training.checkpoint import CheckpointError
+    from mmer_fast.training.commands import app
+    from mmer_fast.training.run import RunError
+    from mmer_fast.training.trainer import TrainingError
+
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="mmer-fast")
+    except (DataError, RunError, CheckpointError) as error:
+        _fail(str(error), 2)
+    except TrainingError as error:
+        _fail(str(error), 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"mmer-fast: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Algorithm 1 of RobMMR in its textbook form: three forward and three backward passes over the whole network.
+
+    L_r   recognition, Eq. 2                       gradients of E^x, E^m, D
+    L_m   with adversarial temporal masks, Eq. 5   gradients of E^x, E^m, D, and reversed ones of M^x
+    L_p   with perturbed weights of E^m, Eq. 13    gradients of E^x, E^m, D
+
+The gradients accumulate to those of L_r + ρ L_m + σ L_p (Eq. 15). Nothing is shared between the passes but
+what the algorithm shares: the masks come from the clean encodings of the first pass, and the target of L_p is
+its prediction. This is the yardstick for faster forms of the step.
+
+**The target y* of L_p is detached.** Eq. 13 leaves it open and the published code detaches it. The clean
+prediction is the reference that the perturbed network has to reproduce (as in virtual adversarial training);
+with a gradient through it, L_p could fall by making the *clean* prediction worse, and it would be the
+gradient of the clean weights taken while the perturbed ones are in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmer_fast.data import Batch
+from mmer_fast.models import RobMMR
+from mmer_fast.models.losses import asymmetric_loss, bernoulli_kl, binary_cross_entropy, softmax_kl
+from mmer_fast.training.config import TrainConfig
+from mmer_fast.training.perturbation import perturbed_, perturbed_parameters
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+RECOGNITION_LOSSES: dict[str, Loss] = {"bce": binary_cross_entropy, "asymmetric": asymmetric_loss}
+CONSISTENCY_LOSSES: dict[str, Loss] = {"bernoulli": bernoulli_kl, "softmax": softmax_kl}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step computed, detached and on the device.
+
+    Attributes:
+        losses: (3,) L_r, L_m, L_p, not weighted; 0 for a pass that was left out.
+        logits: (B, K) of the clean pass.
+        gradient_ratio: ‖∇L_p‖ / ‖∇(L_r + ρ L_m)‖ over all parameters, scalar; None when not measured.
+    """
+
+    losses: Tensor
+    logits: Tensor
+    gradient_ratio: Tensor | None
+
+
+class Algorithm1:
+    """One training step's losses and gradients.
+
+    Args:
+        model: the network; its parameters receive the gradients.
+        config: ρ, σ, γ, losses and the scope of the perturbation.
+    """
+
+    def __init__(self, model: RobMMR, config: TrainConfig) -> None:
+        self.model = model
+        self.config = config
+        self.recognition_loss = RECOGNITION_LOSSES[config.recognition_loss]
+        self.consistency_loss = CONSISTENCY_LOSSES[config.consistency_loss]
+        self.perturbed = perturbed_parameters(model.multimodal_encoder, config.perturbed)
+
+    def accumulate_gradients(self, batch: Batch, *, measure_ratio: bool = False) -> StepResult:
+        """Add the gradients of Eq. 15 to `.grad` of the parameters, which must be None or zero before.
+
+        Args:
+            batch: on the device of the model.
+            measure_ratio: also measure ‖∇L_p‖ / ‖∇(L_r + ρ L_m)‖; copies the gradients once.
+        """
+        config, model = self.config, self.model
+        none = torch.zeros((), device=batch.labels.device)
+        loss_m = loss_p = none
+        ratio = None
+
+        # Emotion recognition, lines 3-6. The graph stays where the masks will send gradients into the
+        # encoders.
+        clean = model(batch.features, batch.lengths)
+        loss_r = self.recognition_loss(clean.logits, batch.labels)
+        loss_r.backward(retain_graph=config.rho > 0 and model.config.reversal == "scores")
+        gradient = _copy_gradients(self.perturbed) if config.app_gradient == "recognition" else None
+
+        # Adversarial temporal masking, lines 7-12.
+        if config.rho > 0:
+            masks = model.temporal_masks(clean.encodings)
+            masked = model(batch.features, batch.lengths, masks)
+            loss_m = self.recognition_loss(masked.logits, batch.labels)
+            (config.rho * loss_m).backward()
+
+        # Adversarial parameter perturbation, lines 13-17.
+        if config.sigma > 0:
+            before = _copy_gradients(model.parameters()) if measure_ratio else None
+            gradient = gradient or _copy_gradients(self.perturbed)
+            with perturbed_(self.perturbed, gradient, config.gamma, config.perturbation_norm):
+                noisy = model(batch.features, batch.lengths)
+                loss_p = self.consistency_loss(clean.logits.detach(), noisy.logits)
+                (config.sigma * loss_p).backward()
+            ratio = None if before is None else _gradient_ratio(model.parameters(), before) / config.sigma
+
+        losses = torch.stack([loss_r.detach(), loss_m.detach(), loss_p.detach()])
+        return StepResult(losses, clean.logits.detach(), ratio)
+
+
+def _copy_gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Copies of the gradients; zeros for parameters that have received none."""
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+
+
+def _gradient_ratio(parameters: Iterable[Tensor], before: list[Tensor]) -> Tensor:
+    """‖after − before‖ / ‖before‖ over all gradients."""
+    added = [after - b for after, b in zip(_copy_gradients(parameters), before, strict=True)]
+    return _norm(added) / _norm(before)
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors, 2)))

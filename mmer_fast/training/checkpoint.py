@@ -1,0 +1,126 @@
+"""Files that survive a crash: safetensors and JSON, replaced atomically, read without executing anything.
+
+A training state is *one* safetensors file: the tensors of model, optimiser, random generators and running
+sums, and everything else as JSON in its header. One file, one rename: a reader sees the old state or the new
+one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+class CheckpointError(ValueError):
+    """A file is not the checkpoint that it should be; the message names the file and what is wrong."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` with a temporary path beside `path`, flush it to disk and move it there in one step."""
+    partial = path.with_name(f".partial-{path.name}")
+    write(partial)
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN and infinities are an error."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+    def write(partial: Path) -> None:
+        partial.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        CheckpointError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a readable JSON file: {error}") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any) -> None:
+    """Write tensors with a JSON header to a safetensors file, atomically."""
+    stored = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    metadata = {"format": "pt", "header": json.dumps(header, allow_nan=False)}
+    write_atomically(path, lambda partial: save_file(stored, partial, metadata=metadata))
+
+
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], Any]:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or has no header of ours.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            header = json.loads((file.metadata() or {})["header"])
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a readable checkpoint of mmer_fast: {error}") from None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """State of an optimiser over `model.parameters()` as `<parameter name>/<state key>` → tensor."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
+    """The inverse of `optimizer_tensors`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    index = {name: i for i, (name, _) in enumerate(model.named_parameters())}
+    for full_name, tensor in tensors.items():
+        name, key = full_name.rsplit("/", 1)
+        state.setdefault(index[name], {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def random_states() -> dict[str, Tensor]:
+    """States of torch's random generators (the only ones that training draws from), `cpu` and
+    `cuda/<index>`.
+    """
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda/{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def restore_random_states(states: Mapping[str, Tensor]) -> None:
+    """The inverse of `random_states`; generators of devices that are absent here are passed over."""
+    torch.set_rng_state(states["cpu"])
+    for i in range(torch.cuda.device_count()):
+        if f"cuda/{i}" in states:
+            torch.cuda.set_rng_state(states[f"cuda/{i}"], i)
+
+
+def section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries under `prefix/`, without the prefix."""
+    return {
+        name.removeprefix(prefix + "/"): t for name, t in tensors.items() if name.startswith(prefix + "/")
+    }
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `section`."""
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}

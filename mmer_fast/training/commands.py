@@ -1,0 +1,262 @@
+"""The commands of `mmer-fast`: train, evaluate, predict."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import tempfile
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+
+from mmer_fast.data import MultiModalData, load
+from mmer_fast.models import RobMMR
+from mmer_fast.report import plot_curves
+from mmer_fast.training.checkpoint import write_atomically
+from mmer_fast.training.config import preset as preset_configs
+from mmer_fast.training.display import TrainingDisplay, metrics_table, recall_lines
+from mmer_fast.training.evaluate import evaluate as evaluate_split
+from mmer_fast.training.evaluate import predict_probabilities
+from mmer_fast.training.run import (
+    CONFIG_FILE,
+    CURVES_FILE,
+    LOG_FILE,
+    RunConfig,
+    RunError,
+    check_same,
+    describe_data,
+    holds_run,
+    load_best,
+    train_run,
+)
+
+app = typer.Typer(
+    help="Train and use RobMMR, a robust multi-modal multi-label emotion recogniser.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+class Preset(str, Enum):
+    """Names of `mmer_fast.training.preset`."""
+
+    paper = "paper"
+    authors = "authors"
+    compact = "compact"
+
+
+class SplitName(str, Enum):
+    """Splits of a data set."""
+
+    train = "train"
+    valid = "valid"
+    test = "test"
+
+
+DataOption = Annotated[
+    str, typer.Option(help='A .npz or .pt data file, or "synthetic" for the embedded data set.')
+]
+RunOption = Annotated[Path, typer.Option("--run", help="Directory of a finished training.")]
+DeviceOption = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", or "auto": cuda if there is one.')]
+SplitOption = Annotated[SplitName, typer.Option(help="Which part of the data.")]
+
+
+@app.command()
+def train(
+    out: Annotated[
+        Path, typer.Option(help="Directory for checkpoints, metrics and curves; made if need be.")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help='A .npz or .pt data file. Default: "synthetic", the embedded data set; on --resume the same.'
+        ),
+    ] = None,
+    preset: Annotated[
+        Preset | None,
+        typer.Option(
+            help="paper: as published. authors: as their code does it. compact: small, for a CPU. "
+            "Default: compact; on --resume that of the run."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of initialisation, data order and dropout.")] = None,
+    modalities: Annotated[str | None, typer.Option(help="Use only these, separated by commas.")] = None,
+    device: DeviceOption = "auto",
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(help="Steps between checkpoints within an epoch; 0: at the end of epochs only."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out from its last checkpoint.")
+    ] = False,
+) -> None:
+    """Train a model; shows progress, then the metrics of the epoch that was best on the validation split."""
+    chosen = _device(device)
+    stored = _stored_run(out, resume)
+    asked = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "seed": seed}
+    model_config, train_config = _configs(stored, preset, {**asked, "checkpoint_every": checkpoint_every})
+    loaded = load(
+        data or (stored.data["source"] if stored else "synthetic"), modalities=_modalities(modalities, stored)
+    )
+    config = RunConfig(model_config, train_config, describe_data(loaded))
+    if stored:
+        check_same(stored, config)
+    _make_directory(out)
+    _train_and_report(config, loaded, out, chosen, Console())
+
+
+@app.command()
+def evaluate(
+    run: RunOption,
+    data: DataOption,
+    split: SplitOption = SplitName.test,
+    device: DeviceOption = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print every metric as JSON.")] = False,
+) -> None:
+    """Measure the best model of a run on a split of a data set."""
+    model, header, loaded = _model_and_data(run, data, device)
+    if loaded.label_names != header["label_names"]:
+        raise RunError(f"{data}: expected the labels {header['label_names']}; got {loaded.label_names}")
+    result = evaluate_split(model, loaded.splits[split.value], threshold=header["threshold"])
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        Console().print(metrics_table({split.value: result}, str(run)))
+
+
+@app.command()
+def predict(
+    run: RunOption,
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="A .csv or .npz file for the label probabilities.")],
+    split: SplitOption = SplitName.test,
+    device: DeviceOption = "auto",
+) -> None:
+    """Write the probability of every label for every sample of a split."""
+    if out.suffix not in (".csv", ".npz"):
+        raise RunError(f"--out must end in .csv or .npz, got {out}")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise RunError(f"--out: cannot write to the directory {out.absolute().parent}")
+    model, header, loaded = _model_and_data(run, data, device)
+    probabilities_nk = predict_probabilities(model, loaded.splits[split.value]).numpy()
+    write = _write_csv if out.suffix == ".csv" else _write_npz
+    write_atomically(
+        out, lambda path: write(path, header["label_names"], probabilities_nk, header["threshold"])
+    )
+    Console().print(f"{len(probabilities_nk)} samples written to {out}", soft_wrap=True, highlight=False)
+
+
+def _train_and_report(
+    config: RunConfig, data: MultiModalData, out: Path, device: torch.device, console: Console
+) -> None:
+    steps = -(-len(data.splits["train"]) // config.train.batch_size)
+    try:
+        with TrainingDisplay(console, out / LOG_FILE, config.train.epochs, steps) as display:
+            sizes = ", ".join(f"{name} {size}" for name, size in config.data["modalities"].items())
+            display.say(f"{data.source}: {len(data.splits['train'])} training samples; {sizes}; on {device}")
+            for note in data.notes:
+                display.say(f"note: {note}")
+            results = train_run(config, data, out, device, display)
+            for line in recall_lines(results["mask_recall"]):
+                display.say(line)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; go on with: mmer-fast train --out {out} --resume", err=True)
+        raise typer.Exit(130) from None
+    plot_curves(results["history"], out / CURVES_FILE, best_epoch=results["best_epoch"])
+    title = f"epoch {results['best_epoch']} of {config.train.epochs}, best validation {results['selection']}"
+    console.print(metrics_table({name: results[name] for name in ("valid", "test")}, title))
+    console.print(f"written to {out}", soft_wrap=True, highlight=False)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise RunError(f"--device must be auto, cpu, cuda or cuda:<number>, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise RunError(f"--device must be auto, cpu, cuda or cuda:<number>, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RunError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s) that torch can use"
+        )
+    return device
+
+
+def _stored_run(out: Path, resume: bool) -> RunConfig | None:
+    """The configuration of the run to resume; None for a new run. Checks that `out` can serve."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out}: expected a directory, got a file")
+    if resume and not out.is_dir():
+        raise RunError(f"--out {out}: there is no run to resume; leave out --resume to start one")
+    if not resume and holds_run(out):
+        raise RunError(
+            f"--out {out}: already holds a run; go on with it by --resume, or choose another directory"
+        )
+    existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise RunError(f"--out {out}: cannot write to {existing}")
+    return RunConfig.read(out) if (out / CONFIG_FILE).exists() else None
+
+
+def _make_directory(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise RunError(f"--out {out}: cannot write there: {error.strerror}") from None
+
+
+def _configs(stored: RunConfig | None, preset: Preset | None, overrides: dict[str, Any]) -> tuple[Any, Any]:
+    if stored and preset is None:
+        model, training = stored.model, stored.train
+    else:
+        model, training = preset_configs((preset or Preset.compact).value)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return model, dataclasses.replace(training, **given)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+
+
+def _modalities(names: str | None, stored: RunConfig | None) -> list[str] | None:
+    if names is not None:
+        return [name.strip() for name in names.split(",")]
+    return list(stored.data["modalities"]) if stored else None
+
+
+def _model_and_data(run: Path, source: str, device: str) -> tuple[RobMMR, dict[str, Any], MultiModalData]:
+    model, header = load_best(run, _device(device))
+    data = load(source, modalities=list(model.modalities))
+    if data.modalities != model.modalities:
+        raise RunError(f"{source}: expected the feature sizes {model.modalities}; got {data.modalities}")
+    return model, header, data
+
+
+def _write_csv(path: Path, labels: list[str], probabilities_nk: np.ndarray, threshold: float) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sample", *labels, "predicted"])
+        for i, row in enumerate(probabilities_nk):
+            predicted = ";".join(label for label, p in zip(labels, row, strict=True) if p > threshold)
+            writer.writerow([i, *(f"{p:.6f}" for p in row), predicted])
+
+
+def _write_npz(path: Path, labels: list[str], probabilities_nk: np.ndarray, threshold: float) -> None:
+    with open(path, "wb") as file:
+        np.savez(
+            file, probabilities=probabilities_nk, label_names=np.array(labels), threshold=np.array(threshold)
+        )

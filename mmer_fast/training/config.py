@@ -1,0 +1,162 @@
+"""Training configuration, and the presets that fill in model and training together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from mmer_fast.models.config import RobMMRConfig, check_types, config_from_dict
+
+PRESETS = ("paper", "authors", "compact")
+SELECTIONS = ("micro_f1", "macro_f1", "accuracy")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained: Algorithm 1 and what surrounds it. The defaults are those of the paper.
+
+    The paper's α is `RobMMRConfig.reversal_scale`; in Eq. 14 it cancels, because g is normalised.
+
+    Attributes:
+        rho: ρ, weight of the masked loss L_m; 0 leaves ATM out.
+        sigma: σ, weight of the consistency loss L_p; 0 leaves APP out.
+        gamma: γ, the norm of the perturbation of Eq. 14. **The paper gives no value.** 1 is the authors' (a
+            tensor each); as one norm over all of E^m it moves the weights of the paper's network by about 1
+            %.
+        perturbation_norm: "global" (one norm over all perturbed parameters, the paper's text) or "tensor"
+            (one each).
+        perturbed: parameters of E^m that are perturbed: the weight matrices of "projections" (attention and
+            feed-forward), of "attention" or "feed_forward" alone, or "all" (biases and LayerNorm too).
+        app_gradient: g of Eq. 14: the gradient of "recognition" (L_r) or "total" (L_r + ρ L_m).
+        recognition_loss: L_r and L_m: "bce" (Eq. 2-3) or "asymmetric" (the authors' code).
+        consistency_loss: L_p: "bernoulli" (Eq. 13 for K sigmoid outputs) or "softmax" (the authors' code).
+        learning_rate, weight_decay: of AdamW.
+        clip_norm: largest global gradient norm, or None; after the perturbation has been taken back.
+        epochs, batch_size: passes over the training split; samples a step.
+        bucket_by_length: put samples of similar length into a batch (`epoch_batches`), which leaves less
+            padding.
+        schedule: unit in which warm-up and cosine advance, "iteration" or "epoch".
+        warmup: length of the linear warm-up, in that unit.
+        warmup_start: learning rate at the start of the warm-up, as a share of `learning_rate`.
+        selection: validation metric whose best epoch is kept.
+        threshold: probability from which a label is predicted.
+        seed: of initialisation, data order and dropout.
+        log_every: steps between measurements of ‖∇L_p‖ / ‖∇(L_r + ρ L_m)‖.
+        checkpoint_every: steps between checkpoints within an epoch; 0: at the end of epochs only.
+    """
+
+    rho: float = 0.1
+    sigma: float = 1.0
+    gamma: float = 1.0
+    perturbation_norm: Literal["global", "tensor"] = "global"
+    perturbed: Literal["projections", "attention", "feed_forward", "all"] = "projections"
+    app_gradient: Literal["recognition", "total"] = "recognition"
+    recognition_loss: Literal["bce", "asymmetric"] = "bce"
+    consistency_loss: Literal["bernoulli", "softmax"] = "bernoulli"
+    learning_rate: float = 5e-5
+    weight_decay: float = 1e-2
+    clip_norm: float | None = None
+    epochs: int = 10
+    batch_size: int = 64
+    bucket_by_length: bool = False
+    schedule: Literal["iteration", "epoch"] = "iteration"
+    warmup: int = 10
+    warmup_start: float = 0.1
+    selection: Literal["micro_f1", "macro_f1", "accuracy"] = "micro_f1"
+    threshold: float = 0.5
+    seed: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("learning_rate", "gamma"):
+            _require(self, name, getattr(self, name) > 0, "positive")
+        for name in ("epochs", "batch_size", "log_every"):
+            _require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("rho", "sigma", "weight_decay", "warmup", "checkpoint_every", "seed"):
+            _require(self, name, getattr(self, name) >= 0, "at least 0")
+        for name in ("threshold", "warmup_start"):
+            _require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        _require(self, "clip_norm", self.clip_norm is None or self.clip_norm > 0, "positive or None")
+
+
+def _require(config: TrainConfig, field: str, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"TrainConfig.{field} must be {expected}, got {getattr(config, field)!r}")
+
+
+def preset(name: str) -> tuple[RobMMRConfig, TrainConfig]:
+    """Model and training configuration of a named preset.
+
+    - "paper": what the text of Ge et al. (WWW 2023) says.
+    - "authors": what their published code does, quirks included.
+    - "compact": the paper's method in a small network, for a laptop or for a first look.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name == "paper":
+        return RobMMRConfig(), TrainConfig()
+    if name == "authors":
+        return _authors()
+    if name == "compact":
+        return _compact()
+    raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+
+
+def _authors() -> tuple[RobMMRConfig, TrainConfig]:
+    model = RobMMRConfig(
+        unimodal_blocks=3,
+        multimodal_blocks=3,
+        padding_mask=False,
+        padded_length=60,
+        classifier="shared",
+        classifier_dropout=0.1,
+        masked_input="embedding",
+        mask_largest=False,
+        mask_count=24,
+        mask_normalizer="max",
+        mask_solver="sinkhorn",
+        mask_iterations=100,
+        reversal="scores",
+    )
+    train = TrainConfig(
+        perturbation_norm="tensor",
+        perturbed="all",
+        app_gradient="total",
+        recognition_loss="asymmetric",
+        consistency_loss="softmax",
+        clip_norm=1.0,
+        batch_size=128,
+        schedule="epoch",
+        selection="accuracy",
+    )
+    return model, train
+
+
+def _compact() -> tuple[RobMMRConfig, TrainConfig]:
+    model = RobMMRConfig(
+        dim=128, ffn_dim=256, heads=4, unimodal_blocks=2, multimodal_blocks=2, attention_dropout=0.0
+    )
+    train = TrainConfig(learning_rate=1e-3, clip_norm=1.0, epochs=8, bucket_by_length=True)
+    return model, train
+
+
+def configs_to_json(model: RobMMRConfig, train: TrainConfig) -> dict[str, dict[str, Any]]:
+    """JSON data of a pair of configurations, read back by `configs_from_json`."""
+    return {"model": asdict(model), "train": asdict(train)}
+
+
+def configs_from_json(values: Mapping[str, Any]) -> tuple[RobMMRConfig, TrainConfig]:
+    """The inverse of `configs_to_json`.
+
+    Raises:
+        ValueError: a section is missing or unknown, or a field is unknown, ill-typed or out of range.
+    """
+    if set(values) != {"model", "train"}:
+        raise ValueError(
+            f"a configuration must have the sections model and train, got {', '.join(sorted(values))}"
+        )
+    return config_from_dict(RobMMRConfig, values["model"]), config_from_dict(TrainConfig, values["train"])

@@ -1,0 +1,104 @@
+"""Evaluation: probabilities over a split, metrics, and how well the masks find planted units.
+
+Shape suffixes: n samples, t time, k labels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmer_fast.data import Split
+from mmer_fast.metrics import multilabel_metrics
+from mmer_fast.models import RobMMR
+from mmer_fast.training.order import batches, sorted_batches
+
+PLANTED = "planted_"
+
+
+def _device(model: RobMMR) -> torch.device:
+    return next(model.parameters()).device
+
+
+@torch.inference_mode()
+def predict_probabilities(model: RobMMR, split: Split, batch_size: int = 256) -> Tensor:
+    """Label probabilities (N, K), float32 on the CPU, in the order of the split. Leaves the model in eval
+    mode.
+    """
+    model.eval()
+    probabilities_nk = torch.empty(len(split), model.labels)
+    for batch in batches(split, sorted_batches(split, batch_size), _device(model)):
+        logits_bk = model(batch.features, batch.lengths).logits
+        probabilities_nk[batch.index.cpu()] = logits_bk.sigmoid().float().cpu()
+    return probabilities_nk
+
+
+def evaluate(model: RobMMR, split: Split, *, threshold: float = 0.5, batch_size: int = 256) -> dict[str, Any]:
+    """Metrics of `multilabel_metrics` over a split; where it has the extra `shift`, also for each of its
+    values.
+
+    Returns:
+        The metrics, and "samples"; "shift": value → metrics of that subset, if there is such an extra.
+    """
+    probabilities_nk = predict_probabilities(model, split, batch_size)
+    labels_nk = torch.from_numpy(split.labels)
+    result = _metrics(probabilities_nk, labels_nk, threshold)
+    if "shift" in split.extras:
+        shift_n = np.asarray(split.extras["shift"])
+        result["shift"] = {}
+        for value in np.unique(shift_n):
+            chosen_n = torch.from_numpy(shift_n == value)
+            result["shift"][str(value)] = _metrics(probabilities_nk[chosen_n], labels_nk[chosen_n], threshold)
+    return result
+
+
+def _metrics(probabilities_nk: Tensor, labels_nk: Tensor, threshold: float) -> dict[str, Any]:
+    """Metrics with None for what is not defined, since NaN is no JSON."""
+    metrics = multilabel_metrics(probabilities_nk, labels_nk, threshold=threshold)
+    defined = {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in metrics.items()}
+    return {"samples": len(labels_nk), **defined}
+
+
+@torch.inference_mode()
+def mask_recall(model: RobMMR, split: Split, batch_size: int = 256) -> dict[str, dict[str, float]]:
+    """Recall at k of the temporal masks against planted units, for each modality with an extra
+    `planted_<modality>`.
+
+    A sample's recall is the share of its planted units among the k that its mask suppresses most (k as in
+    training, rounded, at least 1). Chance is k/n: the recall of k units drawn at random. Samples without a
+    planted unit in a modality do not count there.
+
+    Returns:
+        Modality → recall, chance, samples. Empty when the split has no such extra.
+    """
+    model.eval()
+    names = [name for name in model.modalities if PLANTED + name in split.extras]
+    sums = {name: np.zeros(3) for name in names}
+    for batch in batches(split, sorted_batches(split, batch_size) if names else [], _device(model)):
+        masks = model.temporal_masks(model.encode(batch.features, batch.lengths))
+        for name in names:
+            planted_bt = torch.from_numpy(split.extras[PLANTED + name])[batch.index.cpu()]
+            sums[name] += _recall_sums(masks[name].float().cpu(), batch.lengths[name].cpu(), planted_bt)
+    return {
+        name: {"recall": recall / max(n, 1), "chance": chance / max(n, 1), "samples": int(n)}
+        for name, (recall, chance, n) in ((name, values.tolist()) for name, values in sums.items())
+    }
+
+
+def _recall_sums(mask_bt: Tensor, lengths_b: Tensor, planted_bt: Tensor) -> np.ndarray:
+    """Sums over the samples with planted units: recall, chance, 1."""
+    valid_bt = torch.arange(mask_bt.shape[1]) < lengths_b[:, None]
+    planted_bt = planted_bt[:, : mask_bt.shape[1]].bool()
+    planted_bt = torch.nn.functional.pad(planted_bt, (0, mask_bt.shape[1] - planted_bt.shape[1])) & valid_bt
+    k_b = (lengths_b - (mask_bt * valid_bt).sum(dim=1)).round().clamp(min=1)
+    rank_bt = mask_bt.masked_fill(~valid_bt, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
+    found_b = (planted_bt & (rank_bt < k_b[:, None])).sum(dim=1)
+    planted_b = planted_bt.sum(dim=1)
+    counts_b = planted_b > 0
+    recall_b = (found_b / planted_b)[counts_b]
+    chance_b = (k_b / lengths_b)[counts_b]
+    return np.array([recall_b.sum().item(), chance_b.sum().item(), counts_b.sum().item()])

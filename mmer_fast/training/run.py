@@ -1,0 +1,163 @@
+"""A run: a directory with a configuration, a training, its checkpoints and its results.
+
+config.json        model and training configuration, and what the data looked like
+state.safetensors  everything needed to go on (`Trainer`)
+model.safetensors  weights of the best epoch, and how to build the model around them
+metrics.json       history, validation and test metrics of the best epoch
+curves.png         losses and micro-F1 by epoch
+train.log          one line an epoch
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmer_fast.data import MultiModalData, Split
+from mmer_fast.models import RobMMR, RobMMRConfig
+from mmer_fast.models.config import config_from_dict
+from mmer_fast.training.checkpoint import CheckpointError, read_json, read_tensors, write_json
+from mmer_fast.training.config import TrainConfig, configs_from_json, configs_to_json
+from mmer_fast.training.evaluate import evaluate, mask_recall
+from mmer_fast.training.trainer import BEST_FILE, STATE_FILE, Observer, Trainer
+
+CONFIG_FILE, METRICS_FILE, CURVES_FILE, LOG_FILE = "config.json", "metrics.json", "curves.png", "train.log"
+UNCOMPARED = {"train.checkpoint_every", "data.source"}
+"""Settings that may change between the start of a run and its resumption: they leave the result alone."""
+
+
+class RunError(ValueError):
+    """A run cannot be started, resumed or read; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Contents of `config.json`."""
+
+    model: RobMMRConfig
+    train: TrainConfig
+    data: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**configs_to_json(self.model, self.train), "data": self.data}
+
+    @staticmethod
+    def read(directory: Path) -> RunConfig:
+        """Read `config.json` of a run.
+
+        Raises:
+            CheckpointError: it is missing, unreadable or of another form.
+        """
+        path = directory / CONFIG_FILE
+        values = read_json(path)
+        try:
+            data = values.pop("data")
+            model, train = configs_from_json(values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is not a run configuration: {error}") from None
+        return RunConfig(model, train, data)
+
+
+def describe_data(data: MultiModalData) -> dict[str, Any]:
+    """What a run remembers of its data: source, modalities, labels, sizes, and a checksum of each split."""
+    return {
+        "source": data.source,
+        "modalities": data.modalities,
+        "label_names": data.label_names,
+        "samples": {name: len(split) for name, split in data.splits.items()},
+        "checksum": {name: _checksum(split) for name, split in data.splits.items()},
+    }
+
+
+def _checksum(split: Split) -> str:
+    value = zlib.crc32(np.ascontiguousarray(split.labels).data)
+    for name in split.features:
+        for array in (split.lengths[name], split.features[name]):
+            value = zlib.crc32(np.ascontiguousarray(array).data, value)
+    return f"{value:08x}"
+
+
+def check_same(stored: RunConfig, asked: RunConfig) -> None:
+    """Hold a resumed run to its configuration and data.
+
+    Raises:
+        RunError: naming each field that differs, with both values.
+    """
+    old, new = _flatten(stored.to_json()), _flatten(asked.to_json())
+    differing = [key for key in sorted(old | new) if key not in UNCOMPARED and old.get(key) != new.get(key)]
+    if differing:
+        listed = "; ".join(
+            f"{key}: the run has {old.get(key)!r}, asked for {new.get(key)!r}" for key in differing
+        )
+        raise RunError(f"cannot resume with another configuration or other data ({listed})")
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    if prefix == "data.modalities.":
+        flat["data.modalities"] = list(values)  # their order is the order of the model's inputs
+    return flat
+
+
+def build_model(config: RunConfig, device: torch.device) -> RobMMR:
+    """The freshly initialised model of a run; seeds torch's generators."""
+    torch.manual_seed(config.train.seed)
+    return RobMMR(config.data["modalities"], len(config.data["label_names"]), config.model).to(device)
+
+
+def train_run(
+    config: RunConfig, data: MultiModalData, directory: Path, device: torch.device, observer: Observer
+) -> dict[str, Any]:
+    """Train, or go on training, in `directory`; returns what it writes to `metrics.json`.
+
+    Raises:
+        TrainingError: training diverged.
+        CheckpointError: the state in the directory cannot be read.
+    """
+    write_json(directory / CONFIG_FILE, config.to_json())
+    model = build_model(config, device)
+    header = {"model": asdict(config.model), "threshold": config.train.threshold}
+    header |= {key: config.data[key] for key in ("modalities", "label_names")}
+    trainer = Trainer(model, config.train, data, directory, header, observer)
+    trainer.resume()
+    history = trainer.fit()
+    best, _ = load_best(directory, device)
+    results = {
+        "selection": config.train.selection,
+        "best_epoch": trainer.progress.best_epoch,
+        "valid": evaluate(best, data.splits["valid"], threshold=config.train.threshold),
+        "test": evaluate(best, data.splits["test"], threshold=config.train.threshold),
+        "mask_recall": mask_recall(best, data.splits["test"]),
+        "history": history,
+    }
+    write_json(directory / METRICS_FILE, results)
+    return results
+
+
+def load_best(directory: Path, device: torch.device) -> tuple[RobMMR, dict[str, Any]]:
+    """The best model of a run in eval mode, and its header: model, modalities, label_names, threshold.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    path = directory / BEST_FILE
+    tensors, header = read_tensors(path, device)
+    try:
+        config = config_from_dict(RobMMRConfig, header["model"])
+        model = RobMMR(header["modalities"], len(header["label_names"]), config)
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not hold a RobMMR model: {error}") from None
+    return model.to(device).eval(), header
+
+
+def holds_run(directory: Path) -> bool:
+    """Whether a directory holds results of a run, whole or begun."""
+    return any((directory / name).exists() for name in (CONFIG_FILE, STATE_FILE, BEST_FILE, METRICS_FILE))
