@@ -1,0 +1,236 @@
+// Forward soft top-k on the device:
+//
+//     T_i = sigma(sign (s_i - lambda) / tau),   lambda such that sum_i T_i = k
+//
+// Rows of up to 1024 entries: a group of lanes a row, entries in registers (soft_topk_lanes.cuh). Longer rows: a block
+// or a cluster of blocks a row (soft_topk_team.cuh). Both drive ThresholdSolver with the same sequence of calls as
+// the CPU kernel does.
+#include "soft_topk.h"
+#include "soft_topk_lanes.cuh"
+#include "soft_topk_launch.cuh"
+#include "soft_topk_long_row.cuh"
+#include "soft_topk_select.cuh"
+
+namespace mmer {
+namespace {
+
+using Action = ThresholdSolver::Action;
+
+template <typename Compute>
+inline constexpr bool kInFloat = sizeof(Compute) == 4;
+
+__device__ __forceinline__ Action start_solver(ThresholdSolver& solver, const RowStats& stats, double k, double tau,
+                                               bool in_float, int64_t sinkhorn_iterations, double sign) {
+  if (sinkhorn_iterations > 0) return solver.start_sinkhorn(stats, k, tau, sign);
+  return solver.start(stats, k, tau, in_float);
+}
+
+__device__ __forceinline__ double row_k(const SoftTopKForwardArgs& args, int64_t row) {
+  if (row >= args.in.rows) return 0.0;
+  return args.k != nullptr ? args.k[row] : args.k_value;
+}
+
+// The certificate of a row without a root: a plan cannot take more than all finite entries.
+__device__ __forceinline__ double saturated_residual(const ThresholdSolver& solver) {
+  if (solver.fill != solver.fill) return NAN;
+  return solver.k > solver.n ? solver.n - solver.k : 0.0;
+}
+
+// `measured`: the sums of the output sweep, before any Sinkhorn scaling.
+__device__ __forceinline__ void write_certificate(const SoftTopKForwardArgs& args, int64_t row,
+                                                  const ThresholdSolver& solver, double sign,
+                                                  const SigmoidSums& measured) {
+  args.threshold[row] = sign * solver.threshold();
+  args.certificate[2 * row] = solver.saturated ? saturated_residual(solver) : measured.residual(solver.k);
+  args.certificate[2 * row + 1] = args.in.cols > 0 ? solver.sweeps + (solver.saturated ? 0 : 1) : 0;
+}
+
+template <typename Compute>
+__device__ __forceinline__ Argument<Compute> argument_of(const ThresholdSolver& solver, Compute inverse_tau) {
+  return {static_cast<Compute>(solver.pivot), inverse_tau, static_cast<Compute>(solver.c)};
+}
+
+// ---- Short rows ----------------------------------------------------------------------------------------------------
+
+// Drives the solver to Action::kOutput. The rows of a warp may ask for different things: each round serves them all.
+template <typename Compute, int kLanes, int kItems>
+__device__ __forceinline__ void solve_short(const LaneRow<Compute, kLanes, kItems>& entries, const RowStats& stats,
+                                            ThresholdSolver& solver, Action action,
+                                            Compute inverse_tau) {
+  while (__any_sync(kFullWarp, action != Action::kOutput)) {
+    const bool selecting = action == Action::kSelect;
+    if (__any_sync(kFullWarp, selecting)) {
+      const int rank = selecting ? static_cast<int>(ceil(solver.k)) : 0;
+      const Selection selection = entries.select(rank, stats, selecting);
+      if (selecting) action = solver.after_selection(selection, kInFloat<Compute>);
+    }
+    const SigmoidSums sums = entries.sigmoids(argument_of(solver, inverse_tau));
+    if (action == Action::kSweep) action = solver.after_sweep(sums, kInFloat<Compute>);
+  }
+}
+
+// Leaves the solver at c_{N-1} and returns S_{N-1}, the sum of the sigmoids there.
+template <typename Compute, int kLanes, int kItems>
+__device__ __forceinline__ double sinkhorn_short(const LaneRow<Compute, kLanes, kItems>& entries,
+                                                 const RowStats& stats, ThresholdSolver& solver, int64_t iterations,
+                                                 Compute inverse_tau) {
+  using Group = Lanes<kLanes>;
+  double taken = 0;
+  for (int64_t i = 0; i < iterations; ++i) {
+    ThreadMarginals<Compute> part;
+    const Argument<Compute> argument = argument_of(solver, inverse_tau);
+#pragma unroll
+    for (int pack = 0; pack < entries.kPacks; ++pack) part.add(argument, &entries.x[pack * entries.kWidth]);
+    taken = Group::sum(part.T.total());
+    const double left = Group::sum(part.U.total());
+    if (i + 1 < iterations && !solver.saturated) solver.sinkhorn_step(taken, left, stats);
+  }
+  return taken;
+}
+
+template <typename Compute, int kLanes, int kItems>
+__global__ void __launch_bounds__(kShortThreads, short_blocks(sizeof(Compute) * kItems)) soft_topk_forward_short(const SoftTopKForwardArgs args) {
+  using Entries = LaneRow<Compute, kLanes, kItems>;
+  const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kLanes;
+  const int lane = threadIdx.x % kLanes;
+  const bool live = row < args.in.rows;
+  const Row<Compute> input(args.in, row);
+  const MatrixRow<Compute> output(args.weights, row, args.in.cols, args.in.dtype);
+  const bool vectorised = input.scores.aligned() && output.aligned();
+
+  Entries entries;
+  entries.load(input, lane, vectorised);
+  const RowStats stats = entries.stats();
+  ThresholdSolver solver;
+  const Action action = start_solver(solver, stats, row_k(args, row), input.tau, kInFloat<Compute>,
+                                     args.sinkhorn_iterations, input.sign);
+  const Compute inverse_tau = inverse_temperature<Compute>(input.tau);
+  Compute scale = 1;
+  if (args.sinkhorn_iterations > 0) {
+    const double sum = sinkhorn_short(entries, stats, solver, args.sinkhorn_iterations, inverse_tau);
+    scale = static_cast<Compute>(solver.k / sum);
+  } else {
+    solve_short(entries, stats, solver, action, inverse_tau);
+  }
+
+  const Argument<Compute> argument = argument_of(solver, inverse_tau);
+  const Compute fill = static_cast<Compute>(solver.fill);
+  ThreadTotal<Compute> part;
+#pragma unroll
+  for (int pack = 0; pack < Entries::kPacks; ++pack) {
+    Compute* const x = &entries.x[pack * Entries::kWidth];
+    Compute T[Entries::kWidth];
+    part.add(argument, x, T);
+#pragma unroll
+    for (int j = 0; j < Entries::kWidth; ++j) {
+      const bool valid = entries.valid >> (pack * Entries::kWidth + j) & 1u;
+      x[j] = solver.saturated ? Row<Compute>::filled(fill, x[j], valid) : T[j] * scale;
+    }
+  }
+  if (live) store_lane_values<kLanes, Entries::kPacks>(output, input.cols, lane, vectorised, entries.x);
+  SigmoidSums measured;
+  measured.upper = Lanes<kLanes>::count(part.upper);
+  measured.d = Lanes<kLanes>::sum(part.d.total());
+  if (live && lane == 0) write_certificate(args, row, solver, input.sign, measured);
+}
+
+// ---- Long rows -----------------------------------------------------------------------------------------------------
+
+template <typename Compute>
+__device__ __forceinline__ void publish(Plan<Compute>& shared, const ThresholdSolver& solver, Action action,
+                                        Compute inverse_tau, double scale = 1.0) {
+  if (threadIdx.x != 0) return;
+  shared = {argument_of(solver, inverse_tau), static_cast<Compute>(scale), static_cast<Compute>(solver.fill),
+            solver.saturated, action};
+}
+
+// Between this read and the next publish() lies a barrier: every turn reduces something.
+template <typename Compute>
+__device__ __forceinline__ Plan<Compute> receive(const Plan<Compute>& shared) {
+  __syncthreads();
+  return shared;
+}
+
+// One block of the shape.ranks that share a row. Warp 0 of each runs the solver on the same sums, hence alike.
+template <typename Compute>
+__global__ void __launch_bounds__(kLongThreads, sizeof(Compute) == 4 ? 2 : 1) soft_topk_forward_long(const SoftTopKForwardArgs args,
+                                                                       const TeamShape shape) {
+  __shared__ TeamScratch scratch;
+  __shared__ Histogram histogram;
+  __shared__ Plan<Compute> shared_plan;
+  extern __shared__ __align__(16) unsigned char staged[];
+  const int64_t row = blockIdx.x / static_cast<unsigned>(shape.ranks);
+  const int64_t iterations = args.sinkhorn_iterations;
+  Team team(scratch, shape.ranks);
+  const Row<Compute> input(args.in, row);
+  const LongRow<Compute> entries(input, shape, team.rank(), reinterpret_cast<Compute*>(staged));
+  const double k = row_k(args, row);
+  const Compute inverse_tau = inverse_temperature<Compute>(input.tau);
+  const bool solves = team.warp() == 0;
+
+  ThresholdSolver solver;  // here and below: meaningful where `solves`
+  const RowStats stats = entries.stage_and_measure(team);
+  if (solves) {
+    const Action action = start_solver(solver, stats, k, input.tau, kInFloat<Compute>, iterations, input.sign);
+    publish(shared_plan, solver, action, inverse_tau);
+  }
+  Plan<Compute> plan = receive(shared_plan);
+
+  for (int64_t i = 0; i < iterations && !plan.saturated; ++i) {
+    double marginals[2];
+    entries.marginals(team, plan.argument, marginals);
+    if (solves) {
+      if (i + 1 < iterations) solver.sinkhorn_step(marginals[0], marginals[1], stats);
+      publish(shared_plan, solver, Action::kOutput, inverse_tau, solver.k / marginals[0]);
+    }
+    plan = receive(shared_plan);
+  }
+  while (iterations == 0 && plan.action != Action::kOutput) {
+    Action action = Action::kOutput;
+    if (plan.action == Action::kSelect) {
+      const Selection selection = select_by_radix(entries, team, histogram, static_cast<int>(ceil(k)));
+      if (solves) {
+        action = solver.after_selection(selection, kInFloat<Compute>);
+        solver.sweeps += kExtraSelectionSweeps<Compute>;
+      }
+    } else {
+      const SigmoidSums sums = entries.sigmoids(team, plan.argument);
+      if (solves) action = solver.after_sweep(sums, kInFloat<Compute>);
+    }
+    if (solves) publish(shared_plan, solver, action, inverse_tau);
+    plan = receive(shared_plan);
+  }
+
+  const MatrixRow<Compute> output(args.weights, row, args.in.cols, args.in.dtype);
+  const SigmoidSums measured = entries.write_weights(team, plan, output);
+  if (team.rank() == 0 && threadIdx.x == 0) write_certificate(args, row, solver, input.sign, measured);
+  team.leave();
+}
+
+// ---- Launches ------------------------------------------------------------------------------------------------------
+
+template <typename Compute, int kLanes, int kItems>
+cudaError_t launch_short(const SoftTopKForwardArgs& args, cudaStream_t stream) {
+  const LaunchShape shape = short_launch(args.in.rows, kLanes);
+  if (!shape.valid) return cudaErrorInvalidValue;
+  soft_topk_forward_short<Compute, kLanes, kItems><<<shape.blocks, shape.threads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+
+struct Forward {
+  template <typename Compute>
+  static cudaError_t launch(const SoftTopKForwardArgs& args, cudaStream_t stream) {
+    if (args.in.cols <= 128) return launch_short<Compute, 8, 16>(args, stream);
+    if (args.in.cols <= 512) return launch_short<Compute, 32, 16>(args, stream);
+    if (args.in.cols <= 1024) return launch_short<Compute, 32, 32>(args, stream);
+    return launch_long(soft_topk_forward_long<Compute>, args, args.in, sizeof(Compute), stream);
+  }
+};
+
+}  // namespace
+
+cudaError_t soft_topk_forward_cuda(const SoftTopKForwardArgs& args, cudaStream_t stream) {
+  return dispatch_rows<Forward>(args, args.in, stream);
+}
+
+}  // namespace mmer

@@ -1,0 +1,140 @@
+// How a batch of rows is laid over the device: dtype dispatch, grids, clusters, shared memory.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <climits>
+
+#include "../common/soft_topk_args.h"
+
+namespace mmer {
+
+inline constexpr int kShortThreads = 128;  // at most; a warp a block while the rows would not fill the device
+// Blocks a multiprocessor that the registers are budgeted for, by the bytes of a row that a lane holds.
+constexpr int short_blocks(int bytes) { return bytes <= 64 ? 4 : (bytes <= 128 ? 3 : 2); }
+inline constexpr int kLongThreads = 256;
+inline constexpr int kLongWarps = kLongThreads / 32;
+inline constexpr int kBatchPacks = 4;      // packs that a thread of a long row has in flight
+inline constexpr int kMaxRanks = 16;       // blocks of a cluster
+
+// The part of a long row that each block of its team has, and how much of it is kept in shared memory.
+struct TeamShape {
+  int ranks;   // blocks that share a row
+  int slice;   // entries of one block, a multiple of its span except where the row ends
+  int staged;  // of these, the first ones, kept in shared memory; a multiple of the span
+};
+
+// Entries that a block of a long row handles in one batch.
+inline __host__ __device__ constexpr int team_span(int compute_size) {
+  return kLongThreads * kBatchPacks * (16 / compute_size);
+}
+
+template <typename Operation, typename Args>
+cudaError_t dispatch_rows(const Args& args, const SoftTopKRows& in, cudaStream_t stream) {
+  if (in.rows == 0) return cudaSuccess;
+  if (in.rows < 0 || in.cols < 0 || in.cols > INT_MAX / 2) return cudaErrorInvalidValue;
+  if (in.dtype == DType::kFloat64) return Operation::template launch<double>(args, stream);
+  return Operation::template launch<float>(args, stream);
+}
+
+struct LaunchShape {
+  bool valid;
+  unsigned blocks;
+  unsigned threads;
+};
+
+inline LaunchShape short_launch(int64_t rows, int lanes) {
+  const int64_t rows_per_warp = 32 / lanes;
+  const int64_t warps = (rows + rows_per_warp - 1) / rows_per_warp;
+  const int warps_per_block = warps >= 1024 ? kShortThreads / 32 : 1;  // spread few rows over many multiprocessors
+  const int64_t blocks = (warps + warps_per_block - 1) / warps_per_block;
+  return {blocks <= INT_MAX, static_cast<unsigned>(blocks), static_cast<unsigned>(32 * warps_per_block)};
+}
+
+// What decides the shape of a team.
+struct DeviceLimits {
+  int multiprocessors, shared_per_multiprocessor, shared_per_block, major;
+};
+
+inline cudaError_t device_limits(DeviceLimits& limits) {
+  int device = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  const auto read = [&](int& value, cudaDeviceAttr attribute) {
+    if (status == cudaSuccess) status = cudaDeviceGetAttribute(&value, attribute, device);
+  };
+  read(limits.multiprocessors, cudaDevAttrMultiProcessorCount);
+  read(limits.shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  read(limits.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  read(limits.major, cudaDevAttrComputeCapabilityMajor);
+  return status;
+}
+
+// A slice for each of `ranks` blocks, with as much of it in shared memory as leaves room for `blocks_per_sm`.
+inline TeamShape team_shape(int64_t cols, int ranks, int blocks_per_sm, int static_shared, int compute_size,
+                            const DeviceLimits& limits) {
+  const int span = team_span(compute_size);
+  const int64_t spans = (cols + span - 1) / span;
+  const int slice_spans = static_cast<int>((spans + ranks - 1) / ranks);
+  const int reserved = 1024 + static_shared;  // the driver keeps 1 KiB a block
+  const int room = std::min(limits.shared_per_block - static_shared,
+                            limits.shared_per_multiprocessor / blocks_per_sm - reserved);
+  const int staged_spans = std::min(slice_spans, std::max(room, 0) / (span * compute_size));
+  return {ranks, slice_spans * span, staged_spans * span};
+}
+
+// Few long rows: as many blocks a row as keep the device busy, each with at least two spans, where the architecture
+// has thread-block clusters; else one block a row.
+template <typename Args>
+cudaError_t launch_long(void (*kernel)(Args, TeamShape), const Args& args, const SoftTopKRows& in, int compute_size,
+                        cudaStream_t stream, bool stages = true) {
+  DeviceLimits limits{};
+  cudaError_t status = device_limits(limits);
+  if (status != cudaSuccess) return status;
+  cudaFuncAttributes attributes{};
+  status = cudaFuncGetAttributes(&attributes, kernel);
+  if (status != cudaSuccess) return status;
+  const int static_shared = static_cast<int>(attributes.sharedSizeBytes);
+
+  int ranks = 1;
+  if (limits.major >= 9) {
+    const int64_t spans = in.cols / team_span(compute_size);
+    while (ranks < kMaxRanks && in.rows * ranks * 2 <= limits.multiprocessors && spans >= 4 * ranks) ranks *= 2;
+  }
+  for (;; ranks /= 2) {
+    const int64_t blocks = in.rows * ranks;
+    if (blocks > INT_MAX) return cudaErrorInvalidValue;
+    const int blocks_per_sm =
+        static_cast<int>(std::clamp<int64_t>((blocks + limits.multiprocessors - 1) / limits.multiprocessors, 1, 4));
+    TeamShape shape = team_shape(in.cols, ranks, blocks_per_sm, static_shared, compute_size, limits);
+    if (!stages) shape.staged = 0;
+
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(kLongThreads);
+    config.dynamicSmemBytes = static_cast<size_t>(shape.staged) * compute_size;
+    config.stream = stream;
+    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(config.dynamicSmemBytes));
+    if (status != cudaSuccess) return status;
+    cudaLaunchAttribute cluster{};
+    if (ranks > 1) {
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim.x = static_cast<unsigned>(ranks);
+      cluster.val.clusterDim.y = 1;
+      cluster.val.clusterDim.z = 1;
+      config.attrs = &cluster;
+      config.numAttrs = 1;
+      status = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+      if (status != cudaSuccess) return status;
+      int resident = 0;  // 0 where no part of the device has room for so large a cluster
+      status = cudaOccupancyMaxActiveClusters(&resident, kernel, &config);
+      if (status != cudaSuccess) return status;
+      if (resident == 0) continue;
+    }
+    status = cudaLaunchKernelEx(&config, kernel, args, shape);
+    return status != cudaSuccess ? status : cudaGetLastError();
+  }
+}
+
+}  // namespace mmer
