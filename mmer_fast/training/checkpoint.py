@@ -57,7 +57,7 @@ def read_json(path: Path) -> Any:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any) -> None:
     """Write tensors with a JSON header to a safetensors file, atomically."""
     stored = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": "pt", "header": json.dumps(header, allow_nan=False)}
+    metadata = {"header": json.dumps(header, allow_nan=False)}  # one entry: safetensors shuffles several
     write_atomically(path, lambda partial: save_file(stored, partial, metadata=metadata))
 
 

@@ -1,0 +1,73 @@
+"""The learning rate by step, and the order of the samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from small_training import TRAIN, small_data
+
+from mmer_fast.training import preset
+from mmer_fast.training.order import batches, epoch_batches, sorted_batches
+from mmer_fast.training.schedule import learning_rate
+
+
+def test_the_paper_warms_up_for_ten_iterations_and_follows_a_cosine() -> None:
+    _, config = preset("paper")
+    total = config.epochs * 7
+    rates = [learning_rate(config, step, 7) for step in range(total)]
+    assert rates[:10] == pytest.approx([5e-5 * (0.1 + 0.9 * step / 10) for step in range(10)])
+    cosine = [5e-5 * (1 + math.cos(math.pi * (step - 10) / (total - 10))) / 2 for step in range(10, total)]
+    assert rates[10:] == pytest.approx(cosine)
+
+
+def test_the_authors_never_leave_the_warm_up() -> None:
+    _, config = preset("authors")
+    by_epoch = [learning_rate(config, 13 * epoch + 5, 13) for epoch in range(10)]
+    # timm's schedule from 5e-6 to 5e-5 over ten epochs, advanced by the number of the epoch before
+    assert by_epoch == pytest.approx([5e-6, *(5e-6 + 4.5e-6 * epoch for epoch in range(9))])
+
+
+@pytest.mark.parametrize("bucket", [False, True])
+@pytest.mark.parametrize("batch_size", [7, 8, 100])
+def test_every_sample_comes_once_an_epoch(bucket: bool, batch_size: int) -> None:
+    split = small_data().splits["train"]
+    config = dataclasses.replace(TRAIN, batch_size=batch_size, bucket_by_length=bucket)
+    chunks = epoch_batches(split, config, 0)
+    assert len(chunks) == math.ceil(len(split) / batch_size)
+    assert max(map(len, chunks)) <= batch_size
+    assert sorted(torch.cat(chunks).tolist()) == list(range(len(split)))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    split = small_data().splits["train"]
+    state = torch.get_rng_state()
+
+    def order(seed: int, epoch: int) -> list[int]:
+        return torch.cat(epoch_batches(split, dataclasses.replace(TRAIN, seed=seed), epoch)).tolist()
+
+    assert order(0, 0) == order(0, 0)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_buckets_leave_less_padding() -> None:
+    split = small_data(n_train=128, max_length=40).splits["train"]
+    padding = {}
+    for bucket in (False, True):
+        config = dataclasses.replace(TRAIN, batch_size=16, bucket_by_length=bucket)
+        chunks = [
+            torch.from_numpy(split.lengths["audio"])[chunk] for chunk in epoch_batches(split, config, 0)
+        ]
+        padding[bucket] = sum(int((lengths.max() - lengths).sum()) for lengths in chunks)
+    assert padding[True] < 0.5 * padding[False]
+
+
+def test_batches_carry_the_samples_asked_for() -> None:
+    split = small_data().splits["valid"]
+    chunks = sorted_batches(split, 5)
+    for chunk, batch in zip(chunks, batches(split, chunks, torch.device("cpu")), strict=True):
+        assert torch.equal(batch.index, chunk)
+        assert torch.equal(batch.labels, torch.from_numpy(split.labels)[chunk].float())

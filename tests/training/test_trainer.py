@@ -1,0 +1,138 @@
+"""The trainer: it learns, chooses the best epoch, and resumes to the same bits from any step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_training import MODEL, Silent, run_config, small_data, small_model
+
+from mmer_fast.training.checkpoint import CheckpointError, read_tensors, write_tensors
+from mmer_fast.training.evaluate import predict_probabilities
+from mmer_fast.training.run import load_best, train_run
+from mmer_fast.training.trainer import STATE_FILE, Trainer, TrainingError
+
+CPU = torch.device("cpu")
+
+
+class StopAt(Silent):
+    """Raises KeyboardInterrupt after a number of steps, as a signal would."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.last = steps
+
+    def on_step(self, *arguments: Any) -> None:
+        super().on_step(*arguments)
+        if self.steps == self.last:
+            raise KeyboardInterrupt
+
+
+def train(directory: Path, observer: Silent, **changes: Any) -> dict[str, Any]:
+    data = small_data()
+    directory.mkdir(exist_ok=True)
+    return train_run(run_config(data, **changes), data, directory, CPU, observer)
+
+
+def test_the_loss_falls_on_a_tiny_set(tmp_path: Path) -> None:
+    observer = Silent()
+    train(tmp_path, observer, epochs=20, sigma=0.0, learning_rate=1e-2)
+    first, last = observer.records[0]["train"], observer.records[-1]["train"]
+    assert last["recognition"] < 0.5 * first["recognition"]
+    assert last["masked"] < 0.8 * first["masked"]
+    assert last["micro_f1"] > 0.9
+
+
+def test_the_history_is_complete_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
+    results = train(tmp_path, Silent(), epochs=4)
+    history = results["history"]
+    assert [record["epoch"] for record in history] == [1, 2, 3, 4]
+    scores = [record["valid"]["micro_f1"] for record in history]
+    assert results["best_epoch"] == 1 + scores.index(max(scores))
+    assert results["valid"]["micro_f1"] == max(scores)
+    assert all(record["gradient_ratio"] > 0 for record in history)
+    assert set(results["mask_recall"]) == {"audio", "video"}
+    assert set(results["test"]["shift"]) == {"0", "1", "2"}
+    assert json.loads((tmp_path / "metrics.json").read_text()) == results
+
+
+@pytest.mark.parametrize("selection", ["accuracy", "macro_f1"])
+def test_another_metric_can_select(tmp_path: Path, selection: str) -> None:
+    results = train(tmp_path, Silent(), epochs=3, selection=selection, learning_rate=1e-2)
+    scores = [record["valid"][selection] for record in results["history"]]
+    assert results["best_epoch"] == 1 + scores.index(max(scores))
+
+
+def test_resumption_gives_the_same_bits_from_every_step(tmp_path: Path) -> None:
+    expected = train(tmp_path / "whole", Silent())
+    files = ("metrics.json", "model.safetensors", STATE_FILE)
+    for stop in (1, 3, 4, 8):
+        directory = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(directory, StopAt(stop))
+        observer = Silent()
+        assert train(directory, observer) == expected
+        # the step under way when training stopped is the only one done again
+        assert observer.steps == 8 - stop + 1
+        for name in files:
+            assert (directory / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_resumption_from_the_last_epoch_when_there_are_no_checkpoints_within(tmp_path: Path) -> None:
+    expected = train(tmp_path / "whole", Silent(), checkpoint_every=0)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", StopAt(7), checkpoint_every=0)
+    observer = Silent()
+    assert train(tmp_path / "stopped", observer, checkpoint_every=0) == expected
+    assert observer.steps == 4
+
+
+def test_no_partial_files_are_left(tmp_path: Path) -> None:
+    train(tmp_path, Silent())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json",
+        "metrics.json",
+        "model.safetensors",
+        STATE_FILE,
+    ]
+
+
+def test_the_best_model_can_be_loaded_alone(tmp_path: Path) -> None:
+    results = train(tmp_path, Silent())
+    data = small_data()
+    model, header = load_best(tmp_path, CPU)
+    assert header["label_names"] == data.label_names
+    assert header["modalities"] == data.modalities
+    split = data.splits["valid"]
+    predicted = predict_probabilities(model, split) > 0.5
+    true = torch.from_numpy(split.labels).bool()
+    hits = (predicted & true).sum().item()
+    assert results["valid"]["micro_f1"] == pytest.approx(2 * hits / (predicted.sum() + true.sum()).item())
+
+
+def test_divergence_is_an_error_and_saves_no_best_model(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="not finite in epoch 1"):
+        train(tmp_path, Silent(), learning_rate=1e30, clip_norm=None, warmup=0)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_damaged_state_is_an_error(tmp_path: Path) -> None:
+    train(tmp_path, Silent())
+    state = tmp_path / STATE_FILE
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=STATE_FILE):
+        train(tmp_path, Silent())
+
+
+def test_a_state_of_another_model_is_an_error(tmp_path: Path) -> None:
+    train(tmp_path, Silent())
+    tensors, header = read_tensors(tmp_path / STATE_FILE)
+    del tensors["model/decoder.queries"]
+    write_tensors(tmp_path / STATE_FILE, tensors, header)
+    data = small_data()
+    trainer = Trainer(small_model(data, MODEL), run_config(data).train, data, tmp_path, {}, Silent())
+    with pytest.raises(CheckpointError, match=r"decoder\.queries"):
+        trainer.resume()
