@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     missing = [name for name in TRAIN_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        _fail(f"this command needs {', '.join(missing)}: pip install 'mmer-fast[train]'", 2)
+        _fail(f"this command needs {', '.join(missing)}: pip install 'mmer_fast[train]'", 2)
 
     from mmer_fast.data import DataError
     from mmer_fast.training.checkpoint import CheckpointError
