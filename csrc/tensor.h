@@ -1,0 +1,53 @@
+// What the bindings share: checks, dtype mapping, the current CUDA stream. Stable ABI only.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <vector>
+
+#include "../kernels/common/soft_topk_args.h"
+
+namespace mmer {
+
+using torch::stable::Tensor;
+using ScalarType = torch::headeronly::ScalarType;
+
+inline DType dtype_of(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat32;
+    case ScalarType::Double: return DType::kFloat64;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Half: return DType::kFloat16;
+    default: STD_TORCH_CHECK(false, name, " must be float32, float64, bfloat16 or float16");
+  }
+}
+
+inline Tensor unit_column_stride(const Tensor& tensor) {
+  return tensor.size(1) > 1 && tensor.stride(1) != 1 ? torch::stable::contiguous(tensor) : tensor;
+}
+
+// A (rows,) vector of `type`, contiguous, beside `like`.
+template <class T>
+const T* row_vector(const Tensor& tensor, const char* name, ScalarType type, const Tensor& like) {
+  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == like.size(0), name, " must have shape (rows,)");
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has the wrong dtype");
+  STD_TORCH_CHECK(tensor.device() == like.device(), name, " must be on the device of scores");
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+  return static_cast<const T*>(tensor.data_ptr());
+}
+
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
+}
+
+inline Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
+  return torch::stable::new_empty(like, shape, type);
+}
+
+}  // namespace mmer

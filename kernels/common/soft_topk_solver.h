@@ -1,0 +1,249 @@
+// The scalar half of the soft top-k solver, shared by every compiled backend.
+//
+// A row's plan has one unknown, c (math.md section 1):
+//
+//     S(c) = sum_i sigma(x_i + c) = k,     x_i = (s_i - p) / tau,     lambda = p - c tau
+//
+// The vector half sweeps a row and returns sums; this file turns sums into the next c. The pivot p is a number of
+// the scores' own type near lambda: s_i - p is then exact where it matters, however small tau is against the scores.
+//
+// 1. One sweep for count, mean, variance, extremes. First guess: the quantile of a logistic-normal,
+//    lambda = mean - tau L sqrt(1 + pi/8 var/tau^2), L = logit(k/n).
+// 2. Halley steps on logit((S - P0)/m) - logit((k - P0)/m), where m entries have |x_i + c| <= kActive and the others,
+//    saturated, contribute P0. With m = n this is Newton on logit(mean), i.e. Sinkhorn with the right step length;
+//    with m < n it sees a local plateau (ties, clusters) as the logistic that it is. A bracket guards every step.
+// 3. Where the row is a staircase at the scale of tau (spread/tau > kStaircase) or two steps did not come near, the
+//    k-th largest score is selected by radix (three counting sweeps), and step 2 goes on from there.
+// 4. Once |step| <= final_step the cubic Taylor polynomial of S, whose coefficients the sums give, is solved for the
+//    last step; its remainder is below rounding. The weights are sigma there: computed afresh, or moved from the last
+//    sweep's own by the same cubic (last_step).
+//
+// At most 10 sweeps in all on the families of tests/ops/test_soft_topk_convergence.py.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace mmer {
+inline namespace MMER_VARIANT {
+
+// Sums of one statistics sweep over the valid entries (in the order of selection: sign already applied).
+struct RowStats {
+  double valid = 0;                            // entries inside lengths/mask
+  double finite = 0;                           // of these, not -inf
+  double min = 0, max = 0, mean = 0, var = 0;  // of the finite ones
+  bool poisoned = false;                       // a NaN or +inf among the valid entries
+};
+
+// Sums of one sigmoid sweep at c; w = T (1 - T). A float32 sum of T would drown the few entries that matter in the
+// many that are near 1. So sweeps sum the distance to the nearest of 0 and 1, d_i = T_i for t_i < 0 and T_i - 1
+// otherwise, beside an exact count: S = #(t >= 0) + sum d.
+struct SigmoidSums {
+  double upper = 0;        // entries with t >= 0
+  double d = 0;            // sum d
+  double W = 0;            // sum w           = S'
+  double wT = 0;           // sum w T         S''  = W - 2 wT
+  double ww = 0;           // sum w^2         S''' = W - 6 ww
+  double active = 0;       // entries with |t| <= kActive
+  double outer_upper = 0;  // entries with t > kActive
+  double outer_d = 0;      // sum d over entries with |t| > kActive
+
+  MMER_HD double residual(double k) const { return (upper - k) + d; }
+};
+
+// Result of the selection sweeps: v is the ceil(k)-th largest score.
+struct Selection {
+  double value = 0;
+  double above = 0;  // entries > v
+  double equal = 0;  // entries == v
+  double below = 0;  // largest entry < v, or -infinity
+};
+
+MMER_HD double soft_topk_logit(double above, double below) { return log(above / below); }
+
+struct ThresholdSolver {
+  static constexpr double kActive = 8.0;
+  static constexpr double kStaircase = 500.0;
+  static constexpr double kSettling = 1.0;  // a step beyond this after kTrials sweeps asks for selection
+  static constexpr double kTaylor = 0.5;    // steps within it are refined by the cubic
+  static constexpr int kTrials = 2;
+  static constexpr int kMaxSweeps = 96;  // bisection ends long before; a bound so that nothing can hang
+  static constexpr double kRepivot = 4.0;
+  static constexpr double kGap = 40.0;
+
+  enum class Action { kSweep, kSelect, kOutput };
+
+  double k = 0, n = 0, tau = 1;
+  double final_step = 0.02;  // kFinal: 0.02 for float32 sums, 1e-3 for float64
+  double pivot = 0;          // p, representable in the compute type
+  double c = 0, lo = 0, hi = 0;
+  double last_step = 0;    // of c, after the last sigmoid sweep; |last_step| <= final_step
+  double logit_share = 0;  // logit(k/n)
+  int sweeps = 0;          // over the row's scores, of any kind
+  int trials = 0;
+  bool selected = false;
+  bool saturated = false;  // no root inside: all 0, all 1 or NaN; then `fill`
+  double fill = 0;         // T of every finite entry when saturated
+  double threshold_fill = 0;
+
+  // Decides the rows that need no root. `compute_float`: the row is swept in float32.
+  MMER_HD Action start(const RowStats& stats, double k_, double tau_, bool compute_float) {
+    k = k_;
+    tau = tau_;
+    n = stats.finite;
+    final_step = compute_float ? 0.02 : 1e-3;
+    sweeps = 1;
+    const bool bad = stats.poisoned || !(k >= 0) || !(k <= stats.valid) || !(tau > 0) || !(tau < INFINITY);
+    if (bad) return saturate(NAN, NAN);
+    if (k == 0) return saturate(0.0, INFINITY);
+    if (k >= n) return saturate(1.0, -INFINITY);
+    const double L = logit_share = soft_topk_logit(k, n - k);
+    const double z = stats.var / (tau * tau);
+    double lambda = stats.mean - tau * L * sqrt(1.0 + 0.39269908169872414 * z);
+    const double lo_lambda = stats.min - tau * L, hi_lambda = stats.max - tau * L;
+    if (!(lambda >= lo_lambda && lambda <= hi_lambda)) lambda = 0.5 * lo_lambda + 0.5 * hi_lambda;
+    pivot = round_to_compute(lambda, compute_float);
+    c = (pivot - lambda) / tau;
+    lo = (pivot - stats.max) / tau + L;
+    hi = (pivot - stats.min) / tau + L;
+    if (hi - lo > kStaircase) return Action::kSelect;
+    return Action::kSweep;
+  }
+
+  // The Sinkhorn recursion starts from v = (1/2, 1/2): lambda = sign/2.
+  MMER_HD Action start_sinkhorn(const RowStats& stats, double k_, double tau_, double sign) {
+    const Action action = start(stats, k_, tau_, false);
+    if (saturated) return action;
+    pivot = 0.5 * sign;
+    c = 0;
+    return Action::kSweep;
+  }
+
+  // c_{t+1} = c_t + logit(k/n) - logit(S_t/n), with sum (1 - T) given apart so that neither logarithm cancels.
+  // Where a float32 sum underflows, the extreme score stands for the log-sum-exp.
+  MMER_HD void sinkhorn_step(double sum_T, double sum_U, const RowStats& stats) {
+    ++sweeps;
+    const double log_T = sum_T > 0 ? log(sum_T) : (stats.max - pivot) / tau + c;
+    const double log_U = sum_U > 0 ? log(sum_U) : -((stats.min - pivot) / tau + c);
+    c += logit_share - log_T + log_U;
+  }
+
+  MMER_HD Action after_selection(const Selection& sel, bool compute_float) {
+    selected = true;
+    sweeps += 3;
+    const double shift = (sel.value - pivot) / tau;  // c of the new pivot = c of the old one + shift
+    lo += shift;
+    hi += shift;
+    pivot = sel.value;
+    const double share = (k - sel.above) / sel.equal;  // of the tied group that must be taken
+    if (share < 1.0) {
+      c = soft_topk_logit(share, 1.0 - share);
+    } else {
+      // k falls into the gap below v: halfway, or kGap tau down where the gap is wider (all saturated there).
+      const double half = 0.5 * (sel.value - sel.below) / tau;
+      c = half < kGap ? half : kGap;
+    }
+    clamp();
+    repivot(compute_float);
+    return Action::kSweep;
+  }
+
+  MMER_HD Action after_sweep(const SigmoidSums& s, bool compute_float) {
+    ++sweeps;
+    ++trials;
+    const double r = s.residual(k);
+    if (r >= 0 && c < hi) hi = c;
+    if (r <= 0 && c > lo) lo = c;
+    // Moving c to the root changes the weights by |r| in all: a hard selection, where any c of the gap will do.
+    const double scale = fmin(1.0, fmin(k, n - k));
+    if (fabs(r) <= (compute_float ? 1e-8 : 1e-16) * scale || sweeps >= kMaxSweeps) return Action::kOutput;
+
+    // Near the end Newton's step is as good as Halley's, and needs no logarithm: the cubic finishes.
+    const double newton = -r / s.W;
+    if (fabs(newton) <= final_step) {
+      last_step = taylor_step(s, r, newton);
+      c += last_step;
+      return Action::kOutput;
+    }
+    double step = halley(s, r, s.outer_upper, s.outer_d, s.active);
+    if (!(step == step) && s.active < n) step = halley(s, r, 0.0, 0.0, n);
+    if (fabs(step) <= kTaylor) step = taylor_step(s, r, step);
+    const bool inside = c + step >= lo && c + step <= hi;
+    if (!selected && (!inside || (trials >= kTrials && fabs(step) > kSettling))) {
+      if (inside) c += step;
+      return Action::kSelect;
+    }
+    if (inside) {
+      c += step;
+    } else {
+      const double next = !(step == step) ? 0.5 * (lo + hi) : 0.5 * (c + (step < 0 ? lo : hi));
+      if (next == c) return Action::kOutput;  // the bracket is at rounding level
+      c = next;
+    }
+    repivot(compute_float);
+    return Action::kSweep;
+  }
+
+  MMER_HD double threshold() const { return saturated ? threshold_fill : pivot - c * tau; }
+
+ private:
+  MMER_HD Action saturate(double value, double lambda) {
+    saturated = true;
+    fill = value;
+    threshold_fill = lambda;
+    return Action::kOutput;
+  }
+
+  MMER_HD static double round_to_compute(double x, bool compute_float) {
+    return compute_float ? static_cast<double>(static_cast<float>(x)) : x;
+  }
+
+  MMER_HD void clamp() {
+    if (!(c >= lo)) c = lo;
+    if (!(c <= hi)) c = hi;
+  }
+
+  // Keeps |c| small, so that x + c is as exact as x.
+  MMER_HD void repivot(bool compute_float) {
+    if (fabs(c) <= kRepivot) return;
+    const double next = round_to_compute(pivot - c * tau, compute_float);
+    const double shift = (next - pivot) / tau;
+    if (fabs(c + shift) >= fabs(c)) return;
+    pivot = next;
+    c += shift;
+    lo += shift;
+    hi += shift;
+  }
+
+  // Root of f(c) = logit((S - P0)/m) - logit((k - P0)/m), P0 = count + rest, by one Halley step; NaN where f is not
+  // defined.
+  MMER_HD double halley(const SigmoidSums& s, double r, double count, double rest, double m) const {
+    const double b = (k - count) - rest, a = b + r;  // k - P0 and S - P0
+    if (!(a > 0 && a < m && b > 0 && b < m && s.W > 0)) return NAN;
+    const double f = log((a / b) * ((m - b) / (m - a)));
+    const double v = a * (m - a) / m;  // m mean (1 - mean)
+    const double d1 = s.W / v;
+    const double d2 = (s.W - 2 * s.wT) / v - (1 - 2 * a / m) * d1 * d1;
+    const double h = f / d1;
+    double den = 1 - 0.5 * h * d2 / d1;
+    den = den < 0.4 ? 0.4 : (den > 2.5 ? 2.5 : den);
+    return -h / den;
+  }
+
+  // Solves S + W d + (W - 2 wT) d^2/2 + (W - 6 ww) d^3/6 = k near `guess`.
+  MMER_HD static double taylor_step(const SigmoidSums& s, double r, double guess) {
+    const double d2 = s.W - 2 * s.wT, d3 = s.W - 6 * s.ww;
+    double d = guess;
+    for (int i = 0; i < 3; ++i) {
+      const double f = r + d * (s.W + d * (0.5 * d2 + d * (d3 / 6)));
+      const double slope = s.W + d * (d2 + 0.5 * d * d3);
+      if (slope > 0.25 * s.W) d -= f / slope;
+    }
+    return d;
+  }
+};
+
+}  // namespace MMER_VARIANT
+}  // namespace mmer

@@ -1,0 +1,80 @@
+#include "dispatch.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "soft_topk.h"
+
+namespace mmer {
+
+// Entry points of each build of kernels/cpu/soft_topk.cpp; the namespace is the build's.
+#define MMER_DECLARE_VARIANT(variant) \
+  namespace variant {                                                                         \
+  bool soft_topk_forward_rows(const SoftTopKForwardArgs& args, int64_t begin, int64_t end);   \
+  bool soft_topk_backward_rows(const SoftTopKBackwardArgs& args, int64_t begin, int64_t end); \
+  }
+
+MMER_DECLARE_VARIANT(baseline)
+#if defined(__x86_64__)
+MMER_DECLARE_VARIANT(avx2)
+MMER_DECLARE_VARIANT(avx512)
+#endif
+
+namespace {
+
+Isa best_isa() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
+    return Isa::kAvx512;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::kAvx2;
+#endif
+  return Isa::kBaseline;
+}
+
+Isa choose_isa() {
+  const Isa best = best_isa();
+  const char* wanted = std::getenv("MMER_FAST_CPU_ISA");
+  if (wanted == nullptr) return best;
+  Isa isa = best;
+  if (std::strcmp(wanted, "baseline") == 0) isa = Isa::kBaseline;
+  if (std::strcmp(wanted, "avx2") == 0) isa = Isa::kAvx2;
+  return isa < best ? isa : best;
+}
+
+}  // namespace
+
+Isa cpu_isa() {
+  static const Isa isa = choose_isa();
+  return isa;
+}
+
+const char* cpu_isa_name() {
+  switch (cpu_isa()) {
+    case Isa::kAvx512: return "avx512";
+    case Isa::kAvx2: return "avx2";
+    default: return "baseline";
+  }
+}
+
+#if defined(__x86_64__)
+#define MMER_DISPATCH(function, ...)                         \
+  switch (cpu_isa()) {                                       \
+    case Isa::kAvx512: return avx512::function(__VA_ARGS__); \
+    case Isa::kAvx2: return avx2::function(__VA_ARGS__);     \
+    default: return baseline::function(__VA_ARGS__);         \
+  }
+#else
+#define MMER_DISPATCH(function, ...) return baseline::function(__VA_ARGS__)
+#endif
+
+bool soft_topk_forward_cpu(const SoftTopKForwardArgs& args, int64_t begin, int64_t end) {
+  MMER_DISPATCH(soft_topk_forward_rows, args, begin, end);
+}
+
+bool soft_topk_backward_cpu(const SoftTopKBackwardArgs& args, int64_t begin, int64_t end) {
+  MMER_DISPATCH(soft_topk_backward_rows, args, begin, end);
+}
+
+}  // namespace mmer

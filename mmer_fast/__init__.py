@@ -1,0 +1,28 @@
+"""mmer_fast: operators for robust multi-modal training in PyTorch, and the reference model that uses them.
+
+    import mmer_fast as mf
+    weights = mf.soft_topk(scores, k)          # differentiable top-k, (..., n) -> (..., n)
+    mask = mf.temporal_mask(scores, ratio=0.4) # the soft temporal mask of ATM
+    x = mf.grad_reverse(x)                     # gradient reversal
+
+`mf.backends()` and ``python -m mmer_fast.info`` say what can run on this machine and why the rest cannot.
+"""
+
+from __future__ import annotations
+
+from mmer_fast._version import __version__
+from mmer_fast.ops._backends import BackendUnavailable, backends, checked, use_backend
+from mmer_fast.ops.grad_reverse import grad_reverse
+from mmer_fast.ops.soft_topk import SoftTopKInfo, soft_topk, temporal_mask
+
+__all__ = [
+    "BackendUnavailable",
+    "SoftTopKInfo",
+    "__version__",
+    "backends",
+    "checked",
+    "grad_reverse",
+    "soft_topk",
+    "temporal_mask",
+    "use_backend",
+]

@@ -1,0 +1,1 @@
+"""Operators, one file each: public function, documentation, validation, fake and autograd."""

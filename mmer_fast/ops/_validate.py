@@ -1,0 +1,163 @@
+"""Checks of arguments that the operators share. Each says the argument, what was expected and what came.
+
+Values of tensors are read only where that is free of side effects: plain CPU tensors in eager mode. Under
+``torch.compile``, ``torch.func`` and on CUDA (a host synchronisation) a bad value gives a NaN row instead.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+import torch
+from torch import Tensor
+
+_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether this is an ordinary tensor, not one that a transform or a tracer wraps."""
+    kind = type(tensor)
+    return (kind is Tensor or kind is torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(
+        tensor
+    )
+
+
+def can_read(tensor: Tensor) -> bool:
+    """Whether the values may be looked at without a host synchronisation or a graph break."""
+    return not torch.compiler.is_compiling() and tensor.device.type == "cpu" and is_plain(tensor)
+
+
+def floating_tensor(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in _FLOATING:
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {value.dtype}")
+    return value
+
+
+def number(
+    name: str,
+    value: object,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    result = float(value)
+    _check_range(name, result, minimum, maximum, above)
+    return result
+
+
+def _check_range(
+    name: str, value: float, minimum: float | None, maximum: float | None, above: float | None, row: str = ""
+) -> None:
+    if minimum is not None and maximum is not None and not minimum <= value <= maximum:
+        raise ValueError(f"{name} must be within [{minimum:g}, {maximum:g}]{row}, got {value:g}")
+    if above is not None and not (value > above and math.isfinite(value)):
+        raise ValueError(f"{name} must be finite and > {above:g}{row}, got {value:g}")
+
+
+def row_number(
+    name: str,
+    value: object,
+    scores: Tensor,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+) -> tuple[Tensor | None, float]:
+    """A number, or one number a row.
+
+    Returns:
+        ``(None, number)``, or ``(float64 tensor of shape (rows,), nan)``.
+    """
+    if not isinstance(value, Tensor):
+        return None, number(name, value, minimum=minimum, maximum=maximum, above=above)
+    batch_shape = scores.shape[:-1]
+    if value.dtype not in _FLOATING and value.dtype not in _INTEGERS:
+        raise TypeError(f"{name} must be a floating-point or integer tensor, got {value.dtype}")
+    if value.device != scores.device:
+        raise ValueError(f"{name} must be on the device of scores ({scores.device}), got {value.device}")
+    trailing = value.shape == tuple(batch_shape[len(batch_shape) - value.dim() :]) if value.dim() else True
+    if value.dim() > len(batch_shape) or not (trailing or _broadcasts(value.shape, batch_shape)):
+        raise ValueError(
+            f"{name} must broadcast to the batch shape {tuple(batch_shape)} of scores {tuple(scores.shape)}, "
+            f"got {tuple(value.shape)}"
+        )
+    if value.numel() > 0 and can_read(value):
+        low, high = (float(x) for x in value.detach().to(torch.float64).aminmax())
+        for extreme in (low, high):
+            _check_range(name, extreme, minimum, maximum, above, " in every row")
+    return value.to(torch.float64).expand(batch_shape).reshape(-1), math.nan
+
+
+def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
+    return all(a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False))
+
+
+def ragged(scores: Tensor, lengths: Tensor | None, mask: Tensor | None) -> None:
+    """Checks `lengths` (...) integers within [0, n], or `mask` (..., n) bool; not both."""
+    if lengths is not None and mask is not None:
+        raise ValueError("lengths and mask are alternatives, got both")
+    batch_shape, n = scores.shape[:-1], scores.shape[-1]
+    if lengths is not None:
+        if not isinstance(lengths, Tensor) or lengths.dtype not in _INTEGERS:
+            got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+            raise TypeError(f"lengths must be an integer tensor, got {got}")
+        _same_device("lengths", lengths, scores)
+        if lengths.shape != batch_shape:
+            raise ValueError(
+                f"lengths must have the batch shape {tuple(batch_shape)} of scores {tuple(scores.shape)}, "
+                f"got {tuple(lengths.shape)}"
+            )
+        if lengths.numel() > 0 and can_read(lengths):
+            low, high = (int(x) for x in lengths.aminmax())
+            if low < 0 or high > n:
+                row = int((lengths.reshape(-1) < 0).logical_or(lengths.reshape(-1) > n).nonzero()[0])
+                raise ValueError(
+                    f"lengths must be within [0, n={n}], got {int(lengths.reshape(-1)[row])} in row {row}"
+                )
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"mask must be a bool tensor, got {got}")
+        _same_device("mask", mask, scores)
+        if mask.shape != scores.shape:
+            raise ValueError(f"mask must have the shape {tuple(scores.shape)} of scores, got {tuple(mask.shape)}")
+
+
+def _same_device(name: str, tensor: Tensor, scores: Tensor) -> None:
+    if tensor.device != scores.device:
+        raise ValueError(f"{name} must be on the device of scores ({scores.device}), got {tensor.device}")
+
+
+def counts_within(
+    k_row: Tensor | None, k_value: float, scores: Tensor, lengths: Tensor | None, mask: Tensor | None
+) -> None:
+    """Checks k <= the number of valid entries of every row."""
+    if lengths is None and mask is None:
+        return
+    given = lengths if lengths is not None else mask
+    assert given is not None
+    if not can_read(given) or (k_row is not None and not can_read(k_row)):
+        return
+    count = lengths.reshape(-1) if lengths is not None else given.sum(-1).reshape(-1)
+    beyond = (k_value if k_row is None else k_row) > count
+    if bool(beyond.any()):
+        row = int(beyond.nonzero()[0])
+        got = k_value if k_row is None else float(k_row[row])
+        raise ValueError(f"k must be within [0, {int(count[row])}], the valid entries of row {row}, got {got:g}")
+
+
+def no_nan_rows(name: str, threshold: Tensor) -> None:
+    """Checked mode: a row whose threshold is NaN had a NaN, an infinity or a k or epsilon out of range."""
+    if torch.compiler.is_compiling() or not is_plain(threshold):
+        return
+    bad = threshold.detach().isnan()
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise ValueError(f"{name} must be free of NaN and of infinities that would always be chosen; row {row} is not")

@@ -1,0 +1,370 @@
+"""SOFT top-k: a differentiable choice of the k largest entries of each row.
+
+The operator of Xie et al. 2020 ("Differentiable Top-k with Optimal Transport"), used by RobMMR (Eq. 7-9) to mask
+temporal units. The entropic transport plan onto two anchors has one unknown a row, so no plan is ever formed:
+
+    T_i = sigma((s_i - lambda)/tau),   lambda such that sum_i T_i = k,   tau = epsilon Z / 2
+
+The way of a call: `soft_topk` validates and chooses a backend; `_rows_forward` calls the dispatcher's operator, whose
+kernel is csrc/soft_topk.cpp (CPU, CUDA), kernels/triton/soft_topk.py or ops/reference.py. The backward is an operator
+too, with the closed form; a backward that is differentiated again is written in PyTorch (`reference`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmer_fast.ops import _backends, _validate, reference
+from mmer_fast.ops._library import NAMESPACE, define, implement
+
+_FORWARD_SCHEMA = (
+    "(Tensor scores, Tensor? k, float k_value, Tensor? tau, float tau_value, Tensor? lengths, Tensor? mask, "
+    "bool largest, int sinkhorn_iterations) -> (Tensor weights, Tensor threshold, Tensor certificate)"
+)
+_BACKWARD_SCHEMA = (
+    "(Tensor grad_weights, Tensor scores, Tensor threshold, Tensor? grad_threshold, Tensor? tau, float tau_value, "
+    "Tensor? lengths, Tensor? mask, bool largest) -> (Tensor grad_scores, Tensor grad_k, Tensor grad_tau)"
+)
+# Operators of one schema each; "" is the compiled one, whose kernel the dispatcher picks by device.
+_SUFFIX = {"cpu": "", "cuda": "", "triton": "_triton", "reference": "_reference"}
+
+
+class SoftTopKInfo(NamedTuple):
+    """Certificate of a solution; every entry has the batch shape of the scores.
+
+    Attributes:
+        threshold: float64, lambda in the units of the scores; +-inf where nothing or everything is taken.
+            Differentiable in the scores, k and epsilon.
+        residual: float64, sum_i sigma((s_i - lambda)/tau) - k: how far the row is from the fixed point.
+        sweeps: int64, passes over the row: statistics, selection, sums and output.
+    """
+
+    threshold: Tensor
+    residual: Tensor
+    sweeps: Tensor
+
+
+def soft_topk(
+    scores: Tensor,
+    k: int | float | Tensor,
+    *,
+    epsilon: float | Tensor = 0.1,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    largest: bool = True,
+    normalizer: float | str = 1.0,
+    solver: str = "newton",
+    iterations: int | None = None,
+    return_info: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, SoftTopKInfo]:
+    """Weights in [0, 1] that are near 1 on the k largest scores of each row and sum to k.
+
+    ``T_i = sigma((s_i - lambda)/tau)`` with ``sum_i T_i = k`` and ``tau = epsilon Z / 2`` (RobMMR Eq. 8-9; Xie et al.
+    2020, section 3). Adding a constant to a row changes nothing; equal scores get equal weights.
+
+    First and second derivatives in `scores`, `k` and `epsilon` are closed forms. ``solver="sinkhorn"`` has the implicit
+    gradient at its own threshold, as the published operator has; it is the derivative of the output once converged.
+
+    Args:
+        scores: ``(..., n)``, float64, float32, bfloat16 or float16, any strides. Sums are kept in float32 or wider.
+            -inf (+inf with ``largest=False``) gets weight 0.
+        k: how much weight a row gets, ``0 <= k <= n`` and fractions allowed: a number, or a tensor that broadcasts to
+            the batch shape ``(...)``, with gradient if it requires one.
+        epsilon: entropic regularisation, > 0, in the units of the cost ``(s - anchor)^2 / Z``: a number, or a tensor
+            that broadcasts to ``(...)``. Towards 0 the result is the hard top-k.
+        lengths: ``(...)`` integers: only the first ``lengths`` entries of a row take part. Padding gets weight 0 and
+            gradient 0 and may hold anything, NaN too.
+        mask: ``(..., n)`` bool, True where an entry takes part; an alternative to `lengths`.
+        largest: False chooses the k smallest, as the code published with RobMMR does.
+        normalizer: Z, a number > 0, or ``"max"``: the largest cost of the whole batch, detached (published code).
+        solver: ``"newton"``: the fixed point, in at most 10 sweeps of a row; ``"sinkhorn"``: the output of the
+            published operator after `iterations` Sinkhorn iterations.
+        iterations: Sinkhorn iterations, >= 1; only with ``solver="sinkhorn"`` (default 100).
+        return_info: also return a `SoftTopKInfo`.
+        backend: ``"reference"``, ``"cpu"``, ``"cuda"`` or ``"triton"``; None chooses (`mmer_fast.use_backend`).
+
+    Returns:
+        Weights ``(..., n)`` in the dtype of `scores`; with `return_info` also the certificate.
+
+    Raises:
+        TypeError: a tensor of the wrong dtype, or a number where something else came.
+        ValueError: wrong shapes, epsilon <= 0, k outside [0, n] (naming the row where the values can be read: on the
+            CPU; a CUDA row with such a k becomes NaN), lengths beyond n, NaN scores in `mmer_fast.checked` mode (a NaN
+            row otherwise).
+        BackendUnavailable: `backend` cannot serve these tensors.
+
+    Example:
+        >>> soft_topk(torch.tensor([[3.0, 1.0, 2.0]]), 1, epsilon=0.5)
+        tensor([[0.9817, 0.0003, 0.0180]])
+    """
+    name = _backends.select("soft_topk", _validate.floating_tensor("scores", scores).device.type, backend)
+    if scores.dim() == 0:
+        raise ValueError("scores must have at least one dimension (..., n), got a scalar")
+    batch_shape, n = scores.shape[:-1], scores.shape[-1]
+    sinkhorn_iterations = _validate_solver(solver, iterations)
+    _validate.ragged(scores, lengths, mask)
+    k_row, k_value = _validate.row_number("k", k, scores, minimum=0.0, maximum=float(n))
+    epsilon_row, epsilon_value = _validate.row_number("epsilon", epsilon, scores, above=0.0)
+    _validate.counts_within(k_row, k_value, scores, lengths, mask)
+
+    tau_row, tau_value = epsilon_row, 0.5 * epsilon_value
+    if isinstance(normalizer, str):
+        if normalizer != "max":
+            raise ValueError(f"normalizer must be a number > 0 or 'max', got {normalizer!r}")
+        cost = _largest_cost(scores.detach(), lengths, mask)
+        tau_row = 0.5 * cost * (epsilon_value if epsilon_row is None else epsilon_row)
+        tau_row = tau_row.expand(batch_shape).reshape(-1)
+    else:
+        z = _validate.number("normalizer", normalizer, above=0.0)
+        tau_value *= z
+        if epsilon_row is not None:
+            tau_row = epsilon_row * (0.5 * z)
+
+    rows = scores.reshape(-1, n) if scores.dim() != 2 else scores
+    if n > 1 and rows.stride(1) != 1:
+        rows = rows.contiguous()
+    weights, threshold, certificate = _rows_forward(
+        name,
+        rows,
+        k_row,
+        k_value,
+        tau_row,
+        tau_value,
+        None if lengths is None else lengths.reshape(-1).to(torch.int64),
+        None if mask is None else mask.reshape(-1, n),
+        largest,
+        sinkhorn_iterations,
+    )
+    if _backends.is_checked():
+        _validate.no_nan_rows("scores", threshold)
+    weights = weights if scores.dim() == 2 else weights.reshape(scores.shape)
+    if not return_info:
+        return weights
+    info = SoftTopKInfo(
+        threshold.reshape(batch_shape),
+        certificate[:, 0].reshape(batch_shape),
+        certificate[:, 1].nan_to_num(0.0).to(torch.int64).reshape(batch_shape),
+    )
+    return weights, info
+
+
+def _validate_solver(solver: str, iterations: int | None) -> int:
+    if solver == "newton":
+        if iterations is not None:
+            raise ValueError(f"iterations is for solver='sinkhorn' only, got iterations={iterations} with 'newton'")
+        return 0
+    if solver != "sinkhorn":
+        raise ValueError(f"solver must be 'newton' or 'sinkhorn', got {solver!r}")
+    if iterations is None:
+        return 100
+    if isinstance(iterations, bool) or not isinstance(iterations, int):
+        raise TypeError(f"iterations must be an int, got {type(iterations).__name__}")
+    if iterations < 1:
+        raise ValueError(f"iterations must be >= 1, got {iterations}")
+    return iterations
+
+
+def _largest_cost(scores: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
+    """Z of the published code: max over the batch of s^2 and (s - 1)^2, over finite valid entries; () float64."""
+    s = scores.to(torch.float64)
+    valid = s.isfinite()
+    if lengths is not None:
+        valid = valid & (torch.arange(s.shape[-1], device=s.device) < lengths[..., None])
+    if mask is not None:
+        valid = valid & mask
+    if s.numel() == 0:
+        return torch.ones((), dtype=torch.float64, device=s.device)
+    cost = torch.maximum(s.square(), (s - 1).square()).masked_fill(~valid, 0.0).amax()
+    return torch.where(cost > 0, cost, torch.ones_like(cost))
+
+
+def _rows_forward(
+    name: str,
+    scores: Tensor,
+    k: Tensor | None,
+    k_value: float,
+    tau: Tensor | None,
+    tau_value: float,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+    largest: bool,
+    sinkhorn_iterations: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    operator = _FORWARD_OPERATORS[_SUFFIX[name]]
+    arguments = (scores, k, k_value, tau, tau_value, lengths, mask, largest, sinkhorn_iterations)
+    tracked = torch.is_grad_enabled() and (
+        scores.requires_grad
+        or (k is not None and k.requires_grad)
+        or (tau is not None and tau.requires_grad)
+    )
+    if tracked or torch.compiler.is_compiling() or not _validate.is_plain(scores):
+        return operator(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():  # nothing to record: skips the Python autograd kernel
+        return operator(*arguments)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    scores, k, _, tau, tau_value, lengths, mask, largest, _ = inputs
+    ctx.save_for_backward(scores, output[1], tau, lengths, mask)
+    ctx.tau_value, ctx.largest, ctx.k_given = tau_value, largest, k is not None
+    ctx.set_materialize_grads(False)
+
+
+def _make_backward(suffix: str) -> Any:
+    def backward(
+        ctx: Any, grad_weights: Tensor | None, grad_threshold: Tensor | None, _: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        scores, threshold, tau, lengths, mask = ctx.saved_tensors
+        if grad_weights is None and grad_threshold is None:
+            return (None,) * 9
+        if grad_weights is None:
+            grad_weights = torch.zeros_like(scores)
+        # create_graph: the closed form in PyTorch, in which the saved threshold is a differentiable function too.
+        function = reference.soft_topk_backward if torch.is_grad_enabled() else _BACKWARD_OPERATORS[suffix]
+        grad_scores, grad_k, grad_tau = function(
+            grad_weights, scores, threshold, grad_threshold, tau, ctx.tau_value, lengths, mask, ctx.largest
+        )
+        grad_k = grad_k if ctx.k_given else None
+        grad_tau = grad_tau if tau is not None else None
+        return grad_scores, grad_k, None, grad_tau, None, None, None, None, None
+
+    return backward
+
+
+def _fake_forward(scores: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    rows = scores.shape[0]
+    return (
+        scores.new_empty(scores.shape),
+        scores.new_empty((rows,), dtype=torch.float64),
+        scores.new_empty((rows, 2), dtype=torch.float64),
+    )
+
+
+def _fake_backward(grad_weights: Tensor, scores: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    row = scores.new_empty((scores.shape[0],), dtype=torch.float64)
+    return scores.new_empty(scores.shape), row, torch.empty_like(row)
+
+
+def _make_vmap(operator: Any) -> Any:
+    """vmap: rows are independent, so a mapped dimension only makes more rows."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        flat = []
+        for arg, dim in zip(args, in_dims, strict=True):
+            if not isinstance(arg, Tensor):
+                flat.append(arg)
+                continue
+            stacked = arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
+            flat.append(stacked.reshape(-1, *stacked.shape[2:]))
+        outputs = operator(*flat)
+        return tuple(out.unflatten(0, (info.batch_size, -1)) for out in outputs), (0,) * len(outputs)
+
+    return rule
+
+
+def _triton_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from mmer_fast.triton import soft_topk as kernels
+
+    return kernels.soft_topk_forward(*args)
+
+
+def _triton_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from mmer_fast.triton import soft_topk as kernels
+
+    return kernels.soft_topk_backward(*args)
+
+
+_PYTHON_KERNELS = {
+    "_triton": (_triton_forward, _triton_backward),
+    "_reference": (reference.soft_topk_forward, reference.soft_topk_backward),
+}
+_FORWARD_OPERATORS: dict[str, Any] = {}
+_BACKWARD_OPERATORS: dict[str, Any] = {}
+for _suffix in ("", "_triton", "_reference"):
+    _forward_name, _backward_name = f"soft_topk_forward{_suffix}", f"soft_topk_backward{_suffix}"
+    define(_forward_name, _FORWARD_SCHEMA)
+    define(_backward_name, _BACKWARD_SCHEMA)
+    if _suffix in _PYTHON_KERNELS:
+        implement(_forward_name, _PYTHON_KERNELS[_suffix][0])
+        implement(_backward_name, _PYTHON_KERNELS[_suffix][1])
+    _FORWARD_OPERATORS[_suffix] = getattr(torch.ops.mmer_fast, _forward_name).default
+    _BACKWARD_OPERATORS[_suffix] = getattr(torch.ops.mmer_fast, _backward_name).default
+    torch.library.register_fake(f"{NAMESPACE}::{_forward_name}", _fake_forward)
+    torch.library.register_fake(f"{NAMESPACE}::{_backward_name}", _fake_backward)
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{_forward_name}", _make_backward(_suffix), setup_context=_setup_context
+    )
+    torch.library.register_vmap(f"{NAMESPACE}::{_forward_name}", _make_vmap(_FORWARD_OPERATORS[_suffix]))
+    torch.library.register_vmap(f"{NAMESPACE}::{_backward_name}", _make_vmap(_BACKWARD_OPERATORS[_suffix]))
+
+
+def temporal_mask(
+    scores: Tensor,
+    ratio: float = 0.4,
+    *,
+    k: int | float | Tensor | None = None,
+    epsilon: float | Tensor = 0.1,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    largest: bool = True,
+    normalizer: float | str = 1.0,
+    solver: str = "newton",
+    iterations: int | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """The soft temporal mask of ATM: near 0 on the k highest scores, near 1 elsewhere, 0 on padding.
+
+    ``m = 1 - T`` (RobMMR Eq. 7), computed as the plan's other column (Eq. 9): the soft choice of the ``n - k`` lowest
+    scores. So a row sums to ``n - k``, and no digit of ``1 - T`` is lost.
+
+    Args:
+        scores: ``(..., n)``, as in `soft_topk`; finite.
+        ratio: share of each row's own length that is masked, in [0, 1] (the paper: 0.4).
+        k: the number of masked entries instead, as in `soft_topk`.
+        largest: False masks the k lowest scores, as the published code does.
+        epsilon, lengths, mask, normalizer, solver, iterations, backend: as in `soft_topk`.
+
+    Returns:
+        Mask ``(..., n)`` in the dtype of `scores`.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailable: as in `soft_topk`.
+    """
+    _validate.floating_tensor("scores", scores)
+    if scores.dim() == 0:
+        raise ValueError("scores must have at least one dimension (..., n), got a scalar")
+    _validate.ragged(scores, lengths, mask)
+    share = _validate.number("ratio", ratio, minimum=0.0, maximum=1.0)
+    n: int | Tensor = scores.shape[-1]
+    if lengths is not None:
+        n = lengths
+    elif mask is not None:
+        n = mask.sum(-1)
+    if k is None:
+        kept = n.to(torch.float64) * (1.0 - share) if isinstance(n, Tensor) else n * (1.0 - share)
+    else:
+        k_row, k_value = _validate.row_number("k", k, scores, minimum=0.0, maximum=float(scores.shape[-1]))
+        masked = k_value if k_row is None else k_row.reshape(scores.shape[:-1])
+        if k_row is None and not isinstance(n, Tensor) and math.isclose(n, k_value):
+            kept = 0.0
+        else:
+            kept = n - masked
+    weights = soft_topk(
+        scores,
+        kept,
+        epsilon=epsilon,
+        lengths=lengths,
+        mask=mask,
+        largest=not largest,
+        normalizer=normalizer,
+        solver=solver,
+        iterations=iterations,
+        backend=backend,
+    )
+    assert isinstance(weights, Tensor)
+    return weights

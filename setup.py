@@ -1,0 +1,254 @@
+"""Builds mmer_fast: one abi3 library for every torch >= 2.10, CPU and CUDA in one file.
+
+Environment variables:
+    MMER_CUDA             1: build the CUDA kernels (an error without nvcc); 0: do not; unset: if nvcc is there and
+                          the installed torch has CUDA. Whether a GPU is present never matters.
+    MMER_PURE_PYTHON      1: no compiled library (reference and Triton backends only).
+    TORCH_CUDA_ARCH_LIST  e.g. "8.0;9.0+PTX" (default: kernels/sources.json, PTX of the newest).
+    MAX_JOBS, NVCC_THREADS, CXX, CUDA_HOME
+
+The torch of this environment is found also inside pip's isolated build: only its headers and library names are needed,
+so nothing is imported and nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+SOURCES = json.loads((ROOT / "kernels" / "sources.json").read_text())
+TORCH_TARGET = (2, 10)
+PYTHON_TARGET = "cp310"
+
+
+def fail(message: str) -> None:
+    sys.exit(f"\nmmer_fast: {message}\n")
+
+
+def enabled(variable: str) -> bool | None:
+    """The environment variable as a choice: True, False, or None where it is unset."""
+    value = os.environ.get(variable, "").strip()
+    if value not in ("", "0", "1"):
+        fail(f"{variable} must be 0 or 1, got {value!r}")
+    return None if value == "" else value == "1"
+
+
+def find_torch() -> tuple[Path, str, str | None]:
+    """Folder, version and CUDA version (or None) of the installed torch, without importing it."""
+    folders = [Path(entry or ".") for entry in sys.path]
+    folders += [Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")]  # hidden by pip's build isolation
+    for folder in folders:
+        version_file = folder / "torch" / "version.py"
+        if version_file.is_file():
+            text = version_file.read_text()
+            version = re.search(r"__version__ = '([^']+)'", text)
+            cuda = re.search(r"^cuda.*= '([^']+)'", text, flags=re.MULTILINE)
+            if version is None:
+                continue
+            if tuple(int(x) for x in version[1].split(".")[:2]) < TORCH_TARGET:
+                fail(f"needs torch >= {TORCH_TARGET[0]}.{TORCH_TARGET[1]}, found {version[1]} in {folder}")
+            return version_file.parent, version[1], cuda[1] if cuda else None
+    fail(
+        "PyTorch is not installed in this Python environment. Install it first (pip install 'torch>=2.10'), then "
+        "repeat this command. If it is installed and your tool builds in another environment, "
+        "use: pip install --no-build-isolation ."
+    )
+    raise AssertionError
+
+
+def find_compiler() -> str | None:
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def find_nvcc() -> tuple[Path, Path] | None:
+    """nvcc and the toolkit's folder."""
+    candidates = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    candidates += [str(Path(found).resolve().parent.parent) if (found := shutil.which("nvcc")) else None]
+    candidates += ["/usr/local/cuda"]
+    for home in candidates:
+        if home and (Path(home) / "bin" / "nvcc").is_file() and (Path(home) / "include").is_dir():
+            return Path(home) / "bin" / "nvcc", Path(home)
+    return None
+
+
+def want_cuda(torch_cuda: str | None) -> tuple[Path, Path] | None:
+    choice = enabled("MMER_CUDA")
+    if choice is False:
+        return None
+    found = find_nvcc()
+    if choice and found is None:
+        fail(
+            "MMER_CUDA=1, but no nvcc was found (CUDA_HOME, PATH and /usr/local/cuda were looked at). Install the "
+            "CUDA toolkit or set CUDA_HOME; MMER_CUDA=0 builds for the CPU alone."
+        )
+    return found if choice or torch_cuda is not None else None
+
+
+def cuda_architectures() -> list[str]:
+    """E.g. ["8.0", "9.0+PTX"]."""
+    listed = re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip())
+    if listed == [""]:
+        listed = list(SOURCES["cuda_architectures"])
+        listed[-1] += "+PTX"
+    for arch in listed:
+        if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch):
+            fail(f"TORCH_CUDA_ARCH_LIST must look like '8.0;9.0+PTX', got {arch!r}")
+    return listed
+
+
+def gencode(architectures: list[str]) -> list[str]:
+    flags = []
+    for arch in architectures:
+        number = arch.removesuffix("+PTX").replace(".", "")
+        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+        if arch.endswith("+PTX"):
+            flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
+    return flags
+
+
+def quote(text: str | Path) -> str:
+    return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+class NinjaBuild(build_ext):
+    """Compiles through ninja: flags differ from file to file (one build of the CPU kernels per instruction set)."""
+
+    def build_extension(self, ext: Extension) -> None:
+        torch_folder, torch_version, torch_cuda = find_torch()
+        compiler = find_compiler()
+        if compiler is None:
+            fail("no C++ compiler (g++, clang++, CXX)")
+        cuda = want_cuda(torch_cuda)
+        build_folder = Path(self.build_temp).resolve()
+        build_folder.mkdir(parents=True, exist_ok=True)
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+
+        architectures = cuda_architectures() if cuda else []
+        isas = SOURCES["isas"].get(platform.machine(), SOURCES["isas"]["other"])
+        self.write_build_info(build_folder / "build_info.h", compiler, torch_version, cuda, architectures, list(isas))
+
+        include = [
+            f"-isystem {quote(torch_folder / 'include')}",
+            f"-isystem {quote(sysconfig.get_path('include'))}",
+            f"-include {quote(build_folder / 'build_info.h')}",
+        ]
+        target_hex = f"0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"
+        torch_flags = [*SOURCES["cxx_flags"], f"-DTORCH_TARGET_VERSION={target_hex}", *include]
+        link = [f"-L{quote(torch_folder / 'lib')}", "-ltorch", "-ltorch_cpu", "-Wl,--no-as-needed"]
+        edges: list[tuple[str, Path, str]] = []
+        if cuda:
+            nvcc, home = cuda
+            torch_flags += ["-DMMER_WITH_CUDA", f"-isystem {quote(home / 'include')}"]
+            link = [f"-L{quote(home / 'lib64')}", "-lcudart_static", "-ldl", "-lrt", "-lpthread", *link]
+            threads = os.environ.get("NVCC_THREADS", "1")
+            nvcc_flags = [*SOURCES["nvcc_flags"], *gencode(architectures), "--threads", threads]
+            edges += [("nvcc", ROOT / "kernels" / name, " ".join(nvcc_flags)) for name in SOURCES["cuda"]]
+        for isa, isa_flags in isas.items():
+            flags = " ".join([*SOURCES["cxx_flags"], f"-DMMER_VARIANT={isa}", *isa_flags])
+            edges += [("cxx", ROOT / "kernels" / name, flags) for name in SOURCES["cpu_per_isa"]]
+        plain = " ".join(SOURCES["cxx_flags"])
+        edges += [("cxx", ROOT / "kernels" / name, plain) for name in SOURCES["cpu"]]
+        edges += [("cxx", ROOT / source, " ".join(torch_flags)) for source in ext.sources]
+
+        lines = [
+            f"rule cxx\n  command = {quote(compiler)} -MMD -MF $out.d $flags -c $in -o $out\n"
+            "  depfile = $out.d\n  deps = gcc\n  description = C++ $in",
+            f"rule nvcc\n  command = {quote(cuda[0]) if cuda else 'false'} -MD -MF $out.d $flags -c $in -o $out\n"
+            "  depfile = $out.d\n  deps = gcc\n  description = CUDA $in",
+            # -Bsymbolic-functions and hidden visibility: nothing but the module's init is exported.
+            f"rule link\n  command = {quote(compiler)} -shared -Wl,--exclude-libs,ALL $in -o $out $flags\n"
+            "  description = link $out",
+        ]
+        objects = []
+        for i, (rule, source, flags) in enumerate(edges):
+            out = build_folder / f"{i:02d}_{source.stem}.o"
+            implicit = "" if rule == "nvcc" else f" | {quote(build_folder / 'build_info.h')}"
+            lines.append(f"build {quote(out)}: {rule} {quote(source)}{implicit}\n  flags = {flags}")
+            objects.append(quote(out))
+        lines.append(f"build {quote(target)}: link {' '.join(objects)}\n  flags = {' '.join(link)}")
+        (build_folder / "build.ninja").write_text("\n".join(lines) + "\n")
+        self.run_ninja(build_folder)
+
+    def write_build_info(
+        self,
+        path: Path,
+        compiler: str,
+        torch_version: str,
+        cuda: tuple[Path, Path] | None,
+        architectures: list[str],
+        isas: list[str],
+    ) -> None:
+        nvcc_version = None
+        if cuda:
+            printed = subprocess.run([cuda[0], "--version"], capture_output=True, text=True, check=True).stdout
+            release = re.search(r"release ([\d.]+)", printed)
+            nvcc_version = release[1] if release else "unknown"
+        compiler_version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        info = {
+            "version": self.distribution.get_version(),
+            "compiler": compiler_version.splitlines()[0],
+            "torch": torch_version,
+            "torch_target": ".".join(map(str, TORCH_TARGET)),
+            "cuda": nvcc_version,
+            "cuda_architectures": architectures,
+            "isas": isas,
+        }
+        text = f'#define MMER_BUILD_INFO R"json({json.dumps(info)})json"\n'
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+
+    def run_ninja(self, build_folder: Path) -> None:
+        ninja = shutil.which("ninja")
+        command = [ninja] if ninja else [sys.executable, "-m", "ninja"]
+        command += ["-C", str(build_folder)]
+        if os.environ.get("MAX_JOBS"):
+            command += ["-j", os.environ["MAX_JOBS"]]
+        if self.verbose:
+            command.append("-v")
+        if subprocess.run(command).returncode != 0:
+            fail("the compiled library could not be built; the compiler's message is above")
+
+
+class Abi3Wheel(bdist_wheel):
+    def finalize_options(self) -> None:
+        if self.distribution.ext_modules:
+            self.py_limited_api = PYTHON_TARGET
+        super().finalize_options()
+
+
+def extensions() -> list[Extension]:
+    if enabled("MMER_PURE_PYTHON"):
+        print("mmer_fast: MMER_PURE_PYTHON=1, no compiled library: reference and Triton backends only")
+        return []
+    if find_compiler() is None:
+        if enabled("MMER_CUDA"):
+            fail("MMER_CUDA=1, but no C++ compiler was found (g++, clang++, CXX)")
+        print("mmer_fast: no C++ compiler found: pure-Python install, reference and Triton backends only")
+        return []
+    if enabled("MMER_CUDA"):
+        want_cuda(None)  # says at once what is missing
+    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.cpp"))
+    return [Extension("mmer_fast._C", sources, py_limited_api=True)]
+
+
+version = re.search(r'__version__ = "([^"]+)"', (ROOT / "mmer_fast" / "_version.py").read_text())
+assert version is not None
+setup(
+    version=version[1],
+    ext_modules=extensions(),
+    cmdclass={"build_ext": NinjaBuild, "bdist_wheel": Abi3Wheel},
+)
