@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kShortThreads, short_blocks(sizeof(Compute) * 
 }
 
 template <typename Compute>
-__global__ void __launch_bounds__(kLongThreads, sizeof(Compute) == 4 ? 2 : 1)
+__global__ void __launch_bounds__(kLongThreads, kLongBlocks)
     soft_topk_backward_long(const SoftTopKBackwardArgs args, const TeamShape shape) {
   __shared__ TeamScratch scratch;
   __shared__ double shared_mean;

@@ -2,9 +2,9 @@
 //
 //     T_i = sigma(sign (s_i - lambda) / tau),   lambda such that sum_i T_i = k
 //
-// Rows of up to 1024 entries: a group of lanes a row, entries in registers (soft_topk_lanes.cuh). Longer rows: a block
-// or a cluster of blocks a row (soft_topk_team.cuh). Both drive ThresholdSolver with the same sequence of calls as
-// the CPU kernel does.
+// Rows of up to 1024 entries: a group of lanes a row, entries in registers (soft_topk_lanes.cuh). Longer rows, and the
+// Sinkhorn recursion: a block or a cluster of blocks a row (soft_topk_team.cuh). Both drive ThresholdSolver with the
+// same sequence of calls as the CPU kernel does.
 #include "soft_topk.h"
 #include "soft_topk_lanes.cuh"
 #include "soft_topk_launch.cuh"
@@ -18,12 +18,6 @@ using Action = ThresholdSolver::Action;
 
 template <typename Compute>
 inline constexpr bool kInFloat = sizeof(Compute) == 4;
-
-__device__ __forceinline__ Action start_solver(ThresholdSolver& solver, const RowStats& stats, double k, double tau,
-                                               bool in_float, int64_t sinkhorn_iterations, double sign) {
-  if (sinkhorn_iterations > 0) return solver.start_sinkhorn(stats, k, tau, sign);
-  return solver.start(stats, k, tau, in_float);
-}
 
 __device__ __forceinline__ double row_k(const SoftTopKForwardArgs& args, int64_t row) {
   if (row >= args.in.rows) return 0.0;
@@ -55,8 +49,7 @@ __device__ __forceinline__ Argument<Compute> argument_of(const ThresholdSolver& 
 // Drives the solver to Action::kOutput. The rows of a warp may ask for different things: each round serves them all.
 template <typename Compute, int kLanes, int kItems>
 __device__ __forceinline__ void solve_short(const LaneRow<Compute, kLanes, kItems>& entries, const RowStats& stats,
-                                            ThresholdSolver& solver, Action action,
-                                            Compute inverse_tau) {
+                                            ThresholdSolver& solver, Action action, Compute inverse_tau) {
   while (__any_sync(kFullWarp, action != Action::kOutput)) {
     const bool selecting = action == Action::kSelect;
     if (__any_sync(kFullWarp, selecting)) {
@@ -69,27 +62,9 @@ __device__ __forceinline__ void solve_short(const LaneRow<Compute, kLanes, kItem
   }
 }
 
-// Leaves the solver at c_{N-1} and returns S_{N-1}, the sum of the sigmoids there.
 template <typename Compute, int kLanes, int kItems>
-__device__ __forceinline__ double sinkhorn_short(const LaneRow<Compute, kLanes, kItems>& entries,
-                                                 const RowStats& stats, ThresholdSolver& solver, int64_t iterations,
-                                                 Compute inverse_tau) {
-  using Group = Lanes<kLanes>;
-  double taken = 0;
-  for (int64_t i = 0; i < iterations; ++i) {
-    ThreadMarginals<Compute> part;
-    const Argument<Compute> argument = argument_of(solver, inverse_tau);
-#pragma unroll
-    for (int pack = 0; pack < entries.kPacks; ++pack) part.add(argument, &entries.x[pack * entries.kWidth]);
-    taken = Group::sum(part.T.total());
-    const double left = Group::sum(part.U.total());
-    if (i + 1 < iterations && !solver.saturated) solver.sinkhorn_step(taken, left, stats);
-  }
-  return taken;
-}
-
-template <typename Compute, int kLanes, int kItems>
-__global__ void __launch_bounds__(kShortThreads, short_blocks(sizeof(Compute) * kItems)) soft_topk_forward_short(const SoftTopKForwardArgs args) {
+__global__ void __launch_bounds__(kShortThreads, short_blocks(sizeof(Compute) * kItems))
+    soft_topk_forward_short(const SoftTopKForwardArgs args) {
   using Entries = LaneRow<Compute, kLanes, kItems>;
   const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kLanes;
   const int lane = threadIdx.x % kLanes;
@@ -102,16 +77,9 @@ __global__ void __launch_bounds__(kShortThreads, short_blocks(sizeof(Compute) * 
   entries.load(input, lane, vectorised);
   const RowStats stats = entries.stats();
   ThresholdSolver solver;
-  const Action action = start_solver(solver, stats, row_k(args, row), input.tau, kInFloat<Compute>,
-                                     args.sinkhorn_iterations, input.sign);
+  const Action action = solver.start(stats, row_k(args, row), input.tau, kInFloat<Compute>);
   const Compute inverse_tau = inverse_temperature<Compute>(input.tau);
-  Compute scale = 1;
-  if (args.sinkhorn_iterations > 0) {
-    const double sum = sinkhorn_short(entries, stats, solver, args.sinkhorn_iterations, inverse_tau);
-    scale = static_cast<Compute>(solver.k / sum);
-  } else {
-    solve_short(entries, stats, solver, action, inverse_tau);
-  }
+  solve_short(entries, stats, solver, action, inverse_tau);
 
   const Argument<Compute> argument = argument_of(solver, inverse_tau);
   const Compute fill = static_cast<Compute>(solver.fill);
@@ -124,7 +92,7 @@ __global__ void __launch_bounds__(kShortThreads, short_blocks(sizeof(Compute) * 
 #pragma unroll
     for (int j = 0; j < Entries::kWidth; ++j) {
       const bool valid = entries.valid >> (pack * Entries::kWidth + j) & 1u;
-      x[j] = solver.saturated ? Row<Compute>::filled(fill, x[j], valid) : T[j] * scale;
+      x[j] = solver.saturated ? Row<Compute>::filled(fill, x[j], valid) : T[j];
     }
   }
   if (live) store_lane_values<kLanes, Entries::kPacks>(output, input.cols, lane, vectorised, entries.x);
@@ -136,28 +104,43 @@ __global__ void __launch_bounds__(kShortThreads, short_blocks(sizeof(Compute) * 
 
 // ---- Long rows -----------------------------------------------------------------------------------------------------
 
+// What thread 0 of a block keeps between the sweeps; in shared memory, to leave the registers to the sweeps.
+struct TeamSolver {
+  ThresholdSolver solver;
+  RowStats stats;
+};
+
+// Shared memory for an object that has a constructor.
+template <typename T>
+struct Uninitialised {
+  alignas(T) unsigned char bytes[sizeof(T)];
+  __device__ __forceinline__ T& get() { return *reinterpret_cast<T*>(bytes); }
+};
+
 template <typename Compute>
-__device__ __forceinline__ void publish(Plan<Compute>& shared, const ThresholdSolver& solver, Action action,
-                                        Compute inverse_tau, double scale = 1.0) {
-  if (threadIdx.x != 0) return;
-  shared = {argument_of(solver, inverse_tau), static_cast<Compute>(scale), static_cast<Compute>(solver.fill),
-            solver.saturated, action};
+__device__ __forceinline__ Plan<Compute> plan_of(const ThresholdSolver& solver, Action action, Compute inverse_tau,
+                                                 double scale = 1.0) {
+  return {argument_of(solver, inverse_tau), static_cast<Compute>(scale), static_cast<Compute>(solver.fill),
+          solver.saturated, action};
 }
 
-// Between this read and the next publish() lies a barrier: every turn reduces something.
+// Between this read and the next write of the plan lies a barrier: every turn of the loops below reduces something.
 template <typename Compute>
 __device__ __forceinline__ Plan<Compute> receive(const Plan<Compute>& shared) {
   __syncthreads();
   return shared;
 }
 
-// One block of the shape.ranks that share a row. Warp 0 of each runs the solver on the same sums, hence alike.
+// One block of the shape.ranks that share a row. Thread 0 of each runs the solver on the same sums, hence alike.
 template <typename Compute>
-__global__ void __launch_bounds__(kLongThreads, sizeof(Compute) == 4 ? 2 : 1) soft_topk_forward_long(const SoftTopKForwardArgs args,
-                                                                       const TeamShape shape) {
+__global__ void __launch_bounds__(kLongThreads, kLongBlocks)
+    soft_topk_forward_long(const SoftTopKForwardArgs args, const TeamShape shape) {
   __shared__ TeamScratch scratch;
   __shared__ Histogram histogram;
   __shared__ Plan<Compute> shared_plan;
+  __shared__ Uninitialised<TeamSolver> solver_storage;
+  static_assert(sizeof(TeamScratch) + sizeof(Histogram) + sizeof(Plan<Compute>) + sizeof(TeamSolver) <= kStaticShared,
+                "the launch reserves too little");
   extern __shared__ __align__(16) unsigned char staged[];
   const int64_t row = blockIdx.x / static_cast<unsigned>(shape.ranks);
   const int64_t iterations = args.sinkhorn_iterations;
@@ -166,13 +149,17 @@ __global__ void __launch_bounds__(kLongThreads, sizeof(Compute) == 4 ? 2 : 1) so
   const LongRow<Compute> entries(input, shape, team.rank(), reinterpret_cast<Compute*>(staged));
   const double k = row_k(args, row);
   const Compute inverse_tau = inverse_temperature<Compute>(input.tau);
-  const bool solves = team.warp() == 0;
+  const bool solves = threadIdx.x == 0;
+  ThresholdSolver& solver = solver_storage.get().solver;  // used where `solves` alone, like the statistics
+  RowStats& stats = solver_storage.get().stats;
 
-  ThresholdSolver solver;  // here and below: meaningful where `solves`
-  const RowStats stats = entries.stage_and_measure(team);
+  const RowStats measured_stats = entries.stage_and_measure(team);
   if (solves) {
-    const Action action = start_solver(solver, stats, k, input.tau, kInFloat<Compute>, iterations, input.sign);
-    publish(shared_plan, solver, action, inverse_tau);
+    stats = measured_stats;
+    solver = ThresholdSolver();
+    const Action action = iterations > 0 ? solver.start_sinkhorn(stats, k, input.tau, input.sign)
+                                         : solver.start(stats, k, input.tau, kInFloat<Compute>);
+    shared_plan = plan_of(solver, action, inverse_tau);
   }
   Plan<Compute> plan = receive(shared_plan);
 
@@ -181,7 +168,7 @@ __global__ void __launch_bounds__(kLongThreads, sizeof(Compute) == 4 ? 2 : 1) so
     entries.marginals(team, plan.argument, marginals);
     if (solves) {
       if (i + 1 < iterations) solver.sinkhorn_step(marginals[0], marginals[1], stats);
-      publish(shared_plan, solver, Action::kOutput, inverse_tau, solver.k / marginals[0]);
+      shared_plan = plan_of(solver, Action::kOutput, inverse_tau, k / marginals[0]);
     }
     plan = receive(shared_plan);
   }
@@ -197,13 +184,13 @@ __global__ void __launch_bounds__(kLongThreads, sizeof(Compute) == 4 ? 2 : 1) so
       const SigmoidSums sums = entries.sigmoids(team, plan.argument);
       if (solves) action = solver.after_sweep(sums, kInFloat<Compute>);
     }
-    if (solves) publish(shared_plan, solver, action, inverse_tau);
+    if (solves) shared_plan = plan_of(solver, action, inverse_tau);
     plan = receive(shared_plan);
   }
 
   const MatrixRow<Compute> output(args.weights, row, args.in.cols, args.in.dtype);
   const SigmoidSums measured = entries.write_weights(team, plan, output);
-  if (team.rank() == 0 && threadIdx.x == 0) write_certificate(args, row, solver, input.sign, measured);
+  if (solves && team.rank() == 0) write_certificate(args, row, solver, input.sign, measured);
   team.leave();
 }
 
@@ -220,9 +207,10 @@ cudaError_t launch_short(const SoftTopKForwardArgs& args, cudaStream_t stream) {
 struct Forward {
   template <typename Compute>
   static cudaError_t launch(const SoftTopKForwardArgs& args, cudaStream_t stream) {
-    if (args.in.cols <= 128) return launch_short<Compute, 8, 16>(args, stream);
-    if (args.in.cols <= 512) return launch_short<Compute, 32, 16>(args, stream);
-    if (args.in.cols <= 1024) return launch_short<Compute, 32, 32>(args, stream);
+    const bool solves = args.sinkhorn_iterations == 0;  // the Sinkhorn recursion is there to reproduce, not to be fast
+    if (solves && args.in.cols <= 128) return launch_short<Compute, 8, 16>(args, stream);
+    if (solves && args.in.cols <= 512) return launch_short<Compute, 32, 16>(args, stream);
+    if (solves && args.in.cols <= 1024) return launch_short<Compute, 32, 32>(args, stream);
     return launch_long(soft_topk_forward_long<Compute>, args, args.in, sizeof(Compute), stream);
   }
 };

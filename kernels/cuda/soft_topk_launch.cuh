@@ -12,8 +12,11 @@ namespace mmer {
 
 inline constexpr int kShortThreads = 128;  // at most; a warp a block while the rows would not fill the device
 // Blocks a multiprocessor that the registers are budgeted for, by the bytes of a row that a lane holds.
-constexpr int short_blocks(int bytes) { return bytes <= 64 ? 4 : (bytes <= 128 ? 3 : 2); }
+constexpr int short_blocks(int bytes) { return bytes <= 128 ? 3 : 2; }
 inline constexpr int kLongThreads = 256;
+inline constexpr int kLongBlocks = 2;       // blocks a multiprocessor that their registers are budgeted for
+inline constexpr int kStaticShared = 10240;  // bytes that a block of a long row has besides the staged entries
+inline constexpr int kDriverShared = 1024;   // bytes a block that the driver keeps
 inline constexpr int kLongWarps = kLongThreads / 32;
 inline constexpr int kBatchPacks = 4;      // packs that a thread of a long row has in flight
 inline constexpr int kMaxRanks = 16;       // blocks of a cluster
@@ -71,14 +74,13 @@ inline cudaError_t device_limits(DeviceLimits& limits) {
 }
 
 // A slice for each of `ranks` blocks, with as much of it in shared memory as leaves room for `blocks_per_sm`.
-inline TeamShape team_shape(int64_t cols, int ranks, int blocks_per_sm, int static_shared, int compute_size,
+inline TeamShape team_shape(int64_t cols, int ranks, int blocks_per_sm, int compute_size,
                             const DeviceLimits& limits) {
   const int span = team_span(compute_size);
   const int64_t spans = (cols + span - 1) / span;
   const int slice_spans = static_cast<int>((spans + ranks - 1) / ranks);
-  const int reserved = 1024 + static_shared;  // the driver keeps 1 KiB a block
-  const int room = std::min(limits.shared_per_block - static_shared,
-                            limits.shared_per_multiprocessor / blocks_per_sm - reserved);
+  const int room = std::min(limits.shared_per_block - kStaticShared,
+                            limits.shared_per_multiprocessor / blocks_per_sm - kStaticShared - kDriverShared);
   const int staged_spans = std::min(slice_spans, std::max(room, 0) / (span * compute_size));
   return {ranks, slice_spans * span, staged_spans * span};
 }
@@ -91,11 +93,6 @@ cudaError_t launch_long(void (*kernel)(Args, TeamShape), const Args& args, const
   DeviceLimits limits{};
   cudaError_t status = device_limits(limits);
   if (status != cudaSuccess) return status;
-  cudaFuncAttributes attributes{};
-  status = cudaFuncGetAttributes(&attributes, kernel);
-  if (status != cudaSuccess) return status;
-  const int static_shared = static_cast<int>(attributes.sharedSizeBytes);
-
   int ranks = 1;
   if (limits.major >= 9) {
     const int64_t spans = in.cols / team_span(compute_size);
@@ -104,9 +101,8 @@ cudaError_t launch_long(void (*kernel)(Args, TeamShape), const Args& args, const
   for (;; ranks /= 2) {
     const int64_t blocks = in.rows * ranks;
     if (blocks > INT_MAX) return cudaErrorInvalidValue;
-    const int blocks_per_sm =
-        static_cast<int>(std::clamp<int64_t>((blocks + limits.multiprocessors - 1) / limits.multiprocessors, 1, 4));
-    TeamShape shape = team_shape(in.cols, ranks, blocks_per_sm, static_shared, compute_size, limits);
+    const int blocks_per_sm = blocks > limits.multiprocessors ? kLongBlocks : 1;
+    TeamShape shape = team_shape(in.cols, ranks, blocks_per_sm, compute_size, limits);
     if (!stages) shape.staged = 0;
 
     cudaLaunchConfig_t config{};
