@@ -16,6 +16,12 @@ INK, MUTED, GRID = "#222222", "#777777", "#e6e6e6"
 BLUE, ORANGE, GREEN = "#2f6db3", "#d9731a", "#3a8f5c"
 
 
+PERTURBATION_CURVES = (
+    ("perturbed", r"$L_p$", GREEN),
+    ("gradient_ratio", r"$\|\nabla L_p\| \;/\; \|\nabla (L_r + \rho L_m)\|$", MUTED),
+)
+
+
 def plot_curves(history: Sequence[Mapping[str, Any]], path: Path, *, best_epoch: int | None = None) -> None:
     """Draw losses and micro-F1 by epoch and write them to `path` (its suffix says the format), atomically.
 
@@ -23,33 +29,36 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: Path, *, best_epoch:
         history: one record an epoch, as `Trainer.fit` returns them.
         best_epoch: marked in the right panel, counted from 1.
     """
-    figure = Figure(figsize=(10, 4), layout="constrained", dpi=150)
-    losses, scores = figure.subplots(1, 2)
+    figure = Figure(figsize=(13, 3.8), layout="constrained", dpi=150)
+    recognition, consistency, scores = figure.subplots(1, 3)
     epochs = [record["epoch"] for record in history]
 
-    _style(losses, "Training losses")
-    names = (("recognition", r"$L_r$ recognition", BLUE), ("masked", r"$L_m$ masked", ORANGE))
-    for key, label, colour in (*names, ("perturbed", r"$L_p$ perturbed", GREEN)):
-        values = [record["train"][key] for record in history]
-        if any(values):
-            losses.plot(epochs, values, color=colour, marker="o", markersize=3.5, label=label)
-    losses.set_yscale("log")
-    losses.legend(frameon=False, labelcolor=INK)
+    def draw(axes: Axes, values: list[float], colour: str, label: str) -> None:
+        axes.plot(epochs, values, color=colour, marker="o", markersize=3.5, label=label)
+
+    _style(recognition, "Recognition loss in training")
+    draw(recognition, [record["train"]["recognition"] for record in history], BLUE, r"$L_r$, input as it is")
+    masked = [record["train"]["masked"] for record in history]
+    if any(masked):
+        draw(recognition, masked, ORANGE, r"$L_m$, most telling units masked")
+    recognition.legend(frameon=False, labelcolor=INK)
+
+    _style(consistency, "Adversarial perturbation in training")
+    for key, label, colour in PERTURBATION_CURVES:
+        values = [record["train"][key] if key in record["train"] else record[key] for record in history]
+        if all(values):
+            draw(consistency, values, colour, label)
+            consistency.set_yscale("log")
+    if consistency.lines:
+        consistency.legend(frameon=False, labelcolor=INK)
 
     _style(scores, "micro-F1")
-    for key, label, colour in (("train", "train", MUTED), ("valid", "validation", BLUE)):
-        values = [record[key]["micro_f1"] for record in history]
-        scores.plot(epochs, values, color=colour, marker="o", markersize=3.5, label=label)
+    draw(scores, [record["train"]["micro_f1"] for record in history], MUTED, "train")
+    draw(scores, [record["valid"]["micro_f1"] for record in history], BLUE, "validation")
     if best_epoch is not None:
         value = history[best_epoch - 1]["valid"]["micro_f1"]
-        scores.plot(
-            [best_epoch],
-            [value],
-            "o",
-            color=ORANGE,
-            markersize=8,
-            label=f"chosen: epoch {best_epoch}, {value:.3f}",
-        )
+        label = f"chosen: epoch {best_epoch}, {value:.3f}"
+        scores.plot([best_epoch], [value], "o", color=ORANGE, markersize=8, label=label)
     scores.legend(frameon=False, labelcolor=INK)
 
     write_atomically(path, figure.savefig)

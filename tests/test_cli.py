@@ -18,6 +18,7 @@ import torch
 
 from mmer_fast import cli
 from mmer_fast.data import load, make_synthetic, write_npz
+from mmer_fast.training import Algorithm1
 from mmer_fast.training.checkpoint import CheckpointError, read_tensors
 
 FOUR = ("Accuracy", "Hamming", "micro-F1", "macro-F1")
@@ -52,10 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on it."""
     out = tmp_path_factory.mktemp("runs") / "finished"
-    assert (
-        mmer_fast("train", "--data", data, "--out", out, "--epochs", 2, "--batch-size", 8, "--device", "cpu")
-        == 0
-    )
+    assert mmer_fast("train", "--data", data, "--out", out, "--epochs", 2, "--batch-size", 8, "--device", "cpu") == 0
     return out
 
 
@@ -95,9 +93,7 @@ def test_training_off_a_terminal_prints_plain_lines(
     assert (config["train"]["seed"], config["train"]["learning_rate"]) == (5, 2e-3)
 
 
-def test_evaluate_repeats_the_metrics_of_the_run(
-    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_repeats_the_metrics_of_the_run(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     for split in ("valid", "test"):
         assert mmer_fast("evaluate", "--run", run, "--data", data, "--split", split, "--json") == 0
@@ -109,10 +105,7 @@ def test_evaluate_repeats_the_metrics_of_the_run(
 
 def test_predictions_are_written_as_csv_and_npz(run: Path, data: Path, tmp_path: Path) -> None:
     for name in ("p.csv", "p.npz"):
-        assert (
-            mmer_fast("predict", "--run", run, "--data", data, "--out", tmp_path / name, "--split", "valid")
-            == 0
-        )
+        assert mmer_fast("predict", "--run", run, "--data", data, "--out", tmp_path / name, "--split", "valid") == 0
     labels = load(data).label_names
     with np.load(tmp_path / "p.npz") as stored:
         probabilities, threshold = stored["probabilities"], float(stored["threshold"])
@@ -138,7 +131,7 @@ def steps_done(state: Path) -> int:
 
 
 def test_a_killed_training_resumes_to_the_same_result(data: Path, tmp_path: Path) -> None:
-    options = ["--data", data, "--epochs", 3, "--batch-size", 4, "--checkpoint-every", 1, "--device", "cpu"]
+    options = ["--data", data, "--epochs", 2, "--batch-size", 4, "--checkpoint-every", 1, "--device", "cpu"]
     assert mmer_fast("train", "--out", tmp_path / "whole", *options) == 0
     command = [sys.executable, "-m", "mmer_fast", "train", "--out", tmp_path / "killed", *options]
     killed = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
@@ -199,15 +192,11 @@ class Touch:
         return Path.touch, (self.path,)
 
 
-def test_bad_data_is_refused_and_nothing_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_data_is_refused_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evil, text, partial = tmp_path / "evil.pt", tmp_path / "text.npz", tmp_path / "partial.npz"
     torch.save({"train": Touch(tmp_path / "executed")}, evil)
     text.write_text("not a data set")
-    np.savez(
-        partial, train_audio=np.zeros((2, 3, 4), np.float32), train_labels=np.ones((2, 1)), label_names=["x"]
-    )
+    np.savez(partial, train_audio=np.zeros((2, 3, 4), np.float32), train_labels=np.ones((2, 1)), label_names=["x"])
     (tmp_path / "evil.npz").write_bytes(pickle.dumps(Touch(tmp_path / "executed")))
     for source in (evil, text, partial, tmp_path / "evil.npz", tmp_path / "absent.npz", tmp_path):
         message = refused(capsys, "train", "--data", source, "--out", tmp_path / "run")
@@ -274,14 +263,10 @@ def test_evaluation_needs_a_model_and_fitting_data(
     assert "labels" in refused(capsys, "evaluate", "--run", run, "--data", tmp_path / "renamed.npz")
     only_audio = tmp_path / "audio.npz"
     write_npz(load(data).select(["audio"]), only_audio)
-    assert "video" in refused(
-        capsys, "predict", "--run", run, "--data", only_audio, "--out", tmp_path / "p.csv"
-    )
+    assert "video" in refused(capsys, "predict", "--run", run, "--data", only_audio, "--out", tmp_path / "p.csv")
 
 
-def test_diverging_training_exits_with_1(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_diverging_training_exits_with_1(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = (
         "--data",
         data,
@@ -295,6 +280,20 @@ def test_diverging_training_exits_with_1(
         "cpu",
     )
     assert "not finite" in refused(capsys, "train", *arguments, code=1)
+
+
+def test_an_interrupted_training_says_how_to_go_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Algorithm1, "accumulate_gradients", interrupted)
+    arguments = ("--data", data, "--out", tmp_path / "run", "--device", "cpu")
+    assert mmer_fast("train", *arguments) == 130
+    assert f"mmer-fast train --out {tmp_path / 'run'} --resume" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert mmer_fast("train", *arguments, "--resume") == 0
 
 
 def test_missing_packages_are_named_with_the_command(

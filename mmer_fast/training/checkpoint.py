@@ -84,9 +84,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
     }
 
 
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
-) -> None:
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`."""
     state: dict[int, dict[str, Tensor]] = {}
     index = {name: i for i, (name, _) in enumerate(model.named_parameters())}
@@ -116,9 +114,7 @@ def restore_random_states(states: Mapping[str, Tensor]) -> None:
 
 def section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The entries under `prefix/`, without the prefix."""
-    return {
-        name.removeprefix(prefix + "/"): t for name, t in tensors.items() if name.startswith(prefix + "/")
-    }
+    return {name.removeprefix(prefix + "/"): t for name, t in tensors.items() if name.startswith(prefix + "/")}
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -61,9 +61,7 @@ class SplitName(str, Enum):
     test = "test"
 
 
-DataOption = Annotated[
-    str, typer.Option(help='A .npz or .pt data file, or "synthetic" for the embedded data set.')
-]
+DataOption = Annotated[str, typer.Option(help='A .npz or .pt data file, or "synthetic" for the embedded data set.')]
 RunOption = Annotated[Path, typer.Option("--run", help="Directory of a finished training.")]
 DeviceOption = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", or "auto": cuda if there is one.')]
 SplitOption = Annotated[SplitName, typer.Option(help="Which part of the data.")]
@@ -71,9 +69,7 @@ SplitOption = Annotated[SplitName, typer.Option(help="Which part of the data.")]
 
 @app.command()
 def train(
-    out: Annotated[
-        Path, typer.Option(help="Directory for checkpoints, metrics and curves; made if need be.")
-    ],
+    out: Annotated[Path, typer.Option(help="Directory for checkpoints, metrics and curves; made if need be.")],
     data: Annotated[
         str | None,
         typer.Option(
@@ -151,9 +147,7 @@ def predict(
     model, header, loaded = _model_and_data(run, data, device)
     probabilities_nk = predict_probabilities(model, loaded.splits[split.value]).numpy()
     write = _write_csv if out.suffix == ".csv" else _write_npz
-    write_atomically(
-        out, lambda path: write(path, header["label_names"], probabilities_nk, header["threshold"])
-    )
+    write_atomically(out, lambda path: write(path, header["label_names"], probabilities_nk, header["threshold"]))
     Console().print(f"{len(probabilities_nk)} samples written to {out}", soft_wrap=True, highlight=False)
 
 
@@ -202,9 +196,7 @@ def _stored_run(out: Path, resume: bool) -> RunConfig | None:
     if resume and not out.is_dir():
         raise RunError(f"--out {out}: there is no run to resume; leave out --resume to start one")
     if not resume and holds_run(out):
-        raise RunError(
-            f"--out {out}: already holds a run; go on with it by --resume, or choose another directory"
-        )
+        raise RunError(f"--out {out}: already holds a run; go on with it by --resume, or choose another directory")
     existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise RunError(f"--out {out}: cannot write to {existing}")
@@ -257,6 +249,4 @@ def _write_csv(path: Path, labels: list[str], probabilities_nk: np.ndarray, thre
 
 def _write_npz(path: Path, labels: list[str], probabilities_nk: np.ndarray, threshold: float) -> None:
     with open(path, "wb") as file:
-        np.savez(
-            file, probabilities=probabilities_nk, label_names=np.array(labels), threshold=np.array(threshold)
-        )
+        np.savez(file, probabilities=probabilities_nk, label_names=np.array(labels), threshold=np.array(threshold))

@@ -91,9 +91,7 @@ def check_same(stored: RunConfig, asked: RunConfig) -> None:
     old, new = _flatten(stored.to_json()), _flatten(asked.to_json())
     differing = [key for key in sorted(old | new) if key not in UNCOMPARED and old.get(key) != new.get(key)]
     if differing:
-        listed = "; ".join(
-            f"{key}: the run has {old.get(key)!r}, asked for {new.get(key)!r}" for key in differing
-        )
+        listed = "; ".join(f"{key}: the run has {old.get(key)!r}, asked for {new.get(key)!r}" for key in differing)
         raise RunError(f"cannot resume with another configuration or other data ({listed})")
 
 

@@ -86,9 +86,7 @@ class EpochSums:
         moving).
         """
         hit, false, missed, samples = self.counts.tolist()
-        means = dict(
-            zip(("recognition", "masked", "perturbed"), (self.losses / samples).tolist(), strict=True)
-        )
+        means = dict(zip(("recognition", "masked", "perturbed"), (self.losses / samples).tolist(), strict=True))
         return {**means, "micro_f1": 2 * hit / max(2 * hit + false + missed, 1)}
 
 
@@ -178,7 +176,7 @@ class Trainer:
         remaining = epoch_batches(self.train_split, config, progress.epoch)[progress.step :]
         for batch in batches(self.train_split, remaining, self.device):
             step = progress.epoch * self.steps_per_epoch + progress.step
-            measure = step % config.log_every == 0
+            measure = progress.step % config.log_every == 0
             result = self._optimize(batch, step, measure)
             self.sums.add(result, batch.labels, config.threshold)
             if measure:

@@ -70,9 +70,7 @@ def gradients_of_eq_15(model: RobMMR, batch: Batch, config: TrainConfig) -> dict
     return dict(zip(parameters, torch.autograd.grad(total, list(parameters.values())), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("reversal", "changes"), CASES, ids=["paper", "paper-scores", "authors-mask", "authors"]
-)
+@pytest.mark.parametrize(("reversal", "changes"), CASES, ids=["paper", "paper-scores", "authors-mask", "authors"])
 def test_accumulated_gradients_are_those_of_eq_15(reversal: str, changes: dict) -> None:
     model, batch = problem(reversal)
     config = dataclasses.replace(TRAIN, **changes)
@@ -136,10 +134,7 @@ def test_the_gradient_ratio_is_that_of_the_unweighted_consistency_loss(sigma: fl
         model.zero_grad()
         Algorithm1(model, config).accumulate_gradients(batch)
         return torch.cat(
-            [
-                torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
-                for p in model.parameters()
-            ]
+            [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()]
         )
 
     config = dataclasses.replace(TRAIN, **{**PAPER, "sigma": sigma})

@@ -14,9 +14,7 @@ from mmer_fast.training.perturbation import perturbation, perturbed_, perturbed_
 
 def tensors(scale: float = 1.0, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [
-        (torch.randn(shape, generator=generator) * scale).to(dtype) for shape in ((3, 4), (5,), (2, 2, 2))
-    ]
+    return [(torch.randn(shape, generator=generator) * scale).to(dtype) for shape in ((3, 4), (5,), (2, 2, 2))]
 
 
 def total_norm(values: list[torch.Tensor]) -> float:
@@ -43,9 +41,7 @@ def test_tensor_scope_gives_every_tensor_the_norm() -> None:
         assert norm == pytest.approx(total_norm([gradient]), rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("scale", "dtype"), [(1e-25, torch.float32), (1e25, torch.float32), (3e4, torch.float16)]
-)
+@pytest.mark.parametrize(("scale", "dtype"), [(1e-25, torch.float32), (1e25, torch.float32), (3e4, torch.float16)])
 def test_the_norm_neither_overflows_nor_underflows(scale: float, dtype: torch.dtype) -> None:
     gradients = [g.clamp(-60000, 60000) if dtype == torch.float16 else g for g in tensors(scale)]
     steps, _ = perturbation([g.to(dtype) for g in gradients], 1.0, "global")
@@ -106,9 +102,7 @@ def test_selection_of_parameters() -> None:
         which: {names[id(p)] for p in perturbed_parameters(encoder, which)}
         for which in ("projections", "attention", "feed_forward", "all")
     }
-    assert chosen["attention"] == {
-        f"blocks.0.attention.{part}.weight" for part in ("query", "key", "value", "out")
-    }
+    assert chosen["attention"] == {f"blocks.0.attention.{part}.weight" for part in ("query", "key", "value", "out")}
     assert chosen["feed_forward"] == {"blocks.0.feed_forward.0.weight", "blocks.0.feed_forward.3.weight"}
     assert chosen["projections"] == chosen["attention"] | chosen["feed_forward"]
     assert chosen["all"] == set(names.values())

@@ -58,9 +58,7 @@ def test_buckets_leave_less_padding() -> None:
     padding = {}
     for bucket in (False, True):
         config = dataclasses.replace(TRAIN, batch_size=16, bucket_by_length=bucket)
-        chunks = [
-            torch.from_numpy(split.lengths["audio"])[chunk] for chunk in epoch_batches(split, config, 0)
-        ]
+        chunks = [torch.from_numpy(split.lengths["audio"])[chunk] for chunk in epoch_batches(split, config, 0)]
         padding[bucket] = sum(int((lengths.max() - lengths).sum()) for lengths in chunks)
     assert padding[True] < 0.5 * padding[False]
 

@@ -23,7 +23,7 @@ TABLE = [
     ("model", "reversal_scale", 0.1, 0.1),
     ("train", "app_gradient", "recognition", "total"),
     ("train", "perturbation_norm", "global", "tensor"),
-    ("train", "gamma", 1.0, 1.0),
+    ("train", "gamma", 0.03, 1.0),
     ("train", "perturbed", "projections", "all"),
     ("train", "recognition_loss", "bce", "asymmetric"),
     ("train", "consistency_loss", "bernoulli", "softmax"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 import torch
 from small_training import MODEL, Silent, run_config, small_data, small_model
 
+from mmer_fast.training import PRESETS, preset
 from mmer_fast.training.checkpoint import CheckpointError, read_tensors, write_tensors
 from mmer_fast.training.evaluate import predict_probabilities
-from mmer_fast.training.run import load_best, train_run
+from mmer_fast.training.run import RunConfig, describe_data, load_best, train_run
 from mmer_fast.training.trainer import STATE_FILE, Trainer, TrainingError
 
 CPU = torch.device("cpu")
@@ -88,6 +90,25 @@ def test_resumption_from_the_last_epoch_when_there_are_no_checkpoints_within(tmp
     observer = Silent()
     assert train(tmp_path / "stopped", observer, checkpoint_every=0) == expected
     assert observer.steps == 4
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_trains_and_resumes(tmp_path: Path, name: str) -> None:
+    data = small_data()
+    model, config = preset(name)
+    sizes = {"dim": 16, "ffn_dim": 24, "heads": 2, "unimodal_blocks": 1, "multimodal_blocks": 1}
+    config = dataclasses.replace(config, epochs=2, batch_size=8, checkpoint_every=1)
+    run = RunConfig(dataclasses.replace(model, **sizes), config, describe_data(data))
+    results = []
+    for directory, observer in (("whole", Silent()), ("stopped", StopAt(6)), ("stopped", Silent())):
+        (tmp_path / directory).mkdir(exist_ok=True)
+        try:
+            results.append(train_run(run, data, tmp_path / directory, CPU, observer))
+        except KeyboardInterrupt:
+            assert isinstance(observer, StopAt)
+    assert len(results) == 2
+    assert results[0] == results[1]
+    assert all(record["gradient_ratio"] > 0 for record in results[0]["history"])
 
 
 def test_no_partial_files_are_left(tmp_path: Path) -> None:
