@@ -13,7 +13,8 @@ from __future__ import annotations
 from mmer_fast._version import __version__
 from mmer_fast.ops._backends import BackendUnavailable, backends, checked, use_backend
 from mmer_fast.ops.grad_reverse import grad_reverse
-from mmer_fast.ops.soft_topk import SoftTopKInfo, soft_topk, temporal_mask
+from mmer_fast.ops.soft_topk import SoftTopKInfo, soft_topk
+from mmer_fast.ops.temporal_mask import temporal_mask
 
 __all__ = [
     "BackendUnavailable",

@@ -18,6 +18,10 @@ namespace {
 
 constexpr int64_t kBlockVectors = 64;  // vectors between two flushes of a lane accumulator into double
 
+// Below this a weight is 0: the exponentials are bounded (exp2_bounded), and -inf lands at their lower end.
+template <class C>
+constexpr C kNothing = sizeof(C) == 4 ? C(1e-29) : C(1e-297);
+
 template <class C>
 constexpr C infinity() {
   return std::numeric_limits<C>::infinity();
@@ -316,10 +320,10 @@ Selection select(const C* x, int64_t length, double k) {
 
 // The weights from the last sweep's T, moved by d = solver.last_step through the cubic
 //     sigma(t + d) = T + w d + w (1 - 2T) d^2/2 + w (1 - 6w) d^3/6,   w = T (1 - T),
-// times `factor` (Sinkhorn's); 0 where x is -inf, which is looked at only if `excluded`. Returns sum T before the
+// times `factor` (Sinkhorn's). Returns sum T before the factor.
 // factor.
 template <class S, class C>
-double write_weights(const C* x, const C* T_in, int64_t length, bool excluded, double step, C factor, S* out) {
+double write_weights(const C* T_in, int64_t length, double step, C factor, S* out) {
   using V = Vec<C>;
   constexpr int kLanes = Simd<C>::kLanes;
   constexpr int64_t kBlock = kBlockVectors * kLanes;
@@ -333,7 +337,7 @@ double write_weights(const C* x, const C* T_in, int64_t length, bool excluded, d
     for (int64_t i = start; i < end; i += kLanes) {
       const V T = load(T_in + i), w = T - T * T;
       V moved = T + w * (first - T * second - w * third);
-      if (excluded) moved = load(x + i) > -infinity<C>() ? moved : V{};
+      moved = moved > kNothing<C> ? moved : V{};
       sum += moved;
       const V scaled = moved * factor;
       if (i + kLanes <= length) {
@@ -401,8 +405,7 @@ bool forward_rows(const SoftTopKForwardArgs& args, int64_t begin, int64_t end) {
       write_saturated<S, C>(in, row, length, x, solver.fill, out);
       residual = solver.fill * stats.finite - k;
     } else {
-      const bool excluded = stats.finite < static_cast<double>(length);
-      residual = write_weights(x, T, length, excluded, solver.last_step, static_cast<C>(factor), out) - k;
+      residual = write_weights(T, length, solver.last_step, static_cast<C>(factor), out) - k;
     }
     args.threshold[row] = sign * solver.threshold();
     args.certificate[2 * row] = residual;
@@ -441,7 +444,7 @@ GradientSums gradient_sweep(const C* x, const C* g, int64_t padded, const Expone
       const auto finite = load(x + i) > -infinity<C>();
       const V t = finite ? exponential.log2(x + i) : zero;  // in units of log 2
       const V slope = Sigmoid<C>(exp2_bounded(t)).slope();
-      const V w = finite ? slope : zero;
+      const V w = (finite & (slope > kNothing<C>)) ? slope : zero;
       const V wg = w * (finite ? load(g + i) : zero);
       store(w_out + i, w);
       sw += w;

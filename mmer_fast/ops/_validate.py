@@ -57,7 +57,7 @@ def _check_range(
 ) -> None:
     if minimum is not None and maximum is not None and not minimum <= value <= maximum:
         raise ValueError(f"{name} must be within [{minimum:g}, {maximum:g}]{row}, got {value:g}")
-    if above is not None and not (value > above and math.isfinite(value)):
+    if above is not None and not above < value < math.inf:
         raise ValueError(f"{name} must be finite and > {above:g}{row}, got {value:g}")
 
 
@@ -118,9 +118,7 @@ def ragged(scores: Tensor, lengths: Tensor | None, mask: Tensor | None) -> None:
             low, high = (int(x) for x in lengths.aminmax())
             if low < 0 or high > n:
                 row = int((lengths.reshape(-1) < 0).logical_or(lengths.reshape(-1) > n).nonzero()[0])
-                raise ValueError(
-                    f"lengths must be within [0, n={n}], got {int(lengths.reshape(-1)[row])} in row {row}"
-                )
+                raise ValueError(f"lengths must be within [0, n={n}], got {int(lengths.reshape(-1)[row])} in row {row}")
     if mask is not None:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__

@@ -67,9 +67,7 @@ def _solve(x: Tensor, finite: Tensor, k: Tensor, tau: Tensor) -> tuple[Tensor, T
     return pivot, c, sweeps
 
 
-def _sinkhorn(
-    x: Tensor, finite: Tensor, k: Tensor, tau: Tensor, sign: float, iterations: int
-) -> tuple[Tensor, Tensor]:
+def _sinkhorn(x: Tensor, finite: Tensor, k: Tensor, tau: Tensor, sign: float, iterations: int) -> tuple[Tensor, Tensor]:
     """Offset c_{N-1} (R,) and the factor k / S_{N-1} (R,) of the output after N iterations, pivot sign/2.
 
     c_{t+1} = c_t + logit(k/n) - logit(S_t/n), in the log domain.

@@ -12,7 +12,6 @@ too, with the closed form; a backward that is differentiated again is written in
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -198,13 +197,20 @@ def _rows_forward(
     operator = _FORWARD_OPERATORS[_SUFFIX[name]]
     arguments = (scores, k, k_value, tau, tau_value, lengths, mask, largest, sinkhorn_iterations)
     tracked = torch.is_grad_enabled() and (
-        scores.requires_grad
-        or (k is not None and k.requires_grad)
-        or (tau is not None and tau.requires_grad)
+        scores.requires_grad or (k is not None and k.requires_grad) or (tau is not None and tau.requires_grad)
     )
-    if tracked or torch.compiler.is_compiling() or not _validate.is_plain(scores):
+    if torch.compiler.is_compiling():
         return operator(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():  # nothing to record: skips the Python autograd kernel
+    if tracked or not _validate.is_plain(scores):
+        return _FUNCTIONS[_SUFFIX[name]].apply(*arguments)
+    return _below_autograd(operator, arguments)
+
+
+def _below_autograd(operator: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Calls the kernel without the dispatcher's Python autograd kernel: there is nothing to record."""
+    if not _validate.is_plain(arguments[0]):
+        return operator(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)
 
 
@@ -212,6 +218,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     scores, k, _, tau, tau_value, lengths, mask, largest, _ = inputs
     ctx.save_for_backward(scores, output[1], tau, lengths, mask)
     ctx.tau_value, ctx.largest, ctx.k_given = tau_value, largest, k is not None
+    ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
 
 
@@ -267,6 +274,31 @@ def _make_vmap(operator: Any) -> Any:
     return rule
 
 
+def _make_function(suffix: str) -> Any:
+    """The same operator as an autograd.Function: eager calls cost less so, and torch.func can differentiate it."""
+    operator = _FORWARD_OPERATORS[suffix]
+    differentiate, batch = _make_backward(suffix), _make_vmap(operator)
+
+    class SoftTopK(torch.autograd.Function):
+        @staticmethod
+        def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+            return _below_autograd(operator, arguments)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+            _setup_context(ctx, inputs, output)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            return differentiate(ctx, *grads)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+            return batch(info, in_dims, *arguments)
+
+    return SoftTopK
+
+
 def _triton_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     from mmer_fast.triton import soft_topk as kernels
 
@@ -285,6 +317,7 @@ _PYTHON_KERNELS = {
 }
 _FORWARD_OPERATORS: dict[str, Any] = {}
 _BACKWARD_OPERATORS: dict[str, Any] = {}
+_FUNCTIONS: dict[str, Any] = {}
 for _suffix in ("", "_triton", "_reference"):
     _forward_name, _backward_name = f"soft_topk_forward{_suffix}", f"soft_topk_backward{_suffix}"
     define(_forward_name, _FORWARD_SCHEMA)
@@ -301,70 +334,4 @@ for _suffix in ("", "_triton", "_reference"):
     )
     torch.library.register_vmap(f"{NAMESPACE}::{_forward_name}", _make_vmap(_FORWARD_OPERATORS[_suffix]))
     torch.library.register_vmap(f"{NAMESPACE}::{_backward_name}", _make_vmap(_BACKWARD_OPERATORS[_suffix]))
-
-
-def temporal_mask(
-    scores: Tensor,
-    ratio: float = 0.4,
-    *,
-    k: int | float | Tensor | None = None,
-    epsilon: float | Tensor = 0.1,
-    lengths: Tensor | None = None,
-    mask: Tensor | None = None,
-    largest: bool = True,
-    normalizer: float | str = 1.0,
-    solver: str = "newton",
-    iterations: int | None = None,
-    backend: str | None = None,
-) -> Tensor:
-    """The soft temporal mask of ATM: near 0 on the k highest scores, near 1 elsewhere, 0 on padding.
-
-    ``m = 1 - T`` (RobMMR Eq. 7), computed as the plan's other column (Eq. 9): the soft choice of the ``n - k`` lowest
-    scores. So a row sums to ``n - k``, and no digit of ``1 - T`` is lost.
-
-    Args:
-        scores: ``(..., n)``, as in `soft_topk`; finite.
-        ratio: share of each row's own length that is masked, in [0, 1] (the paper: 0.4).
-        k: the number of masked entries instead, as in `soft_topk`.
-        largest: False masks the k lowest scores, as the published code does.
-        epsilon, lengths, mask, normalizer, solver, iterations, backend: as in `soft_topk`.
-
-    Returns:
-        Mask ``(..., n)`` in the dtype of `scores`.
-
-    Raises:
-        TypeError, ValueError, BackendUnavailable: as in `soft_topk`.
-    """
-    _validate.floating_tensor("scores", scores)
-    if scores.dim() == 0:
-        raise ValueError("scores must have at least one dimension (..., n), got a scalar")
-    _validate.ragged(scores, lengths, mask)
-    share = _validate.number("ratio", ratio, minimum=0.0, maximum=1.0)
-    n: int | Tensor = scores.shape[-1]
-    if lengths is not None:
-        n = lengths
-    elif mask is not None:
-        n = mask.sum(-1)
-    if k is None:
-        kept = n.to(torch.float64) * (1.0 - share) if isinstance(n, Tensor) else n * (1.0 - share)
-    else:
-        k_row, k_value = _validate.row_number("k", k, scores, minimum=0.0, maximum=float(scores.shape[-1]))
-        masked = k_value if k_row is None else k_row.reshape(scores.shape[:-1])
-        if k_row is None and not isinstance(n, Tensor) and math.isclose(n, k_value):
-            kept = 0.0
-        else:
-            kept = n - masked
-    weights = soft_topk(
-        scores,
-        kept,
-        epsilon=epsilon,
-        lengths=lengths,
-        mask=mask,
-        largest=not largest,
-        normalizer=normalizer,
-        solver=solver,
-        iterations=iterations,
-        backend=backend,
-    )
-    assert isinstance(weights, Tensor)
-    return weights
+    _FUNCTIONS[_suffix] = _make_function(_suffix)

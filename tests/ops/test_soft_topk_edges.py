@@ -1,0 +1,137 @@
+"""Every edge of the definition, on every backend."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import mmer_fast as mf
+
+INF = math.inf
+
+
+def row(backend, device, values, k, dtype=torch.float32, **options):
+    scores = torch.tensor([values], dtype=dtype, device=device)
+    weights, info = mf.soft_topk(scores, k, return_info=True, backend=backend, **options)
+    return weights[0].cpu(), float(info.threshold[0]), float(info.residual[0])
+
+
+def test_k_zero_takes_nothing(backend, device):
+    weights, threshold, residual = row(backend, device, [1.0, 2.0, 3.0], 0)
+    assert weights.tolist() == [0, 0, 0]
+    assert threshold == INF
+    assert residual == 0
+
+
+def test_k_n_takes_everything(backend, device):
+    weights, threshold, residual = row(backend, device, [1.0, 2.0, 3.0], 3)
+    assert weights.tolist() == [1, 1, 1]
+    assert threshold == -INF
+    assert residual == 0
+
+
+def test_fractional_k(backend, device):
+    weights, _, residual = row(backend, device, [0.1, 0.7, -0.3, 0.2], 1.5, torch.float64)
+    assert abs(float(weights.sum()) - 1.5) < 1e-12
+    assert abs(residual) < 1e-12
+
+
+@pytest.mark.parametrize("k", [1e-6, 2 - 1e-6])
+def test_k_next_to_the_ends(backend, device, k):
+    weights, _, _ = row(backend, device, [0.3, 0.1], k, torch.float64, epsilon=1.0)
+    assert abs(float(weights.sum()) - k) < 1e-12
+    assert ((weights > 0) & (weights < 1)).all()
+
+
+@pytest.mark.parametrize("epsilon", [1e-4, 0.1, 10.0])
+def test_ties_share(backend, device, epsilon):
+    weights, _, _ = row(backend, device, [0.5] * 8, 3, epsilon=epsilon)
+    assert (weights - 3 / 8).abs().max() <= 1e-6
+    weights, _, _ = row(backend, device, [9.0, 0.5, 0.5, -7.0, 0.5], 2, epsilon=1e-3)
+    assert (weights - torch.tensor([1, 1 / 3, 1 / 3, 0, 1 / 3])).abs().max() <= 1e-6
+
+
+def test_minus_infinity_gets_nothing(backend, device):
+    weights, _, _ = row(backend, device, [-INF, 0.2, 0.1, -INF], 1)
+    assert weights[0] == weights[3] == 0
+    assert abs(float(weights.sum()) - 1) < 1e-6
+    weights, _, residual = row(backend, device, [-INF, 0.2, 0.1, -INF], 3)  # more than can be had
+    assert weights.tolist() == [0, 1, 1, 0]
+    assert residual == -1
+    weights, _, _ = row(backend, device, [INF, 0.2, 0.1], 1, largest=False)
+    assert weights[0] == 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, INF])
+def test_nan_and_plus_infinity_make_a_nan_row_and_no_other(backend, device, bad):
+    scores = torch.randn(3, 6, device=device)
+    scores[1, 2] = bad
+    weights, info = mf.soft_topk(scores, 2, return_info=True, backend=backend)
+    assert weights[1].isnan().all()
+    assert info.threshold[1].isnan()
+    assert weights[[0, 2]].isfinite().all()
+    scores.requires_grad_()
+    (g,) = torch.autograd.grad(mf.soft_topk(scores, 2, backend=backend).nan_to_num().sum(), scores)
+    assert g[[0, 2]].isfinite().all()
+
+
+def test_checked_mode_names_the_row(backend, device):
+    scores = torch.randn(3, 6, device=device)
+    scores[1, 2] = math.nan
+    with mf.checked(), pytest.raises(ValueError, match=r"scores .* row 1"):
+        mf.soft_topk(scores, 2, backend=backend)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0), (2, 0, 4)])
+def test_empty(backend, device, shape):
+    scores = torch.zeros(shape, device=device, requires_grad=True)
+    weights, info = mf.soft_topk(scores, 0, return_info=True, backend=backend)
+    assert weights.shape == shape
+    assert info.threshold.shape == shape[:-1]
+    weights.sum().backward()
+    assert scores.grad.shape == shape
+
+
+@pytest.mark.parametrize("k", [0.0, 0.3, 1.0])
+def test_one_entry(backend, device, k):
+    weights, _, _ = row(backend, device, [-3e5], k, epsilon=1e-3)
+    assert abs(float(weights[0]) - k) <= 1e-6
+
+
+def test_rows_of_length_zero(backend, device):
+    scores = torch.full((2, 4), math.nan, device=device)
+    lengths = torch.zeros(2, dtype=torch.int32, device=device)
+    weights = mf.soft_topk(scores, 0, lengths=lengths, backend=backend)
+    assert torch.equal(weights.cpu(), torch.zeros(2, 4))
+
+
+def test_huge_and_tiny_scores(backend, device):
+    for scale in (1e30, 1e-30):
+        weights, _, _ = row(backend, device, [3 * scale, scale, 2 * scale], 2, epsilon=0.1 * scale)
+        assert abs(float(weights.sum()) - 2) < 1e-5
+        assert weights.isfinite().all()
+    weights, _, _ = row(backend, device, [1e9, 0.3, 0.1, -1e9], 2, epsilon=1e-2)
+    assert weights.tolist() == pytest.approx([1, 1, 0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1])
+def test_a_million_entries(backend, device, interpreted, rows):
+    n = 20_000 if interpreted else 1_000_000
+    scores = torch.randn(rows, n, generator=torch.Generator().manual_seed(0)).to(device)
+    weights, info = mf.soft_topk(scores, 0.4 * n, return_info=True, backend=backend)
+    assert abs(float(weights.double().sum()) - 0.4 * n) <= 1e-6 * n
+    assert float(info.residual.abs().max()) <= 1e-5 * n
+
+
+def test_k_out_of_range_on_a_gpu_is_a_nan_row(backend, device):
+    """Without a host synchronisation nobody can raise; the rows operator says NaN on every device."""
+    scores = torch.randn(3, 5, device=device)
+    k = torch.tensor([2.0, 7.0, -1.0], dtype=torch.float64, device=device)
+    from mmer_fast.ops.soft_topk import _rows_forward
+
+    weights, threshold, _ = _rows_forward(backend, scores, k, math.nan, None, 0.05, None, None, True, 0)
+    assert weights[0].isfinite().all()
+    assert weights[1:].isnan().all()
+    assert threshold[1:].isnan().all()
