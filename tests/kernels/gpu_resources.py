@@ -1,0 +1,158 @@
+"""Registers and spills of every GPU kernel, read from cubins that are compiled here: no GPU is needed.
+
+Run as a script to print them as JSON: ``python gpu_resources.py triton|cuda sm_90 ...``. The Triton half must run in a
+process of its own, without ``TRITON_INTERPRET``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+
+# What the launchers compile: the shapes of short, long and chunked rows.
+TRITON_CASES = (
+    ("forward", 500, "bf16"),
+    ("forward", 4096, "bf16"),
+    ("forward", 500, "fp64"),
+    ("forward", 10**6, "bf16"),
+    ("sinkhorn", 500, "bf16"),
+    ("backward", 500, "bf16"),
+    ("backward", 10**6, "bf16"),
+)
+
+Usage = dict[str, int]  # registers, spill: bytes of stack frame and local memory
+
+
+def compile_cuda(architecture: str) -> dict[str, Usage]:
+    """Compiles kernels/cuda/*.cu for one architecture; ``{kernel: usage}`` as ptxas reports it."""
+    target = architecture.removeprefix("sm_")
+
+    def compile_file(source: Path) -> str:
+        command = ["nvcc", "-O3", "-std=c++17", "-cubin", "-Xptxas", "-v", "-o", os.devnull]
+        command += [f"-gencode=arch=compute_{target},code={architecture}", str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+        return done.stderr
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        logs = pool.map(compile_file, sorted((ROOT / "kernels" / "cuda").glob("*.cu")))
+        return {kernel: used for log in logs for kernel, used in _parse_ptxas(log).items()}
+
+
+def _parse_ptxas(log: str) -> dict[str, Usage]:
+    usage: dict[str, Usage] = {}
+    entry = re.compile(
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers",
+        re.S,
+    )
+    for name, stack, spilled, registers in entry.findall(log):
+        usage[readable(name)] = {"registers": int(registers), "spill": int(stack) + int(spilled)}
+    return usage
+
+
+def readable(mangled: str) -> str:
+    """``_ZN4mmer...23soft_topk_forward_shortIfLi8ELi16EEEv...`` -> ``soft_topk_forward_short<float, 8, 16>``."""
+    match = re.search(r"\d+(soft_topk_[a-z_]+)I([fd])((?:Li\d+E)*)E", mangled)
+    if match is None:
+        raise ValueError(f"expected a kernel of kernels/cuda, got {mangled}")
+    name, compute, numbers = match.groups()
+    arguments = [{"f": "float", "d": "double"}[compute], *re.findall(r"Li(\d+)E", numbers)]
+    return f"{name}<{', '.join(arguments)}>"
+
+
+def compile_triton(architecture: str) -> dict[str, Usage]:
+    """Compiles the shapes that the launchers use for one architecture; ``{kernel: usage}`` as cuobjdump reports it."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    forward = _kernels("soft_topk_forward")
+    backward = _kernels("soft_topk_backward")
+    launch_shape = _kernels("soft_topk_rows").launch_shape
+    usage: dict[str, Usage] = {}
+    target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
+    for direction, cols, dtype in TRITON_CASES:
+        shape = launch_shape(cols)
+        module = backward if direction == "backward" else forward
+        way = "backward" if direction == "backward" else "forward"
+        kernel = getattr(module, f"soft_topk_{way}_{'chunked' if shape.chunked else 'block'}")
+        constants = {"SIGN": 1, "COMPUTE": _triton_dtype("fp64" if dtype == "fp64" else "fp32"), "BLOCK": shape.block}
+        if not shape.chunked:
+            constants["ROWS"] = shape.rows
+        if way == "forward":
+            constants["SINKHORN"] = direction == "sinkhorn"
+        signature = {name: _argument_type(name, dtype) for name in kernel.arg_names}
+        signature.update(dict.fromkeys(constants, "constexpr"))
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        compiled = triton.compile(source, target=target, options={"num_warps": shape.warps})
+        usage[f"{direction} {dtype} {cols}"] = _cubin_usage(compiled.asm["cubin"])
+    return usage
+
+
+def _kernels(module: str) -> Any:
+    if "mmer_fast_triton" not in sys.modules:
+        folder = ROOT / "kernels" / "triton"
+        spec = importlib.util.spec_from_file_location(
+            "mmer_fast_triton", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        if spec is None or spec.loader is None:
+            raise FileNotFoundError(folder)
+        sys.modules["mmer_fast_triton"] = importlib.util.module_from_spec(spec)
+    return importlib.import_module(f"mmer_fast_triton.{module}")
+
+
+def _triton_dtype(name: str) -> object:
+    import triton.language as tl
+
+    return {"fp32": tl.float32, "fp64": tl.float64}[name]
+
+
+def _argument_type(name: str, dtype: str) -> str:
+    if name in ("scores_ptr", "weights_ptr", "grad_weights_ptr", "grad_scores_ptr"):
+        return f"*{dtype}"
+    if name == "mask_ptr":
+        return "*u8"
+    if name == "lengths_ptr":
+        return "*i64"
+    if name.endswith("_ptr"):
+        return "*fp64"
+    return "i64" if name.endswith("_bits") else "i32"
+
+
+def _cubin_usage(cubin: bytes) -> Usage:
+    import triton.backends.nvidia as nvidia
+
+    tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool) if tool.exists() else shutil.which("cuobjdump") or "cuobjdump", "-res-usage", file.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf"{key}:(\d+)", report).group(1)) for key in ("REG", "STACK", "LOCAL"))
+    return {"registers": registers, "spill": stack + local}
+
+
+def main() -> None:
+    backend, *architectures = sys.argv[1:]
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise SystemExit("TRITON_INTERPRET must not be set here")
+    compile_for = {"cuda": compile_cuda, "triton": compile_triton}[backend]
+    print(json.dumps({architecture: compile_for(architecture) for architecture in architectures or ARCHITECTURES}))
+
+
+if __name__ == "__main__":
+    main()

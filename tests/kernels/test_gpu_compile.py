@@ -1,0 +1,43 @@
+"""Every GPU kernel compiles ahead of time, within its budget of registers and spilled bytes (gpu_budget.json).
+
+One architecture by default; ``MMER_GPU_ARCHITECTURES="sm_80 sm_120"`` or ``all`` names others. The budget is a ceiling
+that a change of a kernel must not pass unseen: raise it on purpose, with the measured reason in the commit.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+BUDGET = json.loads((FOLDER / "gpu_budget.json").read_text())
+CHOSEN = os.environ.get("MMER_GPU_ARCHITECTURES", "sm_90")
+ARCHITECTURES = list(BUDGET["cuda"]) if CHOSEN == "all" else CHOSEN.split()
+
+MISSING = {
+    "cuda": None if shutil.which("nvcc") else "nvcc is not on PATH",
+    "triton": None if importlib.util.find_spec("triton") else "Triton is not installed",
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_kernels_compile_within_their_budget(backend: str, architecture: str) -> None:
+    if MISSING[backend] is not None:
+        pytest.skip(MISSING[backend])
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(FOLDER / "gpu_resources.py"), backend, architecture]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    usage = json.loads(done.stdout)[architecture]
+    budget = BUDGET[backend][architecture]
+    assert usage.keys() == budget.keys(), "a kernel came or went: update gpu_budget.json"
+    over = {name: used for name, used in usage.items() if any(used[key] > budget[name][key] for key in used)}
+    assert not over, f"over the budget of gpu_budget.json: {over}"
