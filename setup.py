@@ -79,7 +79,8 @@ def find_nvcc() -> tuple[Path, Path] | None:
     candidates += [str(Path(found).resolve().parent.parent) if (found := shutil.which("nvcc")) else None]
     candidates += ["/usr/local/cuda"]
     for home in candidates:
-        if home and (Path(home) / "bin" / "nvcc").is_file() and (Path(home) / "include").is_dir():
+        header = Path(home or "") / "include" / "cuda_runtime_api.h"
+        if home and (Path(home) / "bin" / "nvcc").is_file() and header.is_file():
             return Path(home) / "bin" / "nvcc", Path(home)
     return None
 
@@ -132,7 +133,8 @@ class NinjaBuild(build_ext):
         if compiler is None:
             fail("no C++ compiler (g++, clang++, CXX)")
         cuda = want_cuda(torch_cuda)
-        build_folder = Path(self.build_temp).resolve()
+        # Not build_temp, which pip makes anew each time: ninja then rebuilds only what changed.
+        build_folder = ROOT / "build" / ("ninja-cuda" if cuda else "ninja-cpu")
         build_folder.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)

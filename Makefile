@@ -1,0 +1,87 @@
+# make train   sets everything up and trains the compact preset on the embedded data set
+# make test    sets everything up and runs the tests
+# make help    the rest
+
+PYTHON ?= python3
+VENV   ?= .venv
+# The one place that pins torch for the set-up. Any torch >= 2.10 will do: make test TORCH=torch==2.11.0
+TORCH  ?= torch==2.13.0
+# The CUDA build of torch for the compile check (several GB, in an environment of its own).
+TORCH_CUDA ?= torch==2.14.1
+OUT    ?= runs/default
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := setup.py pyproject.toml mmer_fast/_version.py kernels/sources.json \
+           $(wildcard csrc/* kernels/common/* kernels/cpu/* kernels/cuda/*)
+
+.DELETE_ON_ERROR:
+.PHONY: help train test bench lint format wheel gpu-check cuda-check clean
+
+help:
+	@echo "make train       environment, build, train the compact preset on the embedded data set (results in $(OUT))"
+	@echo "make test        environment, build, tests"
+	@echo "make bench       benchmarks against the peers: JSON rows, plots, the README's table"
+	@echo "make lint        ruff, mypy, clang-format"
+	@echo "make format      what lint would complain about, repaired where a tool can"
+	@echo "make wheel       the wheel, in dist/"
+	@echo "make gpu-check   on a machine with an NVIDIA GPU: build, tests, sanitizer, benchmarks"
+	@echo "make cuda-check  without a GPU: CUDA build against $(TORCH_CUDA), import, tests (downloads several GB)"
+	@echo "make clean       removes the environments and what was built"
+
+train: $(VENV)/train
+	$(BIN)/mmer-fast train --data synthetic --preset compact --out $(OUT)
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/bench
+	$(BIN)/python -m benchmarks.run --device cpu --out benchmarks/results
+	$(BIN)/python -m benchmarks.report
+
+lint: $(VENV)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(VENV)/lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(BIN)/clang-format -i
+
+wheel: $(VENV)/torch
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
+
+gpu-check:
+	bash .ci/gpu-check
+
+cuda-check: $(VENV)/test
+	bash .ci/cuda-check $(PYTHON) $(BIN)/python $(TORCH_CUDA)
+
+# Each stamp is an environment that has what its name says.
+$(VENV)/torch:
+	@echo "Setting up $(VENV) with $(TORCH); a few minutes the first time."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) "$(TORCH)" numpy
+	@touch $@
+
+$(VENV)/train: $(VENV)/torch $(SOURCES)
+	$(PIP) --editable ".[train]"
+	@touch $@
+
+$(VENV)/test: $(VENV)/train
+	$(PIP) --editable ".[test]"
+	@touch $@
+
+$(VENV)/bench: $(VENV)/train
+	$(PIP) --editable ".[bench]"
+	@touch $@
+
+$(VENV)/lint: $(VENV)/test
+	$(PIP) --editable ".[lint]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-cuda build dist *.egg-info mmer_fast/_C.abi3.so
