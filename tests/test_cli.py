@@ -178,8 +178,10 @@ def test_resuming_with_another_configuration_names_the_fields(
 
 
 def test_resuming_nothing_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = refused(capsys, "train", "--data", data, "--out", tmp_path / "none", "--resume")
-    assert "no run to resume" in message
+    for out in (tmp_path / "none", tmp_path):
+        message = refused(capsys, "train", "--data", data, "--out", out, "--resume")
+        assert "no run to resume" in message
+    assert list(tmp_path.iterdir()) == []
 
 
 class Touch:
@@ -264,6 +266,19 @@ def test_evaluation_needs_a_model_and_fitting_data(
     only_audio = tmp_path / "audio.npz"
     write_npz(load(data).select(["audio"]), only_audio)
     assert "video" in refused(capsys, "predict", "--run", run, "--data", only_audio, "--out", tmp_path / "p.csv")
+
+
+def test_a_modality_name_that_no_module_can_have_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dotted = load(data).select(["audio"])
+    for split in dotted.splits.values():
+        split.features["a.b"], split.lengths["a.b"] = split.features.pop("audio"), split.lengths.pop("audio")
+    dotted.modalities = {"a.b": 74}
+    write_npz(dotted, tmp_path / "dotted.npz")
+    message = refused(capsys, "train", "--data", tmp_path / "dotted.npz", "--out", tmp_path / "run")
+    assert "'a.b'" in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_diverging_training_exits_with_1(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

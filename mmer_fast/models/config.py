@@ -95,16 +95,12 @@ class RobMMRConfig:
             "positive or 'max'",
         )
         for name in ("padded_length", "mask_count", "mask_iterations"):
-            _require(
-                self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1 or None"
-            )
+            _require(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1 or None")
 
 
 def _require(config: object, field: str, holds: bool, expected: str) -> None:
     if not holds:
-        raise ValueError(
-            f"{type(config).__name__}.{field} must be {expected}, got {getattr(config, field)!r}"
-        )
+        raise ValueError(f"{type(config).__name__}.{field} must be {expected}, got {getattr(config, field)!r}")
 
 
 def config_from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
@@ -118,9 +114,7 @@ def config_from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
     known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
     if unknown:
-        raise ValueError(
-            f"unknown {cls.__name__} field(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-        )
+        raise ValueError(f"unknown {cls.__name__} field(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     return cls(**values)
 
 

@@ -52,10 +52,7 @@ def temporal_masks(
     names = list(scores)
     longest = max(scores[name].shape[1] for name in names)
     rows_rn = torch.cat(
-        [
-            F.pad(_unit_cost(scores[name], lengths[name], config), (0, longest - scores[name].shape[1]))
-            for name in names
-        ]
+        [F.pad(_unit_cost(scores[name], lengths[name], config), (0, longest - scores[name].shape[1])) for name in names]
     )
     lengths_r = torch.cat([lengths[name] for name in names])
     masks_rn = mf.temporal_mask(

@@ -70,25 +70,13 @@ class RobMMR(nn.Module):
 
     def __init__(self, modalities: Mapping[str, int], labels: int, config: RobMMRConfig) -> None:
         super().__init__()
-        if not modalities or any(size < 1 for size in modalities.values()):
-            raise ValueError(
-                f"modalities must map at least one name to a size of at least 1, got {dict(modalities)}"
-            )
-        for name in modalities:
-            if not name or "." in name or hasattr(nn.ModuleDict, name):
-                raise ValueError(
-                    f"modality {name!r} cannot name a submodule (it must not hold a dot); rename it"
-                )
-        if labels < 1:
-            raise ValueError(f"labels must be at least 1, got {labels}")
+        check_outline(modalities, labels)
         self.config = config
         self.modalities = dict(modalities)
         self.labels = labels
         stack = (config.dim, config.ffn_dim, config.heads, config.dropout, config.attention_dropout)
         self.embeddings = nn.ModuleDict({name: _embedding(size, config) for name, size in modalities.items()})
-        self.unimodal_encoders = nn.ModuleDict(
-            {name: Encoder(config.unimodal_blocks, *stack) for name in modalities}
-        )
+        self.unimodal_encoders = nn.ModuleDict({name: Encoder(config.unimodal_blocks, *stack) for name in modalities})
         self.multimodal_encoder = Encoder(config.multimodal_blocks, *stack)
         self.decoder = Decoder(labels, config.decoder_blocks, *stack)
         self.classifier: nn.Module = (
@@ -184,13 +172,26 @@ class RobMMR(nn.Module):
                 raise ValueError(f"features and lengths must hold modality {name!r}; got {sorted(features)}")
             x_btf = features[name]
             if x_btf.dim() != 3 or x_btf.shape[-1] != size:
-                raise ValueError(
-                    f"features[{name!r}] must have shape (B, T, {size}), got {tuple(x_btf.shape)}"
-                )
+                raise ValueError(f"features[{name!r}] must have shape (B, T, {size}), got {tuple(x_btf.shape)}")
             if lengths[name].shape != x_btf.shape[:1]:
                 raise ValueError(
                     f"lengths[{name!r}] must have shape ({x_btf.shape[0]},), got {tuple(lengths[name].shape)}"
                 )
+
+
+def check_outline(modalities: Mapping[str, int], labels: int) -> None:
+    """Check what a `RobMMR` is to be built for, without building it.
+
+    Raises:
+        ValueError: as `RobMMR` does.
+    """
+    if not modalities or any(size < 1 for size in modalities.values()):
+        raise ValueError(f"modalities must map at least one name to a size of at least 1, got {dict(modalities)}")
+    for name in modalities:
+        if not name or "." in name or hasattr(nn.ModuleDict, name):
+            raise ValueError(f"modality {name!r} cannot name a submodule (it must not hold a dot); rename it")
+    if labels < 1:
+        raise ValueError(f"labels must be at least 1, got {labels}")
 
 
 def _embedding(features: int, config: RobMMRConfig) -> nn.Sequential:

@@ -44,9 +44,7 @@ class Encoder(nn.Module):
         self, blocks: int, dim: int, hidden: int, heads: int, dropout: float, attention_dropout: float
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            EncoderBlock(dim, hidden, heads, dropout, attention_dropout) for _ in range(blocks)
-        )
+        self.blocks = nn.ModuleList(EncoderBlock(dim, hidden, heads, dropout, attention_dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x_btd: Tensor, valid_bt: Tensor | None) -> Tensor:
@@ -98,9 +96,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.empty(queries, dim))
-        self.blocks = nn.ModuleList(
-            DecoderBlock(dim, hidden, heads, dropout, attention_dropout) for _ in range(blocks)
-        )
+        self.blocks = nn.ModuleList(DecoderBlock(dim, hidden, heads, dropout, attention_dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, memory_bsd: Tensor, valid_bs: Tensor | None) -> Tensor:

@@ -17,7 +17,9 @@ import typer
 from rich.console import Console
 
 from mmer_fast.data import MultiModalData, load
+from mmer_fast.data.synthetic import SHIFT_MISSING, SHIFT_NONE, SHIFT_UNINFORMATIVE
 from mmer_fast.models import RobMMR
+from mmer_fast.models.robmmr import check_outline
 from mmer_fast.report import plot_curves
 from mmer_fast.training.checkpoint import write_atomically
 from mmer_fast.training.config import preset as preset_configs
@@ -106,6 +108,10 @@ def train(
         data or (stored.data["source"] if stored else "synthetic"), modalities=_modalities(modalities, stored)
     )
     config = RunConfig(model_config, train_config, describe_data(loaded))
+    try:
+        check_outline(loaded.modalities, len(loaded.label_names))
+    except ValueError as error:
+        raise RunError(f"{loaded.source}: {error}") from None
     if stored:
         check_same(stored, config)
     _make_directory(out)
@@ -128,7 +134,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
-        Console().print(metrics_table({split.value: result}, str(run)))
+        Console().print(metrics_table({split.value: result}, str(run), _shift_names(loaded)))
 
 
 @app.command()
@@ -169,7 +175,7 @@ def _train_and_report(
         raise typer.Exit(130) from None
     plot_curves(results["history"], out / CURVES_FILE, best_epoch=results["best_epoch"])
     title = f"epoch {results['best_epoch']} of {config.train.epochs}, best validation {results['selection']}"
-    console.print(metrics_table({name: results[name] for name in ("valid", "test")}, title))
+    console.print(metrics_table({name: results[name] for name in ("valid", "test")}, title, _shift_names(data)))
     console.print(f"written to {out}", soft_wrap=True, highlight=False)
 
 
@@ -193,14 +199,14 @@ def _stored_run(out: Path, resume: bool) -> RunConfig | None:
     """The configuration of the run to resume; None for a new run. Checks that `out` can serve."""
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out}: expected a directory, got a file")
-    if resume and not out.is_dir():
+    if resume and not (out / CONFIG_FILE).exists():
         raise RunError(f"--out {out}: there is no run to resume; leave out --resume to start one")
     if not resume and holds_run(out):
         raise RunError(f"--out {out}: already holds a run; go on with it by --resume, or choose another directory")
     existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise RunError(f"--out {out}: cannot write to {existing}")
-    return RunConfig.read(out) if (out / CONFIG_FILE).exists() else None
+    return RunConfig.read(out) if resume else None
 
 
 def _make_directory(out: Path) -> None:
@@ -222,6 +228,14 @@ def _configs(stored: RunConfig | None, preset: Preset | None, overrides: dict[st
         return model, dataclasses.replace(training, **given)
     except ValueError as error:
         raise RunError(str(error)) from None
+
+
+def _shift_names(data: MultiModalData) -> dict[str, str]:
+    """What the codes of the extra `shift` mean, where that is known."""
+    if data.source != "synthetic":
+        return {}
+    codes = {SHIFT_NONE: "as in training", SHIFT_UNINFORMATIVE: "text uninformative", SHIFT_MISSING: "text missing"}
+    return {str(code): name for code, name in codes.items()}
 
 
 def _modalities(names: str | None, stored: RunConfig | None) -> list[str] | None:

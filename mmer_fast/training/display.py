@@ -104,11 +104,14 @@ class TrainingDisplay:
         self.epoch_samples, self.epoch_start = 0, now
 
 
-def metrics_table(results: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+def metrics_table(
+    results: Mapping[str, Mapping[str, Any]], title: str, shift_names: Mapping[str, str] | None = None
+) -> Table:
     """The paper's four metrics as a table.
 
     Args:
         results: row name → metrics, as from `evaluate`; its "shift" entries become rows of their own.
+        shift_names: what to call them; by default "shift" and the value.
     """
     table = Table(title=title)
     table.add_column("split")
@@ -116,13 +119,14 @@ def metrics_table(results: Mapping[str, Mapping[str, Any]], title: str) -> Table
     for heading in METRICS.values():
         table.add_column(heading, justify="right")
     for name, metrics in results.items():
-        for label, values in {name: metrics, **_shift_rows(name, metrics)}.items():
+        for label, values in {name: metrics, **_shift_rows(name, metrics, shift_names or {})}.items():
             table.add_row(label, str(values["samples"]), *(f"{values[key]:.4f}" for key in METRICS))
     return table
 
 
-def _shift_rows(name: str, metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    return {f"  {name}, shift {value}": subset for value, subset in metrics.get("shift", {}).items()}
+def _shift_rows(name: str, metrics: Mapping[str, Any], shift_names: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
+    subsets = metrics.get("shift", {}).items()
+    return {f"  {name}, {shift_names.get(value, f'shift {value}')}": subset for value, subset in subsets}
 
 
 def recall_lines(recalls: Mapping[str, Mapping[str, float]]) -> list[str]:
