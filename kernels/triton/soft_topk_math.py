@@ -17,7 +17,7 @@ import triton.language as tl
 
 ACTIVE = tl.constexpr(8.0)
 STAIRCASE = tl.constexpr(1000.0)
-SETTLING = tl.constexpr(0.3)
+SETTLING = tl.constexpr(1.0)
 TAYLOR = tl.constexpr(0.5)
 TRIALS = tl.constexpr(2)
 MAX_SWEEPS = tl.constexpr(96)
@@ -203,21 +203,25 @@ def after_sweep(
     action, pivot, c, lo, hi, sweeps, trials, selected, k, n, tau, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """ThresholdSolver::after_sweep for the rows in `on`; the others keep their state."""
-    tolerance: tl.constexpr = 2e-15 if COMPUTE.is_fp64() else 1e-7
+    tolerance: tl.constexpr = 1e-16 if COMPUTE.is_fp64() else 1e-8
     final_step: tl.constexpr = 5e-4 if COMPUTE.is_fp64() else 0.02
     sweeps += on.to(tl.int32)
     trials += on.to(tl.int32)
     r = (upper - k) + d
     hi = tl.where(on & (r >= 0) & (c < hi), c, hi)
     lo = tl.where(on & (r <= 0) & (c > lo), c, lo)
-    there = (tl.abs(r) <= tolerance * tl.minimum(k, n - k)) | (sweeps >= MAX_SWEEPS)
+    # Moving c to the root changes the weights by |r| in all: a hard selection, where any c of the gap will do.
+    scale = tl.minimum(1.0, tl.minimum(k, n - k))
+    there = (tl.abs(r) <= tolerance * scale) | (sweeps >= MAX_SWEEPS)
+    # Near the end Newton's step is as good as Halley's: the cubic finishes.
+    newton = tl.where(W > 0, -r / tl.where(W > 0, W, 1.0), float("inf"))
+    last = tl.abs(newton) <= final_step
 
     local_step, local_ok = halley(r, W, wT, outer_upper, outer_d, active, k)
     whole_step, whole_ok = halley(r, W, wT, tl.zeros_like(r), tl.zeros_like(r), n, k)
     ok = local_ok | whole_ok
-    step = tl.where(local_ok, local_step, whole_step)
-    last = ok & (tl.abs(step) <= final_step)
-    near = ok & (tl.abs(step) <= TAYLOR)
+    step = tl.where(last, newton, tl.where(local_ok, local_step, whole_step))
+    near = last | (ok & (tl.abs(step) <= TAYLOR))
     step = tl.where(near, taylor_step(r, W, wT, ww, tl.where(near, step, 0.0)), step)
 
     inside = ok & (c + step >= lo) & (c + step <= hi)
