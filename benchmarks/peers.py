@@ -176,15 +176,19 @@ CONTESTANTS = (
 
 
 def select(device: str, names: list[str] | None = None) -> list[Contestant]:
-    """The contestants of a device type; with `names`, those whose name contains one of them, and ours and the copy.
+    """The contestants of a device type; with `names`, those whose name contains one of them.
+
+    Ours and the copy always take part, but where `names` picks among ours the others of ours stay out.
 
     Raises:
         ValueError: a name that fits no contestant.
     """
     pool = [contestant for contestant in CONTESTANTS if device in contestant.devices]
-    for name in names or ():
+    if not names:
+        return pool
+    for name in names:
         if not any(name in contestant.name for contestant in pool):
             raise ValueError(f"contestants must be among {', '.join(c.name for c in pool)}, got {name!r}")
-    return [
-        c for c in pool if not names or c.backend or c.name == "copy" or any(name in c.name for name in names)
-    ]
+    picked = {c.name for c in pool if c.name == "copy" or any(name in c.name for name in names)}
+    ours = {c.name for c in pool if c.backend is not None}
+    return [c for c in pool if c.name in picked or (c.name in ours and not ours & picked)]

@@ -12,6 +12,7 @@ import datetime
 import json
 import statistics
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ TOLERANCES = {"float32": (2e-6, 1e-5), "bfloat16": (2.1e-3, 8e-3)}
 
 
 class WrongResultError(RuntimeError):
-    """A contestant of ours is not within `TOLERANCES` of the float64 reference: its case is not timed."""
+    """A contestant of ours raised or is not within `TOLERANCES` of the float64 reference: its case is not timed."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,10 @@ def memory_limit(device: str) -> float:
 def enter(contestant: Contestant, case: Case, inputs: Inputs, truth: Truth, step: str) -> Entry | str:
     """Loads, warms up and checks a contestant; or says why it does not take part.
 
-    An exception of a peer becomes that reason; ours is raised.
+    An exception of a peer becomes that reason.
+
+    Raises:
+        WrongResultError: ours raised, or is wrong.
     """
     device = inputs.scores.device.type
     reason = contestant.reason(case)
@@ -127,7 +131,9 @@ def enter(contestant: Contestant, case: Case, inputs: Inputs, truth: Truth, step
             result, seconds = timing.time_once(call, device)  # the first call compiles and allocates
     except Exception as error:
         if contestant.backend is not None:
-            raise
+            raise WrongResultError(
+                f"{contestant.name}, {case.name}: raised {type(error).__name__}: {error}"
+            ) from error
         return f"{type(error).__name__}: {error}".splitlines()[0][:160]
     value = gradient = None
     if contestant.relaxation == SAME_PLAN:
@@ -303,6 +309,8 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             rows = measure(case, contestants, options.device, plan)
         except WrongResultError as error:
+            if error.__cause__ is not None:
+                traceback.print_exception(error.__cause__)
             print(f"error: {error}", file=sys.stderr)
             failures += 1
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Iterator
@@ -118,7 +119,7 @@ def test_a_peer_that_raises_gives_a_row_that_says_so() -> None:
     peer = Contestant("peer", SAME_PLAN, load)
     assert run.enter(peer, TINY, inputs, truth, run.FORWARD) == "ImportError: libpeer.so: cannot open"
     ours = Contestant("ours", SAME_PLAN, load, backend=BACKEND)
-    with pytest.raises(ImportError, match=r"libpeer\.so"):
+    with pytest.raises(run.WrongResultError, match=r"ours, tiny: raised ImportError: libpeer\.so"):
         run.enter(ours, TINY, inputs, truth, run.FORWARD)
 
 
@@ -149,6 +150,16 @@ def test_unknown_names_are_refused() -> None:
         peers.select("cpu", ["nobody"])
 
 
+def test_names_pick_contestants_and_ours_always_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    def names(device: str, *chosen: str) -> list[str]:
+        return [contestant.name for contestant in peers.select(device, list(chosen))]
+
+    monkeypatch.undo()  # the real table
+    assert names("cpu", "sigmoid") == ["mmer_fast cpu", "copy", "torch.sigmoid"]
+    assert names("cuda", "sigmoid") == ["mmer_fast cuda", "mmer_fast triton", "copy", "torch.sigmoid"]
+    assert names("cuda", "sigmoid", "fast triton") == ["mmer_fast triton", "copy", "torch.sigmoid"]
+
+
 def test_slow_contestants_sit_out_and_ratios_pair_the_rounds() -> None:
     plan = timing.Plan(rounds=4, turn_s=0.001, budget_s=0.01)
     calls = {"fast": lambda: None, "slow": lambda: None, "slowest": lambda: None}
@@ -156,6 +167,19 @@ def test_slow_contestants_sit_out_and_ratios_pair_the_rounds() -> None:
     assert [len(timings[name].taken()) for name in calls] == [4, 1, 1]
     assert timings["slowest"].turns == [7.0, None, None, None]
     assert timing.ratios(timing.Timing([2.0, None, 9.0]), timing.Timing([1.0, 5.0, 3.0])) == [2.0, 3.0]
+
+
+def test_a_turn_on_cuda_is_the_median_of_do_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    testing = pytest.importorskip("triton.testing", reason="triton is not installed")
+    signature = inspect.signature(testing.do_bench)
+
+    def do_bench(*args: Any, **kwargs: Any) -> list[float]:
+        asked = signature.bind(*args, **kwargs).arguments
+        assert (asked["rep"], asked["return_mode"]) == (20, "all")
+        return [0.5, 0.25, 8.0]
+
+    monkeypatch.setattr(testing, "do_bench", do_bench)
+    assert timing.cuda_turn(lambda: None, 0.02) == (0.5e-3, 3)
 
 
 def _row(case: str, step: str, contestant: str, us: float, ratio: float) -> dict[str, Any]:
