@@ -133,10 +133,7 @@ struct ThresholdSolver {
   MMER_HD Action after_selection(const Selection& sel, bool compute_float) {
     selected = true;
     sweeps += 3;
-    const double shift = (sel.value - pivot) / tau;  // c of the new pivot = c of the old one + shift
-    lo += shift;
-    hi += shift;
-    pivot = sel.value;
+    rebase(sel.value);
     const double share = (k - sel.above) / sel.equal;  // of the tied group that must be taken
     if (share < 1.0) {
       c = soft_topk_logit(share, 1.0 - share);
@@ -209,12 +206,16 @@ struct ThresholdSolver {
   MMER_HD void repivot(bool compute_float) {
     if (fabs(c) <= kRepivot) return;
     const double next = round_to_compute(pivot - c * tau, compute_float);
+    if (fabs(c + (next - pivot) / tau) < fabs(c)) rebase(next);
+  }
+
+  // Counts c from another pivot. A bracket end that overflowed stays infinite: inf - inf would make it NaN.
+  MMER_HD void rebase(double next) {
     const double shift = (next - pivot) / tau;
-    if (fabs(c + shift) >= fabs(c)) return;
     pivot = next;
     c += shift;
-    lo += shift;
-    hi += shift;
+    lo = lo == -INFINITY ? lo : lo + shift;
+    hi = hi == INFINITY ? hi : hi + shift;
   }
 
   // Root of f(c) = logit((S - P0)/m) - logit((k - P0)/m), P0 = count + rest, by one Halley step; NaN where f is not

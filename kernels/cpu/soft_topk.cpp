@@ -144,10 +144,11 @@ constexpr double kLog2E = 1.4426950408889634074;
 // e^t, t = (x - pivot)/tau + c.
 template <class C>
 struct Exponential {
+  static constexpr double kLargestScale = sizeof(C) == 4 ? 1e38 : 1e300;  // 0 * inf would be NaN at the pivot
   Vec<C> pivot, scale, offset;
   Exponential(double p, double tau, double c)
       : pivot(broadcast<C>(static_cast<C>(p))),
-        scale(broadcast<C>(static_cast<C>(kLog2E / tau))),
+        scale(broadcast<C>(static_cast<C>(std::fmin(kLog2E / tau, kLargestScale)))),
         offset(broadcast<C>(static_cast<C>(kLog2E * c))) {}
   MMER_INLINE Vec<C> log2(const C* x) const { return (load(x) - pivot) * scale + offset; }
   MMER_INLINE Vec<C> operator()(const C* x) const { return exp2_bounded(log2(x)); }

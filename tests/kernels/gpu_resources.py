@@ -64,6 +64,19 @@ def _parse_ptxas(log: str) -> dict[str, Usage]:
     return usage
 
 
+def read_library(library: str) -> dict[str, dict[str, Usage]]:
+    """``{architecture: {kernel: usage}}`` of every cubin embedded in a built library."""
+    report = subprocess.run([_cuobjdump(), "-res-usage", library], capture_output=True, text=True, check=True).stdout
+    usage: dict[str, dict[str, Usage]] = {}
+    for part in report.split("Fatbin elf code:")[1:]:
+        architecture = re.search(r"arch = (sm_\w+)", part).group(1)
+        kernels = usage.setdefault(architecture, {})
+        for name, figures in re.findall(r"Function (\w+):\s+(REG:[^\n]+)", part):
+            registers, stack, local = (int(re.search(rf"{key}:(\d+)", figures).group(1)) for key in _FIGURES)
+            kernels[readable(name)] = {"registers": registers, "spill": stack + local}
+    return usage
+
+
 def readable(mangled: str) -> str:
     """``_ZN4mmer...23soft_topk_forward_shortIfLi8ELi16EEEv...`` -> ``soft_topk_forward_short<float, 8, 16>``."""
     match = re.search(r"\d+(soft_topk_[a-z_]+)I([fd])((?:Li\d+E)*)E", mangled)
@@ -133,16 +146,29 @@ def _argument_type(name: str, dtype: str) -> str:
     return "i64" if name.endswith("_bits") else "i32"
 
 
-def _cubin_usage(cubin: bytes) -> Usage:
-    import triton.backends.nvidia as nvidia
+_FIGURES = ("REG", "STACK", "LOCAL")
 
-    tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+
+def _cuobjdump() -> str:
+    """The tool that Triton brings along, or the toolkit's."""
+    found = shutil.which("cuobjdump")
+    if importlib.util.find_spec("triton") is not None:
+        import triton.backends.nvidia as nvidia
+
+        bundled = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+        found = str(bundled) if bundled.exists() else found
+    if found is None:
+        raise FileNotFoundError("cuobjdump: neither with Triton nor on PATH")
+    return found
+
+
+def _cubin_usage(cubin: bytes) -> Usage:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool) if tool.exists() else shutil.which("cuobjdump") or "cuobjdump", "-res-usage", file.name]
+        command = [_cuobjdump(), "-res-usage", file.name]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers, stack, local = (int(re.search(rf"{key}:(\d+)", report).group(1)) for key in ("REG", "STACK", "LOCAL"))
+    registers, stack, local = (int(re.search(rf"{key}:(\d+)", report).group(1)) for key in _FIGURES)
     return {"registers": registers, "spill": stack + local}
 
 

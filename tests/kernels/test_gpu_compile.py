@@ -1,7 +1,8 @@
 """Every GPU kernel compiles ahead of time, within its budget of registers and spilled bytes (gpu_budget.json).
 
-One architecture by default; ``MMER_GPU_ARCHITECTURES="sm_80 sm_120"`` or ``all`` names others. The budget is a ceiling
-that a change of a kernel must not pass unseen: raise it on purpose, with the measured reason in the commit.
+One architecture by default (``MMER_GPU_ARCHITECTURES="sm_80 sm_120"`` or ``all`` names others); all of them in the
+library that .ci/cuda-check builds (``MMER_CUDA_LIBRARY``). The budget is a ceiling that a change of a kernel must not
+pass unseen: raise it on purpose, with the measured reason in the commit.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from gpu_resources import read_library
 
 FOLDER = Path(__file__).parent
 BUDGET = json.loads((FOLDER / "gpu_budget.json").read_text())
@@ -37,7 +39,20 @@ def test_kernels_compile_within_their_budget(backend: str, architecture: str) ->
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     usage = json.loads(done.stdout)[architecture]
-    budget = BUDGET[backend][architecture]
+    hold_to_budget(usage, BUDGET[backend][architecture])
+
+
+def hold_to_budget(usage: dict, budget: dict) -> None:
     assert usage.keys() == budget.keys(), "a kernel came or went: update gpu_budget.json"
     over = {name: used for name, used in usage.items() if any(used[key] > budget[name][key] for key in used)}
     assert not over, f"over the budget of gpu_budget.json: {over}"
+
+
+def test_every_architecture_of_a_built_library_is_within_its_budget() -> None:
+    library = os.environ.get("MMER_CUDA_LIBRARY")
+    if library is None:
+        pytest.skip("MMER_CUDA_LIBRARY names no library built with CUDA (make cuda-check does)")
+    usage = read_library(library)
+    assert usage.keys() == BUDGET["cuda"].keys()
+    for architecture, kernels in usage.items():
+        hold_to_budget(kernels, BUDGET["cuda"][architecture])
