@@ -201,15 +201,15 @@ def _rows_forward(
     )
     if torch.compiler.is_compiling():
         return operator(*arguments)
-    if tracked or not _validate.is_plain(scores):
-        return _FUNCTIONS[_SUFFIX[name]].apply(*arguments)
+    if not _validate.is_plain(scores):
+        return _FUNCTIONS[_SUFFIX[name]].transformable.apply(*arguments)
+    if tracked:
+        return _FUNCTIONS[_SUFFIX[name]].eager.apply(*arguments)
     return _below_autograd(operator, arguments)
 
 
 def _below_autograd(operator: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """Calls the kernel without the dispatcher's Python autograd kernel: there is nothing to record."""
-    if not _validate.is_plain(arguments[0]):
-        return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)
 
@@ -274,15 +274,37 @@ def _make_vmap(operator: Any) -> Any:
     return rule
 
 
-def _make_function(suffix: str) -> Any:
-    """The same operator as an autograd.Function: eager calls cost less so, and torch.func can differentiate it."""
+class _Functions(NamedTuple):
+    """The operator as autograd.Functions, of the same formula as its registered autograd.
+
+    Attributes:
+        eager: for plain tensors: a call costs a fraction of what the registered formula costs.
+        transformable: for torch.func, which can differentiate no operator with a registered formula.
+    """
+
+    eager: Any
+    transformable: Any
+
+
+def _make_functions(suffix: str) -> _Functions:
     operator = _FORWARD_OPERATORS[suffix]
     differentiate, batch = _make_backward(suffix), _make_vmap(operator)
 
     class SoftTopK(torch.autograd.Function):
         @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+            output = _below_autograd(operator, arguments)
+            _setup_context(ctx, arguments, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            return differentiate(ctx, *grads)
+
+    class TransformableSoftTopK(torch.autograd.Function):
+        @staticmethod
         def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-            return _below_autograd(operator, arguments)
+            return operator(*arguments)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -296,7 +318,7 @@ def _make_function(suffix: str) -> Any:
         def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
             return batch(info, in_dims, *arguments)
 
-    return SoftTopK
+    return _Functions(SoftTopK, TransformableSoftTopK)
 
 
 def _triton_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -317,7 +339,7 @@ _PYTHON_KERNELS = {
 }
 _FORWARD_OPERATORS: dict[str, Any] = {}
 _BACKWARD_OPERATORS: dict[str, Any] = {}
-_FUNCTIONS: dict[str, Any] = {}
+_FUNCTIONS: dict[str, _Functions] = {}
 for _suffix in ("", "_triton", "_reference"):
     _forward_name, _backward_name = f"soft_topk_forward{_suffix}", f"soft_topk_backward{_suffix}"
     define(_forward_name, _FORWARD_SCHEMA)
@@ -334,4 +356,4 @@ for _suffix in ("", "_triton", "_reference"):
     )
     torch.library.register_vmap(f"{NAMESPACE}::{_forward_name}", _make_vmap(_FORWARD_OPERATORS[_suffix]))
     torch.library.register_vmap(f"{NAMESPACE}::{_backward_name}", _make_vmap(_BACKWARD_OPERATORS[_suffix]))
-    _FUNCTIONS[_suffix] = _make_function(_suffix)
+    _FUNCTIONS[_suffix] = _make_functions(_suffix)
