@@ -119,14 +119,12 @@ def metrics_table(
     for heading in METRICS.values():
         table.add_column(heading, justify="right")
     for name, metrics in results.items():
-        for label, values in {name: metrics, **_shift_rows(name, metrics, shift_names or {})}.items():
+        rows = {name: metrics}
+        for value, subset in metrics.get("shift", {}).items():
+            rows[f"  {(shift_names or {}).get(value, f'shift {value}')}"] = subset
+        for label, values in rows.items():
             table.add_row(label, str(values["samples"]), *(f"{values[key]:.4f}" for key in METRICS))
     return table
-
-
-def _shift_rows(name: str, metrics: Mapping[str, Any], shift_names: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
-    subsets = metrics.get("shift", {}).items()
-    return {f"  {name}, {shift_names.get(value, f'shift {value}')}": subset for value, subset in subsets}
 
 
 def recall_lines(recalls: Mapping[str, Mapping[str, float]]) -> list[str]:
