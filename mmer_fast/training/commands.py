@@ -234,7 +234,7 @@ def _shift_names(data: MultiModalData) -> dict[str, str]:
     """What the codes of the extra `shift` mean, where that is known."""
     if data.source != "synthetic":
         return {}
-    codes = {SHIFT_NONE: "as in training", SHIFT_UNINFORMATIVE: "text uninformative", SHIFT_MISSING: "text missing"}
+    codes = {SHIFT_NONE: "as in training", SHIFT_UNINFORMATIVE: "text is noise", SHIFT_MISSING: "text missing"}
     return {str(code): name for code, name in codes.items()}
 
 

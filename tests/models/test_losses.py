@@ -23,12 +23,8 @@ def entries(*tensors: torch.Tensor) -> list[tuple[float, ...]]:
 
 
 def test_binary_cross_entropy_is_eq_2_and_3() -> None:
-    terms = [
-        y * math.log(sigmoid(x)) + (1 - y) * math.log(1 - sigmoid(x)) for x, y in entries(LOGITS, LABELS)
-    ]
-    torch.testing.assert_close(
-        binary_cross_entropy(LOGITS, LABELS).item(), -sum(terms) / 6, rtol=1e-12, atol=0
-    )
+    terms = [y * math.log(sigmoid(x)) + (1 - y) * math.log(1 - sigmoid(x)) for x, y in entries(LOGITS, LABELS)]
+    torch.testing.assert_close(binary_cross_entropy(LOGITS, LABELS).item(), -sum(terms) / 6, rtol=1e-12, atol=0)
 
 
 def test_asymmetric_loss_is_the_authors() -> None:
@@ -80,9 +76,7 @@ def test_softmax_kl_is_the_authors() -> None:
     for a_row, b_row in zip(LOGITS.tolist(), OTHER.tolist(), strict=True):
         p = [math.exp(sigmoid(a)) for a in a_row]
         q = [math.exp(sigmoid(b)) for b in b_row]
-        total += sum(
-            pi / sum(p) * math.log((pi / sum(p)) / (qi / sum(q))) for pi, qi in zip(p, q, strict=True)
-        )
+        total += sum(pi / sum(p) * math.log((pi / sum(p)) / (qi / sum(q))) for pi, qi in zip(p, q, strict=True))
     torch.testing.assert_close(softmax_kl(LOGITS, OTHER).item(), total / 6, rtol=1e-10, atol=0)
 
 

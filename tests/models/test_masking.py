@@ -165,7 +165,5 @@ def test_encoders_get_the_reversed_gradient_in_the_authors_code(batch: Batch) ->
         gradients[scale] = encoder_gradients(model, masked_loss(model, batch))
     for zero, small, large in zip(*gradients.values(), strict=True):
         torch.testing.assert_close(large - zero, 3 * (small - zero), rtol=1e-6, atol=1e-12)
-    difference = sum(
-        (small - zero).abs().sum() for zero, small in zip(gradients[0.0], gradients[0.1], strict=True)
-    )
+    difference = sum((small - zero).abs().sum() for zero, small in zip(gradients[0.0], gradients[0.1], strict=True))
     assert difference > 0

@@ -81,9 +81,7 @@ def test_samples_do_not_see_each_other(batch: Batch) -> None:
     model = small_model()
     together = model(features, lengths).logits
     for b in range(4):
-        alone = model(
-            {n: x[b : b + 1] for n, x in features.items()}, {n: x[b : b + 1] for n, x in lengths.items()}
-        )
+        alone = model({n: x[b : b + 1] for n, x in features.items()}, {n: x[b : b + 1] for n, x in lengths.items()})
         torch.testing.assert_close(alone.logits[0], together[b])
 
 
@@ -93,9 +91,7 @@ def test_without_positions_the_order_of_units_does_not_matter_and_with_them_it_d
     turned["words"][0] = features["words"][0].flip(0)
     without, with_positions = small_model(), small_model(positions="sinusoidal")
     torch.testing.assert_close(without(features, lengths).logits, without(turned, lengths).logits)
-    assert not torch.allclose(
-        with_positions(features, lengths).logits, with_positions(turned, lengths).logits
-    )
+    assert not torch.allclose(with_positions(features, lengths).logits, with_positions(turned, lengths).logits)
 
 
 def test_sinusoidal_positions_are_those_of_the_transformer_paper() -> None:
