@@ -153,7 +153,7 @@ class NinjaBuild(build_ext):
         link = [f"-L{quote(torch_folder / 'lib')}", "-ltorch", "-ltorch_cpu", "-Wl,--no-as-needed"]
         edges: list[tuple[str, Path, str]] = []
         if cuda:
-            nvcc, home = cuda
+            home = cuda[1]
             torch_flags += ["-DMMER_WITH_CUDA", f"-isystem {quote(home / 'include')}"]
             link = [f"-L{quote(home / 'lib64')}", "-lcudart_static", "-ldl", "-lrt", "-lpthread", *link]
             threads = os.environ.get("NVCC_THREADS", "1")

@@ -31,9 +31,7 @@ CPU_BARS = (
 def find(result: dict[str, Any], case: str, step: str, contestant: str) -> dict[str, Any] | None:
     """The row of a result that was measured, or None."""
     for row in result["rows"]:
-        if (row["case"], row["pass"], row["contestant"]) == (case, step, contestant) and row[
-            "status"
-        ] == "ok":
+        if (row["case"], row["pass"], row["contestant"]) == (case, step, contestant) and row["status"] == "ok":
             return row
     return None
 
@@ -44,9 +42,7 @@ def check(result: dict[str, Any], bars: tuple[Bar, ...] = CPU_BARS) -> list[tupl
     for bar in bars:
         row = find(result, bar.case, bar.step, bar.contestant)
         if row is None:
-            lines.append(
-                (False, f"FAIL  {bar.case} {bar.step}: {bar.promise}: {bar.contestant} was not measured")
-            )
+            lines.append((False, f"FAIL  {bar.case} {bar.step}: {bar.promise}: {bar.contestant} was not measured"))
             continue
         ratio, lowest, highest = row["ratio"], row["ratio_min"], row["ratio_max"]
         holds = ratio > bar.at_least if bar.at_least == 1.0 else ratio >= bar.at_least

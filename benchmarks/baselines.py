@@ -73,9 +73,7 @@ def newton(scores: Tensor, k: int | Tensor, epsilon: float, lengths: Tensor | No
     return _Newton.apply(scores, k, epsilon, lengths)
 
 
-def problem(
-    scores: Tensor, k: int | Tensor, lengths: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | int]:
+def problem(scores: Tensor, k: int | Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | int]:
     """The transport problem of Xie et al. 2020, section 3, as a general solver wants it.
 
     Returns:

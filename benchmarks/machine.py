@@ -78,8 +78,6 @@ def slug(machine: dict[str, Any]) -> str:
     """A short name of the machine for a file name, e.g. ``xeon-2-50ghz-avx512-2t`` or ``nvidia-h200``."""
     text = machine["gpu"]
     if text is None:
-        model = re.sub(
-            r"\((R|TM|C)\)|\b(Intel|AMD|CPU|Processor|Core)\b|@", " ", machine["cpu"], flags=re.IGNORECASE
-        )
+        model = re.sub(r"\((R|TM|C)\)|\b(Intel|AMD|CPU|Processor|Core)\b|@", " ", machine["cpu"], flags=re.IGNORECASE)
         text = f"{model} {machine['isa'] or 'pure'} {machine['threads']}t"
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

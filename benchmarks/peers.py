@@ -98,9 +98,7 @@ def _pot(max_iter: int, tol: float) -> Function:
     def pot(scores: Tensor, k: int | Tensor, epsilon: float, lengths: Tensor | None) -> Tensor:
         cost, a, b, n = baselines.problem(scores, k, lengths)
         mode = "autodiff" if scores.requires_grad else "detach"
-        solution = solve_batch(
-            cost, epsilon, a, b, max_iter=max_iter, tol=tol, method="log_sinkhorn", grad=mode
-        )
+        solution = solve_batch(cost, epsilon, a, b, max_iter=max_iter, tol=tol, method="log_sinkhorn", grad=mode)
         return (solution.plan[..., 1] * n).to(scores.dtype)
 
     return pot
@@ -119,19 +117,13 @@ def _colt5() -> Function:
     from colt5_attention import coor_descent
 
     def colt5(scores: Tensor, k: int | Tensor, epsilon: float, lengths: Tensor | None) -> Tensor:
-        mask = (
-            None
-            if lengths is None
-            else torch.arange(scores.shape[-1], device=scores.device) < lengths[:, None]
-        )
+        mask = None if lengths is None else torch.arange(scores.shape[-1], device=scores.device) < lengths[:, None]
         return coor_descent(scores.float(), n_iters=50, k=k, eps=epsilon / 2, mask=mask).to(scores.dtype)
 
     return colt5
 
 
-_UNROLLED = (
-    6 * baselines.SINKHORN_ITERATIONS
-)  # saved floats an entry and iteration: two plans' sums, both columns
+_UNROLLED = 6 * baselines.SINKHORN_ITERATIONS  # saved floats an entry and iteration: two plans' sums, both columns
 
 CONTESTANTS = (
     Contestant("mmer_fast cpu", SAME_PLAN, partial(_ours, "cpu"), backend="cpu", devices=("cpu",)),
@@ -144,9 +136,7 @@ CONTESTANTS = (
     Contestant("Newton, eager", SAME_PLAN, lambda: baselines.newton),
     Contestant("Sinkhorn-200 exp, implicit", SAME_PLAN, lambda: baselines.sinkhorn_exp_implicit),
     Contestant("Sinkhorn-200 log, implicit", SAME_PLAN, lambda: baselines.sinkhorn_log_implicit),
-    Contestant(
-        "Sinkhorn-200 log, autograd", SAME_PLAN, lambda: baselines.sinkhorn_log, saved_floats=_UNROLLED
-    ),
+    Contestant("Sinkhorn-200 log, autograd", SAME_PLAN, lambda: baselines.sinkhorn_log, saved_floats=_UNROLLED),
     Contestant(
         "POT, default tolerance",
         SAME_PLAN,

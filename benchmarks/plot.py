@@ -99,9 +99,7 @@ def _growth(axes: Axes, result: dict[str, Any]) -> None:
         if found:
             times = [row["us"] for row in found]
             width, layer = (2.6, 3) if name == ours else (1.6, 2)
-            axes.plot(
-                [r["n"] for r in found], times, line, color=colour, lw=width, marker="o", ms=4, zorder=layer
-            )
+            axes.plot([r["n"] for r in found], times, line, color=colour, lw=width, marker="o", ms=4, zorder=layer)
             ends[name] = times[-1]
     names = sorted(ends, key=lambda name: ends[name])
     for name, height in zip(names, _spread([ends[name] for name in names]), strict=True):

@@ -145,9 +145,7 @@ def update(text: str, device: str, content: str) -> str:
     start = f"<!-- benchmark:soft_topk:{device} -->"
     pattern = re.compile(f"({re.escape(start)}\n).*?({re.escape(_END)})", re.DOTALL)
     if not pattern.search(text):
-        raise ReportError(
-            f"README.md must have the markers {start} and {_END}, each on its own line, in this order"
-        )
+        raise ReportError(f"README.md must have the markers {start} and {_END}, each on its own line, in this order")
     return pattern.sub(lambda match: f"{match[1]}{content}\n{match[2]}", text, count=1)
 
 
@@ -173,9 +171,7 @@ def report(device: str, result: dict[str, Any], results: Path, readme: Path, wit
     if with_plot:
         from benchmarks import plot
 
-        print(
-            f"drawn: {plot.draw(result, MAIN_CASE, results / f'soft_topk_{device}.png', caption(result)).name}"
-        )
+        print(f"drawn: {plot.draw(result, MAIN_CASE, results / f'soft_topk_{device}.png', caption(result)).name}")
     try:
         if not readme.is_file():
             raise ReportError(f"{readme.name} does not exist")
@@ -191,9 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--include-quick", action="store_true", help="also look at results of --quick runs")
-    parser.add_argument(
-        "--no-plot", action="store_true", help="tables and promises only (no matplotlib needed)"
-    )
+    parser.add_argument("--no-plot", action="store_true", help="tables and promises only (no matplotlib needed)")
     options = parser.parse_args(arguments)
     try:
         found = {d: newest(options.results, d, options.include_quick) for d in ("cpu", "cuda")}

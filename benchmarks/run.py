@@ -56,9 +56,7 @@ class Truth:
 
 def solve_reference(case: Case, inputs: Inputs) -> Truth:
     scores = inputs.scores.double().requires_grad_()
-    weights = mf.soft_topk(
-        scores, inputs.k, epsilon=case.epsilon, lengths=inputs.lengths, backend="reference"
-    )
+    weights = mf.soft_topk(scores, inputs.k, epsilon=case.epsilon, lengths=inputs.lengths, backend="reference")
     assert isinstance(weights, Tensor)
     (gradient,) = torch.autograd.grad(weights, scores, inputs.grad.double())
     return Truth(weights.detach(), gradient)
@@ -131,9 +129,7 @@ def enter(contestant: Contestant, case: Case, inputs: Inputs, truth: Truth, step
             result, seconds = timing.time_once(call, device)  # the first call compiles and allocates
     except Exception as error:
         if contestant.backend is not None:
-            raise WrongResultError(
-                f"{contestant.name}, {case.name}: raised {type(error).__name__}: {error}"
-            ) from error
+            raise WrongResultError(f"{contestant.name}, {case.name}: raised {type(error).__name__}: {error}") from error
         return f"{type(error).__name__}: {error}".splitlines()[0][:160]
     value = gradient = None
     if contestant.relaxation == SAME_PLAN:
@@ -143,9 +139,7 @@ def enter(contestant: Contestant, case: Case, inputs: Inputs, truth: Truth, step
     return Entry(contestant, call, seconds, value, gradient)
 
 
-def measure(
-    case: Case, contestants: list[Contestant], device: str, plan: timing.Plan
-) -> list[dict[str, Any]]:
+def measure(case: Case, contestants: list[Contestant], device: str, plan: timing.Plan) -> list[dict[str, Any]]:
     """The rows of a case: forward, then forward + backward.
 
     Raises:
@@ -209,9 +203,7 @@ def floor_bytes(inputs: Inputs, step: str) -> int:
     return entries * inputs.scores.element_size()
 
 
-def _figures(
-    own: timing.Timing, base: timing.Timing, copy: timing.Timing, inputs: Inputs, step: str
-) -> dict[str, Any]:
+def _figures(own: timing.Timing, base: timing.Timing, copy: timing.Timing, inputs: Inputs, step: str) -> dict[str, Any]:
     gbps = floor_bytes(inputs, step) / own.median() * 1e-9
     copy_gbps = 2 * inputs.scores.numel() * inputs.scores.element_size() / copy.median() * 1e-9
     side_by_side = timing.ratios(own, base)
@@ -233,17 +225,13 @@ def show(rows: list[dict[str, Any]]) -> None:
     """Prints the rows of a case."""
     for step in (FORWARD, FORWARD_BACKWARD):
         print(f"\n{rows[0]['case']}  {rows[0]['dtype']}  {step}")
-        print(
-            f"  {'':28}{'us':>12}{'GB/s':>9}{'of copy':>9}{'x ours':>9}  {'(rounds)':24}error value / gradient"
-        )
+        print(f"  {'':28}{'us':>12}{'GB/s':>9}{'of copy':>9}{'x ours':>9}  {'(rounds)':24}error value / gradient")
         for row in (row for row in rows if row["pass"] == step):
             if row["status"] != "ok":
                 print(f"  {row['contestant']:28}{row['status']}")
                 continue
             spread = f"({row['ratio_min']:.3g}..{row['ratio_max']:.3g})"
-            wrong = " / ".join(
-                f"{e:.0e}" for e in (row["value_error"], row["gradient_error"]) if e is not None
-            )
+            wrong = " / ".join(f"{e:.0e}" for e in (row["value_error"], row["gradient_error"]) if e is not None)
             print(
                 f"  {row['contestant']:28}{row['us']:12.1f}{row['gbps']:9.2f}{row['of_copy']:9.3f}{row['ratio']:9.3g}"
                 f"  {spread:24}{wrong}"
@@ -261,9 +249,7 @@ def header(device: str, quick: bool, copy_gbps: float) -> dict[str, Any]:
         "machine": machine.describe(device, copy_gbps),
         "versions": machine.versions(),
         "commit": machine.commit(),
-        "timer": "triton.testing.do_bench, cold L2"
-        if device == "cuda"
-        else "perf_counter, interleaved turns",
+        "timer": "triton.testing.do_bench, cold L2" if device == "cuda" else "perf_counter, interleaved turns",
         "rows": [],
     }
 
@@ -284,9 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--cases", nargs="+", metavar="NAME", help=", ".join(c.name for c in cases.CASES))
-    parser.add_argument(
-        "--contestants", nargs="+", metavar="TEXT", help="only those whose name contains TEXT"
-    )
+    parser.add_argument("--contestants", nargs="+", metavar="TEXT", help="only those whose name contains TEXT")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default 2)")
     parser.add_argument("--quick", action="store_true", help="few rounds: for a look, never for a report")
@@ -316,9 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         show(rows)
         result["rows"] += rows
-        path.write_text(
-            json.dumps(result, indent=1) + "\n"
-        )  # after each case: a run that is cut short is kept
+        path.write_text(json.dumps(result, indent=1) + "\n")  # after each case: a run that is cut short is kept
     if result["rows"]:
         print(f"\nwritten: {path}")
     return 1 if failures else 0

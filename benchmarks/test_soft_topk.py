@@ -17,9 +17,7 @@ from benchmarks import cases, peers, run
 from benchmarks.cases import Case, Inputs
 from benchmarks.peers import Contestant
 
-pytest.importorskip(
-    "pytest_benchmark", reason="pytest-benchmark is not installed (pip install 'mmer_fast[bench]')"
-)
+pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (pip install 'mmer_fast[bench]')")
 pytestmark = pytest.mark.filterwarnings("default")  # peers may use what torch deprecates
 
 

@@ -110,9 +110,7 @@ def _no_collector() -> Iterator[None]:
             gc.enable()
 
 
-def interleave(
-    calls: dict[str, Call], estimates: dict[str, float], plan: Plan, device: str
-) -> dict[str, Timing]:
+def interleave(calls: dict[str, Call], estimates: dict[str, float], plan: Plan, device: str) -> dict[str, Timing]:
     """Times `calls` in rounds.
 
     Args:

@@ -64,9 +64,7 @@ def multilabel_metrics(
     f1_k = multilabel_f1_score(predicted_nk.long(), y_nk.long(), average="none", **counts).reshape(-1)
     return {
         "accuracy": _example_jaccard(predicted_nk, y_nk, empty_union),
-        "hamming_loss": multilabel_hamming_distance(
-            predicted_nk.long(), y_nk.long(), average="micro", **counts
-        ).item(),
+        "hamming_loss": multilabel_hamming_distance(predicted_nk.long(), y_nk.long(), average="micro", **counts).item(),
         "micro_f1": multilabel_f1_score(predicted_nk.long(), y_nk.long(), average="micro", **counts).item(),
         "macro_f1": f1_k.mean().item(),
         "per_label_f1": f1_k.tolist(),
@@ -91,9 +89,7 @@ def _validate(
             f"labels: expected the shape of probabilities, {tuple(p_nk.shape)}; got {tuple(labels_nk.shape)}"
         )
     if not torch.isfinite(p_nk).all():
-        raise ValueError(
-            f"probabilities: expected finite values; got {int((~torch.isfinite(p_nk)).sum())} others"
-        )
+        raise ValueError(f"probabilities: expected finite values; got {int((~torch.isfinite(p_nk)).sum())} others")
     if p_nk.min() < 0 or p_nk.max() > 1:
         raise ValueError(f"probabilities: expected values in [0, 1]; got [{p_nk.min():g}, {p_nk.max():g}]")
     y_nk = labels_nk == 1
@@ -119,8 +115,7 @@ def _example_jaccard(predicted_nk: Tensor, y_nk: Tensor, empty_union: float) -> 
 
 def _weighted_accuracy(predicted_nk: Tensor, y_nk: Tensor) -> float:
     recalls = [
-        (predicted_nk == y_nk).logical_and(kind_nk).sum(dim=0).double()
-        / kind_nk.sum(dim=0)  # 0/0 = NaN, left out
+        (predicted_nk == y_nk).logical_and(kind_nk).sum(dim=0).double() / kind_nk.sum(dim=0)  # 0/0 = NaN, left out
         for kind_nk in (y_nk, ~y_nk)
     ]
     return torch.stack(recalls).nanmean(dim=0).mean().item()

@@ -38,12 +38,8 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny cases, no compiled peers, and the reference where the compiled library is not part of the installation."""
-    pool = [
-        c for c in peers.CONTESTANTS if c.name in ("copy", "torch.sigmoid", "torch.topk", "Newton, eager")
-    ]
-    ours = Contestant(
-        "mmer_fast cpu", SAME_PLAN, lambda: peers._ours(BACKEND), backend=BACKEND, devices=("cpu",)
-    )
+    pool = [c for c in peers.CONTESTANTS if c.name in ("copy", "torch.sigmoid", "torch.topk", "Newton, eager")]
+    ours = Contestant("mmer_fast cpu", SAME_PLAN, lambda: peers._ours(BACKEND), backend=BACKEND, devices=("cpu",))
     absent = Contestant("absent", SAME_PLAN, lambda: baselines.newton, module="no_such_module_here")
     monkeypatch.setattr(cases, "CASES", (TINY, TINY_RAGGED))
     monkeypatch.setattr(peers, "CONTESTANTS", (ours, *pool, absent))

@@ -43,9 +43,7 @@ def test_agrees_with_scikit_learn(case, threshold, empty_union):
         "hamming_loss": np.mean(predicted != y),
         "micro_f1": sk.f1_score(y.ravel(), predicted.ravel(), zero_division=0),
         "macro_f1": np.mean(f1),
-        "weighted_accuracy": np.mean(
-            [_balanced_accuracy(y[:, k], predicted[:, k]) for k in range(y.shape[1])]
-        ),
+        "weighted_accuracy": np.mean([_balanced_accuracy(y[:, k], predicted[:, k]) for k in range(y.shape[1])]),
         "mean_average_precision": (
             np.mean([sk.average_precision_score(y[:, k], p[:, k]) for k in np.flatnonzero(present)])
             if present.any()

@@ -53,7 +53,7 @@ struct SigmoidSums {
   MMER_HD double residual(double k) const { return (upper - k) + d; }
 };
 
-// Result of the selection sweeps: v is the ceil(k)-th largest score.
+// Result of the selection sweeps: v is the selection_rank()-th largest score.
 struct Selection {
   double value = 0;
   double above = 0;  // entries > v
@@ -72,6 +72,7 @@ struct ThresholdSolver {
   static constexpr int kMaxSweeps = 96;  // bisection ends long before; a bound so that nothing can hang
   static constexpr double kRepivot = 4.0;
   static constexpr double kGap = 40.0;
+  static constexpr double kNearInteger = 0.01;
 
   enum class Action { kSweep, kSelect, kOutput };
 
@@ -130,17 +131,26 @@ struct ThresholdSolver {
     c += logit_share - log_T + log_U;
   }
 
+  // The place of the score to select: k rounded up, or to the nearest integer where it is next to one.
+  MMER_HD static double selection_rank(double k) {
+    const double nearest = rint(k);
+    return nearest >= 1 && fabs(k - nearest) <= kNearInteger ? nearest : ceil(k);
+  }
+
   MMER_HD Action after_selection(const Selection& sel, bool compute_float) {
     selected = true;
     sweeps += 3;
     rebase(sel.value);
-    const double share = (k - sel.above) / sel.equal;  // of the tied group that must be taken
-    if (share < 1.0) {
-      c = soft_topk_logit(share, 1.0 - share);
+    const double rest = (k - sel.above) - sel.equal;  // what k asks for beyond v and its ties
+    const double gap = (sel.value - sel.below) / tau;
+    if (rest < -kNearInteger) {
+      c = fmin(soft_topk_logit(k - sel.above, -rest), 0.5 * gap);
     } else {
-      // k falls into the gap below v: halfway, or kGap tau down where the gap is wider (all saturated there).
-      const double half = 0.5 * (sel.value - sel.below) / tau;
-      c = half < kGap ? half : kGap;
+      // k falls into the gap below v, up to `rest`: halfway (all saturated beyond kGap), or where the nearer side of
+      // the gap gives or takes just `rest`. Rounding in k (0.07 * 10000) is enough for a rest.
+      c = fmin(0.5 * gap, kGap);
+      if (rest > 0) c = fmax(0.5 * gap, gap + log(rest));
+      if (rest < 0) c = fmin(0.5 * gap, log(sel.equal / -rest));
     }
     clamp();
     repivot(compute_float);

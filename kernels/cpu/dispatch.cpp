@@ -8,7 +8,7 @@
 namespace mmer {
 
 // Entry points of each build of kernels/cpu/soft_topk.cpp; the namespace is the build's.
-#define MMER_DECLARE_VARIANT(variant) \
+#define MMER_DECLARE_VARIANT(variant)                                                         \
   namespace variant {                                                                         \
   bool soft_topk_forward_rows(const SoftTopKForwardArgs& args, int64_t begin, int64_t end);   \
   bool soft_topk_backward_rows(const SoftTopKBackwardArgs& args, int64_t begin, int64_t end); \

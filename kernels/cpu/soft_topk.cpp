@@ -276,16 +276,16 @@ inline double value_of(uint32_t key) {
   return x;
 }
 
-// The ceil(k)-th largest score by radix: three counting sweeps over 11, 11 and 10 bits of the key. float64 scores are
-// selected by their float32 rounding, which is monotone: a start for the sigmoid sweeps, not an answer.
+// The score of a place (1 is the largest) by radix: three counting sweeps over 11, 11 and 10 bits of the key. float64
+// scores are selected by their float32 rounding, which is monotone: a start for the sigmoid sweeps, not an answer.
 template <class C>
-Selection select(const C* x, int64_t length, double k) {
+Selection select(const C* x, int64_t length, double place) {
   constexpr int kShift[3] = {21, 10, 0};
   constexpr uint32_t kDigit[3] = {2047, 2047, 1023};
   uint32_t histogram[2048];
   uint32_t prefix = 0, below = 0;
   Selection selection;
-  int64_t rank = static_cast<int64_t>(std::ceil(k));
+  int64_t rank = static_cast<int64_t>(place);
   for (int pass = 0; pass < 3; ++pass) {
     std::memset(histogram, 0, sizeof histogram);
     const int shift = kShift[pass], outer_shift = pass == 0 ? 31 : kShift[pass - 1];
@@ -396,8 +396,9 @@ bool forward_rows(const SoftTopKForwardArgs& args, int64_t begin, int64_t end) {
     } else {
       Action action = solver.start(stats, k, tau, kFloat);
       while (action != Action::kOutput) {
-        action = action == Action::kSelect ? solver.after_selection(select(x, length, k), kFloat)
-                                           : solver.after_sweep(sweeper.sums(solver), kFloat);
+        action = action == Action::kSelect
+                     ? solver.after_selection(select(x, length, ThresholdSolver::selection_rank(k)), kFloat)
+                     : solver.after_sweep(sweeper.sums(solver), kFloat);
       }
     }
 

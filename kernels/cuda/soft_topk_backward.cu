@@ -145,9 +145,8 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
   const Threshold<Compute> threshold(args, input, row);
 
   ThreadGradientSums<Compute> part;
-  entries.for_each_pack_with(upstream, [&](int, const Compute* x, const Compute* g) {
-    part.add(threshold.argument, x, g);
-  });
+  entries.for_each_pack_with(upstream,
+                             [&](int, const Compute* x, const Compute* g) { part.add(threshold.argument, x, g); });
   double values[] = {part.w.total(), part.wg.total(), part.wt.total(), part.wgt.total()};
   team.reduce<4>(values);
   if (threadIdx.x == 0) {
@@ -165,9 +164,8 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
     for (int j = 0; j < kVector<Compute>; ++j) {
       flow[j] = threshold.finite() ? threshold.flow(x[j], g[j], mean) : Compute(0);
     }
-    output.typed([&](auto* data) {
-      store_pack(data, input.cols, vectorised, [&](int j) { return column + j; }, flow);
-    });
+    output.typed(
+        [&](auto* data) { store_pack(data, input.cols, vectorised, [&](int j) { return column + j; }, flow); });
   });
   team.leave();
 }

@@ -53,7 +53,7 @@ __device__ __forceinline__ void solve_short(const LaneRow<Compute, kLanes, kItem
   while (__any_sync(kFullWarp, action != Action::kOutput)) {
     const bool selecting = action == Action::kSelect;
     if (__any_sync(kFullWarp, selecting)) {
-      const int rank = selecting ? static_cast<int>(ceil(solver.k)) : 0;
+      const int rank = selecting ? static_cast<int>(ThresholdSolver::selection_rank(solver.k)) : 0;
       const Selection selection = entries.select(rank, stats, selecting);
       if (selecting) action = solver.after_selection(selection, kInFloat<Compute>);
     }
@@ -175,7 +175,8 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
   while (iterations == 0 && plan.action != Action::kOutput) {
     Action action = Action::kOutput;
     if (plan.action == Action::kSelect) {
-      const Selection selection = select_by_radix(entries, team, histogram, static_cast<int>(ceil(k)));
+      const int rank = static_cast<int>(ThresholdSolver::selection_rank(k));
+      const Selection selection = select_by_radix(entries, team, histogram, rank);
       if (solves) {
         action = solver.after_selection(selection, kInFloat<Compute>);
         solver.sweeps += kExtraSelectionSweeps<Compute>;

@@ -14,12 +14,12 @@ inline constexpr int kShortThreads = 128;  // at most; a warp a block while the 
 // Blocks a multiprocessor that the registers are budgeted for, by the bytes of a row that a lane holds.
 constexpr int short_blocks(int bytes) { return bytes <= 128 ? 3 : 2; }
 inline constexpr int kLongThreads = 256;
-inline constexpr int kLongBlocks = 2;       // blocks a multiprocessor that their registers are budgeted for
+inline constexpr int kLongBlocks = 2;        // blocks a multiprocessor that their registers are budgeted for
 inline constexpr int kStaticShared = 10240;  // bytes that a block of a long row has besides the staged entries
 inline constexpr int kDriverShared = 1024;   // bytes a block that the driver keeps
 inline constexpr int kLongWarps = kLongThreads / 32;
-inline constexpr int kBatchPacks = 4;      // packs that a thread of a long row has in flight
-inline constexpr int kMaxRanks = 16;       // blocks of a cluster
+inline constexpr int kBatchPacks = 4;  // packs that a thread of a long row has in flight
+inline constexpr int kMaxRanks = 16;   // blocks of a cluster
 
 // The part of a long row that each block of its team has, and how much of it is kept in shared memory.
 struct TeamShape {
@@ -74,8 +74,7 @@ inline cudaError_t device_limits(DeviceLimits& limits) {
 }
 
 // A slice for each of `ranks` blocks, with as much of it in shared memory as leaves room for `blocks_per_sm`.
-inline TeamShape team_shape(int64_t cols, int ranks, int blocks_per_sm, int compute_size,
-                            const DeviceLimits& limits) {
+inline TeamShape team_shape(int64_t cols, int ranks, int blocks_per_sm, int compute_size, const DeviceLimits& limits) {
   const int span = team_span(compute_size);
   const int64_t spans = (cols + span - 1) / span;
   const int slice_spans = static_cast<int>((spans + ranks - 1) / ranks);

@@ -26,7 +26,10 @@ class LongRow {
   static constexpr int kWidth = kVector<Compute>;
 
   __device__ __forceinline__ LongRow(const Row<Compute>& row, const TeamShape& shape, int rank, Compute* staged)
-      : row_(row), vectorised_(row.scores.aligned()), first_(rank * shape.slice), staged_count_(shape.staged),
+      : row_(row),
+        vectorised_(row.scores.aligned()),
+        first_(rank * shape.slice),
+        staged_count_(shape.staged),
         staged_(staged) {
     const int rest = row.cols - first_;
     count_ = rest < 0 ? 0 : (rest < shape.slice ? rest : shape.slice);
@@ -50,14 +53,14 @@ class LongRow {
   // Calls body(column, x[kWidth]) for every pack of the slice.
   template <typename Body>
   __device__ __forceinline__ void for_each_pack(Body body) const {
-    for_each_batch([&](int base, const Compute (&x)[kBatchPacks][kWidth]) { for_each_of_batch(base, x, body); });
+    for_each_batch([&](int base, const Compute(&x)[kBatchPacks][kWidth]) { for_each_of_batch(base, x, body); });
   }
 
   // Calls body(column, x, y) for every pack of the slice, y from another matrix than the scores.
   template <typename Body>
   __device__ __forceinline__ void for_each_pack_with(const MatrixRow<Compute>& other, Body body) const {
     const bool vectorised = other.aligned();
-    for_each_batch([&](int base, const Compute (&x)[kBatchPacks][kWidth]) {
+    for_each_batch([&](int base, const Compute(&x)[kBatchPacks][kWidth]) {
       Compute y[kBatchPacks][kWidth];
       load_batch(other, vectorised, base, y);
 #pragma unroll
@@ -99,8 +102,8 @@ class LongRow {
         for (int b = 0; b < kBatchPacks; ++b) copy_pack(x[b], staged_ + base + offset(b));
       }
     }
-    double values[] = {static_cast<double>(valid), static_cast<double>(finite), static_cast<double>(total),
-                       static_cast<double>(squares), -static_cast<double>(low), static_cast<double>(high),
+    double values[] = {static_cast<double>(valid),   static_cast<double>(finite), static_cast<double>(total),
+                       static_cast<double>(squares), -static_cast<double>(low),   static_cast<double>(high),
                        poisoned ? 1.0 : 0.0};
     team.reduce<4>(values);
     RowStats stats;
@@ -159,9 +162,7 @@ class LongRow {
       for (int j = 0; j < kWidth; ++j) {
         T[j] = plan.saturated ? Row<Compute>::filled(plan.fill, x[j], row_.valid(column + j)) : T[j] * plan.scale;
       }
-      output.typed([&](auto* data) {
-        store_pack(data, row_.cols, vectorised, [&](int j) { return column + j; }, T);
-      });
+      output.typed([&](auto* data) { store_pack(data, row_.cols, vectorised, [&](int j) { return column + j; }, T); });
     });
     double values[] = {static_cast<double>(part.upper), part.d.total()};
     team.reduce<2>(values);

@@ -63,8 +63,8 @@ __device__ __forceinline__ void find_bin(const Team& team, Histogram& histogram,
 
 // The result is valid in warp 0 of every block. 1 <= rank <= number of finite entries.
 template <typename Compute>
-__device__ __forceinline__ Selection select_by_radix(const LongRow<Compute>& entries, Team& team,
-                                                     Histogram& histogram, int rank) {
+__device__ __forceinline__ Selection select_by_radix(const LongRow<Compute>& entries, Team& team, Histogram& histogram,
+                                                     int rank) {
   using Key = OrderedKey<float>;
   uint32_t prefix = 0;      // the key's bits above `shift + bits`
   uint32_t next_lower = 0;  // largest key seen by this thread below the one that will be found; 0: none

@@ -1,7 +1,7 @@
 // The blocks that share a long row: one block, or a thread-block cluster with distributed shared memory (sm_90+).
 //
-// Sums go warp -> block -> cluster, always in the same order, and end in warp 0 of every block. All blocks of a team see
-// the same bits, so their warps 0 take the same decisions and need not exchange them.
+// Sums go warp -> block -> cluster, always in the same order, and end in warp 0 of every block. All blocks of a team
+// see the same bits, so their warps 0 take the same decisions and need not exchange them.
 #pragma once
 
 #include <cooperative_groups.h>

@@ -24,7 +24,9 @@ from .soft_topk_rows import (
     load_lengths,
     load_parameter,
     row_arguments,
+    row_vector,
     store_block,
+    unit_columns,
 )
 
 
@@ -171,7 +173,7 @@ def soft_topk_backward(
     """Gradients by the implicit function theorem, from the threshold that the forward found.
 
     Args:
-        grad_weights: ``[R, n]`` in the dtype of scores, unit column stride.
+        grad_weights: ``[R, n]`` in the dtype of scores, any strides.
         scores, tau, tau_value, lengths, mask, largest: as in the forward.
         threshold: ``[R]`` float64, the forward's.
         grad_threshold: ``[R]`` float64 or None.
@@ -187,6 +189,8 @@ def soft_topk_backward(
     if rows == 0:
         return grad_scores, grad_k, grad_tau
     tau, lengths, mask, tau_bits, mask_stride = row_arguments(lengths, mask, tau, tau_value)
+    grad_weights, scores = unit_columns(grad_weights), unit_columns(scores)
+    threshold, grad_threshold = threshold.contiguous(), row_vector(grad_threshold)
     shape = launch_shape(cols, block_limit)
     constants = {
         "SIGN": 1 if largest else -1,

@@ -36,7 +36,9 @@ from .soft_topk_rows import (
     load_lengths,
     load_parameter,
     row_arguments,
+    row_vector,
     store_block,
+    unit_columns,
 )
 from .soft_topk_select import select_in_chunks
 
@@ -285,11 +287,11 @@ def soft_topk_forward(
     """Weights, thresholds and certificates of the rows of `scores`.
 
     Args:
-        scores: ``[R, n]`` float32, float64, bfloat16 or float16, unit column stride.
+        scores: ``[R, n]`` float32, float64, bfloat16 or float16, any strides.
         k: ``[R]`` float64, or None: then `k_value` for all rows.
         tau: ``[R]`` float64 temperatures in the units of the scores, or None: then `tau_value`.
         lengths: ``[R]`` int64 valid entries at the start of each row, or None.
-        mask: ``[R, n]`` bool, True where valid, unit column stride, or None.
+        mask: ``[R, n]`` bool, True where valid, or None.
         largest: whether weights near 1 go to the largest scores, else to the smallest.
         sinkhorn_iterations: 0 solves the fixed point; N > 0 gives the output after N Sinkhorn iterations.
         block_limit: longest row that one program holds; longer ones are read in chunks.
@@ -305,6 +307,7 @@ def soft_topk_forward(
     if rows == 0:
         return weights, threshold, certificate
     tau, lengths, mask, tau_bits, mask_stride = row_arguments(lengths, mask, tau, tau_value)
+    scores, k = unit_columns(scores), row_vector(k)
     shape = launch_shape(cols, block_limit)
     constants = {
         "SIGN": 1 if largest else -1,

@@ -16,13 +16,14 @@ import triton
 import triton.language as tl
 
 ACTIVE = tl.constexpr(8.0)
-STAIRCASE = tl.constexpr(1000.0)
+STAIRCASE = tl.constexpr(500.0)
 SETTLING = tl.constexpr(1.0)
 TAYLOR = tl.constexpr(0.5)
 TRIALS = tl.constexpr(2)
 MAX_SWEEPS = tl.constexpr(96)
 REPIVOT = tl.constexpr(4.0)
 GAP = tl.constexpr(40.0)
+NEAR_INTEGER = tl.constexpr(0.01)
 
 
 @triton.jit
@@ -160,11 +161,15 @@ def after_selection(on, value, above, equal, below, pivot, c, lo, hi, k, tau, CO
     """ThresholdSolver::after_selection for the rows in `on`."""
     value = tl.where(on, value, pivot)
     shift = (value - pivot) / tau
-    share = (k - above) / tl.maximum(equal, 1.0)
-    tied = on & (share < 1.0)
-    safe = tl.where(tied, share, 0.5)
-    half = 0.5 * (value - tl.where(on, below, value)) / tau
-    target = tl.where(tied, logit(safe, 1.0 - safe), tl.minimum(half, GAP))
+    rest = (k - above) - equal  # what k asks for beyond v and its ties
+    gap = (value - tl.where(on, below, value)) / tau
+    half = 0.5 * gap
+    tied = on & (rest < -NEAR_INTEGER)
+    c_tied = tl.minimum(logit(tl.where(tied, k - above, 1.0), tl.where(tied, -rest, 1.0)), half)
+    c_gap = tl.minimum(half, GAP)
+    c_gap = tl.where(rest > 0, tl.maximum(half, gap + tl.log(tl.where(rest > 0, rest, 1.0))), c_gap)
+    c_gap = tl.where(rest < 0, tl.minimum(half, tl.log(tl.maximum(equal, 1.0) / tl.where(rest < 0, -rest, 1.0))), c_gap)
+    target = tl.where(tied, c_tied, c_gap)
     lo, hi = lo + shift, hi + shift
     c = tl.where(on, tl.minimum(tl.maximum(target, lo), hi), c)
     return repivot(on, value, c, lo, hi, tau, COMPUTE)
@@ -204,7 +209,7 @@ def after_sweep(
 ):  # fmt: skip
     """ThresholdSolver::after_sweep for the rows in `on`; the others keep their state."""
     tolerance: tl.constexpr = 1e-16 if COMPUTE.is_fp64() else 1e-8
-    final_step: tl.constexpr = 5e-4 if COMPUTE.is_fp64() else 0.02
+    final_step: tl.constexpr = 1e-3 if COMPUTE.is_fp64() else 0.02
     sweeps += on.to(tl.int32)
     trials += on.to(tl.int32)
     r = (upper - k) + d
@@ -257,11 +262,18 @@ def value_of_key(key, BITS: tl.constexpr):
 
 
 @triton.jit
+def selection_rank(k):
+    """ThresholdSolver::selection_rank: k rounded up, or to the nearest integer where it is next to one."""
+    nearest = tl.floor(k + 0.5)
+    return tl.where((nearest >= 1) & (tl.abs(k - nearest) <= NEAR_INTEGER), nearest, tl.ceil(k))
+
+
+@triton.jit
 def select_in_block(on, b_x, low, high, k):
-    """The ceil(k)-th largest entry by bisection on the keys: max {v : #(x >= v) >= ceil(k)}."""
+    """The entry of the selection_rank by bisection on the keys: max {v : #(x >= v) >= rank}."""
     COMPUTE: tl.constexpr = b_x.dtype
     BITS: tl.constexpr = COMPUTE.primitive_bitwidth
-    rank = tl.ceil(k)
+    rank = selection_rank(k)
     first = ordered_key(tl.where(on, low, 0.0).to(COMPUTE), BITS)
     last = ordered_key(tl.where(on, high, 0.0).to(COMPUTE), BITS) + 1
     while tl.max((last - first > 1).to(tl.int32), axis=0) > 0:

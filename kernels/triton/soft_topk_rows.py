@@ -46,13 +46,24 @@ def bits_of(value: float) -> int:
     return struct.unpack("<q", struct.pack("<d", value))[0]
 
 
+def row_vector(vector: Tensor | None) -> Tensor | None:
+    """`vector` (R,) with unit stride: the kernels add the row to its pointer. Expanded ones have stride 0."""
+    return None if vector is None else vector.contiguous()
+
+
+def unit_columns(matrix: Tensor) -> Tensor:
+    """`matrix` (R, n) with unit column stride; any row stride."""
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+
+
 def row_arguments(
     lengths: Tensor | None, mask: Tensor | None, tau: Tensor | None, tau_value: float
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, int, int]:
     """(tau, lengths, mask as bytes, bits of tau_value, stride of the mask)."""
     if mask is not None:
-        mask = mask.view(torch.uint8)
-    return tau, lengths, mask, bits_of(tau_value), 0 if mask is None else mask.stride(0)
+        mask = unit_columns(mask).view(torch.uint8)
+    mask_stride = 0 if mask is None else mask.stride(0)
+    return row_vector(tau), row_vector(lengths), mask, bits_of(tau_value), mask_stride
 
 
 def compute_dtype(dtype: torch.dtype) -> tl.dtype:

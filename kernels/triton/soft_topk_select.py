@@ -1,4 +1,4 @@
-"""The ceil(k)-th largest entry of a row read in chunks, by radix: 11, 11 and 10 bits of the float32 key.
+"""The entry of a row at its selection_rank, read in chunks, by radix: 11, 11 and 10 bits of the float32 key.
 
 Rows of float64 are ranked by their scores rounded to float32, which keeps the order; one more sweep finds a
 score in the float32 that was found, enough for the solver to go on from.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .soft_topk_math import ordered_key, value_of_key
+from .soft_topk_math import ordered_key, selection_rank, value_of_key
 from .soft_topk_rows import load_block
 
 BINS = tl.constexpr(2048)
@@ -57,7 +57,7 @@ def select_in_chunks(
 ):  # fmt: skip
     """(value, entries above, entries equal, largest entry below), each [1] float64."""
     none = tl.zeros([1], tl.int64)
-    rank = tl.max(tl.ceil(k), axis=0).to(tl.int32)
+    rank = tl.max(selection_rank(k), axis=0).to(tl.int32)
     prefix, rank, above_0, _, _ = radix_pass(
         scores_ptr, scores_stride, mask_ptr, mask_stride, i_rows, lengths, limit, rank, none,
         21, 11, SIGN, COMPUTE, BLOCK,

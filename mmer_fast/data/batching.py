@@ -120,9 +120,7 @@ def collate(samples: Batch | Sequence[Batch]) -> Batch:
         features[name] = joined
     return Batch(
         features=features,
-        lengths={
-            name: torch.cat([sample.lengths[name] for sample in samples]) for name in samples[0].lengths
-        },
+        lengths={name: torch.cat([sample.lengths[name] for sample in samples]) for name in samples[0].lengths},
         labels=torch.cat([sample.labels for sample in samples]),
         index=torch.cat([sample.index for sample in samples]),
     )

@@ -126,8 +126,7 @@ def _check_labels(name: str, split: Split, n_labels: int) -> None:
     labels = split.labels
     if labels.dtype != np.uint8 or labels.ndim != 2 or labels.shape[1] != n_labels:
         raise DataError(
-            f"{name} labels: expected uint8 of shape (N, {n_labels}); "
-            f"got {labels.dtype} of shape {labels.shape}"
+            f"{name} labels: expected uint8 of shape (N, {n_labels}); got {labels.dtype} of shape {labels.shape}"
         )
     if len(labels) == 0:
         raise DataError(f"{name} labels: expected at least one sample; got none")
@@ -139,18 +138,14 @@ def _check_modality(name: str, split: Split, modality: str, size: int) -> None:
     values, lengths = split.features[modality], split.lengths[modality]
     key = f"{name} {modality}"
     if values.dtype != np.float32 or values.ndim != 3:
-        raise DataError(
-            f"{key}: expected float32 of shape (N, T, D); got {values.dtype} of shape {values.shape}"
-        )
+        raise DataError(f"{key}: expected float32 of shape (N, T, D); got {values.dtype} of shape {values.shape}")
     n, steps, d = values.shape
     if n != len(split):
         raise DataError(f"{key}: expected {len(split)} samples, as many as labels; got {n}")
     if d != size or d == 0 or steps == 0:
         raise DataError(f"{key}: expected (N, T >= 1, {size}); got shape {values.shape}")
     if lengths.dtype != np.int64 or lengths.shape != (n,):
-        raise DataError(
-            f"{key} lengths: expected int64 of shape ({n},); got {lengths.dtype} of shape {lengths.shape}"
-        )
+        raise DataError(f"{key} lengths: expected int64 of shape ({n},); got {lengths.dtype} of shape {lengths.shape}")
     outside = np.flatnonzero((lengths < 0) | (lengths > steps))
     if outside.size:
         i = outside[0]
@@ -158,9 +153,7 @@ def _check_modality(name: str, split: Split, modality: str, size: int) -> None:
     finite = np.isfinite(values)
     if not finite.all():
         i, t, _ = np.argwhere(~finite)[0]
-        raise DataError(
-            f"{key}: expected finite values; got {np.sum(~finite)} others, first in sample {i}, step {t}"
-        )
+        raise DataError(f"{key}: expected finite values; got {np.sum(~finite)} others, first in sample {i}, step {t}")
     padding = np.arange(steps) >= lengths[:, None]
     if values[padding].any():
         raise DataError(f"{key}: expected zeros past each sample's length; got other values")

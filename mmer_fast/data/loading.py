@@ -38,7 +38,5 @@ def _read_file(path: Path) -> MultiModalData:
         raise DataError(f'{path}: no such file (expected a path, or "synthetic" for the embedded data set)')
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(
-            f"{path}: expected one of {', '.join(_READERS)}; got suffix {path.suffix or 'none'!r}"
-        )
+        raise DataError(f"{path}: expected one of {', '.join(_READERS)}; got suffix {path.suffix or 'none'!r}")
     return reader(path)

@@ -99,18 +99,14 @@ def _label_names(path: Path, arrays: dict[str, np.ndarray]) -> list[str] | None:
     if names is None:
         return None
     if names.ndim != 1 or names.dtype.kind != "U":
-        raise DataError(
-            f"{path}: key label_names: expected (K,) strings; got {names.dtype} of shape {names.shape}"
-        )
+        raise DataError(f"{path}: key label_names: expected (K,) strings; got {names.dtype} of shape {names.shape}")
     return [str(name) for name in names]
 
 
 def _refuse_unknown_keys(path: Path, arrays: dict[str, np.ndarray]) -> None:
     for key in arrays:
         if not key.startswith(tuple(f"{split}_" for split in SPLITS)):
-            raise DataError(
-                f"{path}: unknown key {key}; expected label_names or {{split}}_{{modality}} and the like"
-            )
+            raise DataError(f"{path}: unknown key {key}; expected label_names or {{split}}_{{modality}} and the like")
 
 
 def _modalities(path: Path, arrays: dict[str, np.ndarray]) -> list[str]:
@@ -119,9 +115,7 @@ def _modalities(path: Path, arrays: dict[str, np.ndarray]) -> list[str]:
     for split in SPLITS:
         rest = [key.removeprefix(f"{split}_") for key in arrays if key.startswith(f"{split}_")]
         if not rest:
-            raise DataError(
-                f"{path}: no keys for split {split}; expected {split}_labels and {split}_{{modality}}"
-            )
+            raise DataError(f"{path}: no keys for split {split}; expected {split}_labels and {split}_{{modality}}")
         if "labels" not in rest:
             raise DataError(f"{path}: missing key {split}_labels")
         found[split] = [
@@ -170,9 +164,7 @@ def _read_split(
 
 def _labels(path: Path, key: str, values: np.ndarray) -> np.ndarray:
     if values.ndim != 2 or values.dtype.kind not in "buif":
-        raise DataError(
-            f"{path}: key {key}: expected (N, K) of 0 and 1; got {values.dtype} of shape {values.shape}"
-        )
+        raise DataError(f"{path}: key {key}: expected (N, K) of 0 and 1; got {values.dtype} of shape {values.shape}")
     wrong = values[(values != 0) & (values != 1)]
     if wrong.size:
         raise DataError(f"{path}: key {key}: expected only 0 and 1; got {wrong[0]}")
@@ -181,9 +173,7 @@ def _labels(path: Path, key: str, values: np.ndarray) -> np.ndarray:
 
 def _features(path: Path, key: str, values: np.ndarray, n: int) -> np.ndarray:
     if values.ndim != 3 or values.dtype.kind != "f":
-        raise DataError(
-            f"{path}: key {key}: expected (N, T, D) floats; got {values.dtype} of shape {values.shape}"
-        )
+        raise DataError(f"{path}: key {key}: expected (N, T, D) floats; got {values.dtype} of shape {values.shape}")
     if len(values) != n:
         raise DataError(f"{path}: key {key}: expected {n} samples, as many as labels; got {len(values)}")
     with np.errstate(over="ignore"):  # what overflows becomes inf, which the check of finite values names
@@ -193,9 +183,7 @@ def _features(path: Path, key: str, values: np.ndarray, n: int) -> np.ndarray:
 def _lengths(path: Path, key: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     n, steps, _ = shape
     if values.dtype.kind not in "iu" or values.shape != (n,):
-        raise DataError(
-            f"{path}: key {key}: expected ({n},) integers; got {values.dtype} of shape {values.shape}"
-        )
+        raise DataError(f"{path}: key {key}: expected ({n},) integers; got {values.dtype} of shape {values.shape}")
     outside = values[(values < 0) | (values > steps)]
     if outside.size:
         raise DataError(f"{path}: key {key}: expected values in [0, {steps}]; got {outside[0]}")

@@ -91,14 +91,10 @@ def load_plain(path: Path) -> Any:
         with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():  # type: ignore[arg-type]
             warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
             return _to_numpy(torch.load(path, map_location="cpu", weights_only=True))
-    except (
-        Exception
-    ) as error:  # a damaged pickle can raise anything, and all of it means: this file is unusable
+    except Exception as error:  # a damaged pickle can raise anything, and all of it means: this file is unusable
         refused = list(dict.fromkeys(name for name in _names_in(path) if not _ORDINARY.fullmatch(name)))
         if refused:
-            message = (
-                f"refused, since it asks for {', '.join(refused)}; expected only tensors and numeric arrays"
-            )
+            message = f"refused, since it asks for {', '.join(refused)}; expected only tensors and numeric arrays"
         elif isinstance(error, DataError):
             message = str(error)
         else:
@@ -118,9 +114,7 @@ def _to_numpy(value: Any) -> Any:
         return type(value)(map(_to_numpy, value))
     if value is None or isinstance(value, (str, bytes, bool, int, float)):
         return value
-    raise DataError(
-        f"objects of {type(value).__name__} are refused; expected tensors, arrays and builtin containers"
-    )
+    raise DataError(f"objects of {type(value).__name__} are refused; expected tensors, arrays and builtin containers")
 
 
 def _reason(error: Exception) -> str:

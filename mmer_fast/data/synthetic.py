@@ -41,9 +41,7 @@ LABEL_CORRELATION = (
     (-0.50, 0.10, 0.45, 0.00, 1.00, 0.05),
     (-0.25, 0.15, 0.05, 0.10, 0.05, 1.00),
 )
-DECOY_RATE = (
-    0.35  # a modality holds a decoy of an absent emotion with this probability times the emotion's prevalence
-)
+DECOY_RATE = 0.35  # a modality holds a decoy of an absent emotion with this probability times the emotion's prevalence
 SHIFT_NONE, SHIFT_UNINFORMATIVE, SHIFT_MISSING = 0, 1, 2
 
 
@@ -116,9 +114,7 @@ def make_synthetic(
             "uninformative_share, missing_share: expected values >= 0 with a sum of at most 1; "
             f"got {uninformative_share} and {missing_share}"
         )
-    world_stream, *streams = (
-        np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(1 + len(sizes))
-    )
+    world_stream, *streams = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(1 + len(sizes)))
     world = _make_world(world_stream)
     splits = {}
     for (name, size), rng in zip(sizes.items(), streams, strict=True):
@@ -143,17 +139,13 @@ def make_synthetic(
 def _make_world(rng: np.random.Generator) -> _World:
     mixing, prototypes = {}, {}
     for name, spec in MODALITIES.items():
-        mixing[name] = (rng.standard_normal((spec.factors, spec.size)) / np.sqrt(spec.factors)).astype(
-            np.float32
-        )
+        mixing[name] = (rng.standard_normal((spec.factors, spec.size)) / np.sqrt(spec.factors)).astype(np.float32)
         directions = rng.standard_normal((len(LABEL_NAMES), spec.size))
         prototypes[name] = (directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float32)
     return _World(mixing, prototypes)
 
 
-def _make_split(
-    rng: np.random.Generator, world: _World, shift: np.ndarray, max_length: int, signal: float
-) -> Split:
+def _make_split(rng: np.random.Generator, world: _World, shift: np.ndarray, max_length: int, signal: float) -> Split:
     n = len(shift)
     labels_nk = _draw_labels(rng, n)
     lengths_n = _draw_lengths(rng, n, max_length)
@@ -178,9 +170,7 @@ def _make_split(
 def _draw_labels(rng: np.random.Generator, n: int) -> np.ndarray:
     """(N, K) multi-hot by thresholding a correlated Gaussian, which keeps each label's prevalence."""
     thresholds = np.array([NormalDist().inv_cdf(1 - p) for p in PREVALENCE])
-    gaussian_nk = (
-        rng.standard_normal((n, len(PREVALENCE))) @ np.linalg.cholesky(np.array(LABEL_CORRELATION)).T
-    )
+    gaussian_nk = rng.standard_normal((n, len(PREVALENCE))) @ np.linalg.cholesky(np.array(LABEL_CORRELATION)).T
     return (gaussian_nk > thresholds).astype(np.uint8)
 
 
@@ -190,14 +180,11 @@ def _draw_lengths(rng: np.random.Generator, n: int, max_length: int) -> np.ndarr
     return np.clip(np.rint(raw), 3, max_length).astype(np.int64)
 
 
-def _draw_carriers(
-    rng: np.random.Generator, labels_nk: np.ndarray, shift: np.ndarray
-) -> dict[str, np.ndarray]:
+def _draw_carriers(rng: np.random.Generator, labels_nk: np.ndarray, shift: np.ndarray) -> dict[str, np.ndarray]:
     """modality -> (N, K) bool: which present emotions it carries. Every one is carried by some modality."""
     shifted_n1 = (shift != SHIFT_NONE)[:, None]
     carriers = {
-        name: labels_nk.astype(bool) & (rng.random(labels_nk.shape) < m.carries)
-        for name, m in MODALITIES.items()
+        name: labels_nk.astype(bool) & (rng.random(labels_nk.shape) < m.carries) for name, m in MODALITIES.items()
     }
     carriers["text"] &= ~shifted_n1
     silent_nk = labels_nk.astype(bool) & ~np.logical_or.reduce(list(carriers.values()))

@@ -79,13 +79,10 @@ def _section(path: Path, content: dict, split: str) -> dict:
     if "tgt" not in section:
         raise DataError(f"{path}: {split}: missing key tgt; got {', '.join(map(str, section)) or 'none'}")
     modalities = {key for key in section if key in MODALITY_KEYS}
-    expected = (
-        {key for key in content[SPLITS[0]] if key in MODALITY_KEYS} if split != SPLITS[0] else modalities
-    )
+    expected = {key for key in content[SPLITS[0]] if key in MODALITY_KEYS} if split != SPLITS[0] else modalities
     if not modalities:
         raise DataError(
-            f"{path}: {split}: expected some of {', '.join(MODALITY_KEYS)}; "
-            f"got {', '.join(map(str, section))}"
+            f"{path}: {split}: expected some of {', '.join(MODALITY_KEYS)}; got {', '.join(map(str, section))}"
         )
     if modalities != expected:
         odd = ", ".join(sorted(modalities ^ expected))
@@ -97,14 +94,8 @@ def _section(path: Path, content: dict, split: str) -> dict:
 
 def _target_ids(where: str, targets: Any) -> list[list[int]]:
     """Each sample's label ids, special ids removed."""
-    if (
-        not isinstance(targets, (Sequence, np.ndarray))
-        or isinstance(targets, (str, bytes))
-        or len(targets) == 0
-    ):
-        raise DataError(
-            f"{where}: expected a non-empty list of [BOS, ids..., EOS]; got {type(targets).__name__}"
-        )
+    if not isinstance(targets, (Sequence, np.ndarray)) or isinstance(targets, (str, bytes)) or len(targets) == 0:
+        raise DataError(f"{where}: expected a non-empty list of [BOS, ids..., EOS]; got {type(targets).__name__}")
     result = []
     for i, target in enumerate(targets):
         row = target.tolist() if isinstance(target, np.ndarray) else target
@@ -117,8 +108,7 @@ def _target_ids(where: str, targets: Any) -> list[list[int]]:
         framed = len(row) >= 2 and row[0] == BOS and row[-1] == EOS
         if not framed or any(x < FIRST_LABEL for x in labels) or len(set(labels)) != len(labels):
             raise DataError(
-                f"{where}: sample {i}: expected [{BOS}, distinct ids >= {FIRST_LABEL}..., {EOS}]; "
-                f"got {list(target)}"
+                f"{where}: sample {i}: expected [{BOS}, distinct ids >= {FIRST_LABEL}..., {EOS}]; got {list(target)}"
             )
         result.append(labels)
     return result
@@ -144,15 +134,11 @@ def _vocabulary_names(path: Path, vocabulary: Any) -> list[str]:
     if isinstance(vocabulary, Mapping) and isinstance(vocabulary.get("tgt"), Mapping):
         vocabulary = vocabulary["tgt"]
     if not isinstance(vocabulary, Mapping) or not all(type(x) is int for x in vocabulary.values()):
-        raise DataError(
-            f"{path}: dict: expected a mapping from label name to id; got {type(vocabulary).__name__}"
-        )
+        raise DataError(f"{path}: dict: expected a mapping from label name to id; got {type(vocabulary).__name__}")
     names = {i: str(name) for name, i in vocabulary.items() if i >= FIRST_LABEL}
     expected = list(range(FIRST_LABEL, FIRST_LABEL + len(names)))
     if not names or sorted(names) != expected:
-        raise DataError(
-            f"{path}: dict: expected label ids {FIRST_LABEL}, {FIRST_LABEL + 1}, ...; got {sorted(names)}"
-        )
+        raise DataError(f"{path}: dict: expected label ids {FIRST_LABEL}, {FIRST_LABEL + 1}, ...; got {sorted(names)}")
     return [names[i] for i in expected]
 
 
@@ -161,8 +147,7 @@ def _multi_hot(where: str, ids: list[list[int]], n_labels: int) -> np.ndarray:
     for i, row in enumerate(ids):
         if row and max(row) >= FIRST_LABEL + n_labels:
             raise DataError(
-                f"{where}: sample {i}: expected ids below {FIRST_LABEL + n_labels} ({n_labels} labels); "
-                f"got {max(row)}"
+                f"{where}: sample {i}: expected ids below {FIRST_LABEL + n_labels} ({n_labels} labels); got {max(row)}"
             )
         labels_nk[i, [x - FIRST_LABEL for x in row]] = 1
     return labels_nk
@@ -190,23 +175,17 @@ def _modality(where: str, samples: Any, n: int, name: str, notes: list[str]) -> 
 def _sample_arrays(where: str, samples: Any, n: int) -> list[np.ndarray]:
     """The samples as (T, D) float arrays of one D; T may differ."""
     if not isinstance(samples, (list, tuple, np.ndarray)):
-        raise DataError(
-            f"{where}: expected a list of arrays or one stacked array; got {type(samples).__name__}"
-        )
+        raise DataError(f"{where}: expected a list of arrays or one stacked array; got {type(samples).__name__}")
     if len(samples) != n:
         raise DataError(f"{where}: expected {n} samples, as many as tgt; got {len(samples)}")
     rows = []
     for i, sample in enumerate(samples):
         if not isinstance(sample, np.ndarray) or sample.ndim not in (1, 2) or sample.dtype.kind != "f":
             what = (
-                f"{sample.dtype} of shape {sample.shape}"
-                if isinstance(sample, np.ndarray)
-                else type(sample).__name__
+                f"{sample.dtype} of shape {sample.shape}" if isinstance(sample, np.ndarray) else type(sample).__name__
             )
             raise DataError(f"{where}: sample {i}: expected (T, D) floats; got {what}")
         rows.append(np.atleast_2d(sample))
         if rows[-1].shape[1] != rows[0].shape[1]:
-            raise DataError(
-                f"{where}: sample {i}: expected {rows[0].shape[1]} features; got {rows[-1].shape[1]}"
-            )
+            raise DataError(f"{where}: sample {i}: expected {rows[0].shape[1]} features; got {rows[-1].shape[1]}")
     return rows

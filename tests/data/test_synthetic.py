@@ -83,15 +83,9 @@ def test_same_seed_same_bits_and_splits_are_independent():
     )
     for modality in first.modalities:
         for split in first.splits:
-            assert np.array_equal(
-                first.splits[split].features[modality], again.splits[split].features[modality]
-            )
-        assert np.array_equal(
-            first.splits["test"].features[modality], longer.splits["test"].features[modality]
-        )
-        assert not np.array_equal(
-            first.splits["test"].features[modality], other.splits["test"].features[modality]
-        )
+            assert np.array_equal(first.splits[split].features[modality], again.splits[split].features[modality])
+        assert np.array_equal(first.splits["test"].features[modality], longer.splits["test"].features[modality])
+        assert not np.array_equal(first.splits["test"].features[modality], other.splits["test"].features[modality])
 
 
 def test_load_passes_the_seed(monkeypatch):
@@ -117,15 +111,11 @@ def _probe(data, modalities):
         LogisticRegression(C=0.01).fit((train - mean) / std, labels[:, k]).predict((valid - mean) / std)
         for k in range(labels.shape[1])
     ]
-    return f1_score(
-        data.splits["valid"].labels, np.stack(predicted, axis=1), average="micro", zero_division=0
-    )
+    return f1_score(data.splits["valid"].labels, np.stack(predicted, axis=1), average="micro", zero_division=0)
 
 
 def test_learnable_but_not_solved_and_text_leads(data):
-    always_happy = f1_score(
-        data.splits["valid"].labels, np.eye(6, dtype=int)[np.zeros(400, int)], average="micro"
-    )
+    always_happy = f1_score(data.splits["valid"].labels, np.eye(6, dtype=int)[np.zeros(400, int)], average="micro")
     text, video, together = (
         _probe(data, ["text"]),
         _probe(data, ["video"]),

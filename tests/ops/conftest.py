@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
 import pytest
 import torch
 
@@ -22,14 +25,16 @@ def _device_of(backend: str) -> str:
         pytest.param("triton", marks=pytest.mark.gpu),
     ]
 )
-def backend(request: pytest.FixtureRequest) -> str:
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     name = request.param
     reason = _backends.unavailable_reason(name, _device_of(name))
     if reason is None and _device_of(name) == "cuda" and not torch.cuda.is_available():
         reason = "torch sees no CUDA device"
     if reason is not None:
         pytest.skip(f"backend {name}: {reason}")
-    return name
+    # Triton's interpreter computes with NumPy, which would warn where a GPU's arithmetic overflows in silence.
+    with np.errstate(all="ignore"):
+        yield name
 
 
 @pytest.fixture

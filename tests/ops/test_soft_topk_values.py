@@ -108,8 +108,10 @@ def test_same_bits_every_time(backend, device):
     assert all(torch.equal(first, mf.soft_topk(scores, 20, backend=backend)) for _ in range(3))
 
 
-def test_low_precision_is_as_good_as_plain_pytorch(backend, device):
+def test_low_precision_is_as_good_as_plain_pytorch(backend, device, interpreted):
     """The error of bf16 is at most twice that of rounding the exact weights to bf16."""
+    if interpreted:
+        pytest.skip("Triton's interpreter truncates to bf16 where a GPU rounds")
     scores = scores_of(4, 50, torch.bfloat16)
     expected = oracle.soft_topk(scores, 20.0)
     weights = mf.soft_topk(scores.to(device), 20, backend=backend)
