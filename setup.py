@@ -150,7 +150,10 @@ class NinjaBuild(build_ext):
         ]
         target_hex = f"0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"
         torch_flags = [*SOURCES["cxx_flags"], f"-DTORCH_TARGET_VERSION={target_hex}", *include]
+        exports = build_folder / "exports.map"
+        exports.write_text("{ global: PyInit__C; local: *; };\n")
         link = [f"-L{quote(torch_folder / 'lib')}", "-ltorch", "-ltorch_cpu", "-Wl,--no-as-needed"]
+        link.append(f"-Wl,--version-script={quote(exports)}")
         edges: list[tuple[str, Path, str]] = []
         if cuda:
             home = cuda[1]
@@ -171,7 +174,7 @@ class NinjaBuild(build_ext):
             "  depfile = $out.d\n  deps = gcc\n  description = C++ $in",
             f"rule nvcc\n  command = {quote(cuda[0]) if cuda else 'false'} -MD -MF $out.d $flags -c $in -o $out\n"
             "  depfile = $out.d\n  deps = gcc\n  description = CUDA $in",
-            # -Bsymbolic-functions and hidden visibility: nothing but the module's init is exported.
+            # Hidden visibility leaves what the headers of libstdc++ instantiate: the version script hides that too.
             f"rule link\n  command = {quote(compiler)} -shared -Wl,--exclude-libs,ALL $in -o $out $flags\n"
             "  description = link $out",
         ]
