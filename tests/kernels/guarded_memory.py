@@ -38,26 +38,22 @@ class Canaries:
 
 
 class GuardPages:
-    """C-contiguous arrays that end (or begin) at a page without access: a read or write beyond is a SIGSEGV."""
+    """C-contiguous arrays that end at a page without access: a read or write beyond is a SIGSEGV."""
 
-    def __init__(self, *, at_end: bool) -> None:
-        self.at_end = at_end
+    def __init__(self) -> None:
         self._maps: list[mmap.mmap] = []
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def __call__(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         size = int(np.prod(shape)) * dtype.itemsize
-        page = mmap.PAGESIZE
-        whole = -(-size // page) * page
-        memory = mmap.mmap(-1, whole + 2 * page)
+        usable = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        memory = mmap.mmap(-1, usable + mmap.PAGESIZE)
         self._maps.append(memory)
         block = np.frombuffer(memory, np.uint8)
-        for start in (0, page + whole):
-            address = ctypes.c_void_p(block.ctypes.data + start)
-            if self._libc.mprotect(address, ctypes.c_size_t(page), 0) != 0:
-                raise OSError(ctypes.get_errno(), "mprotect")
-        start = page + (whole - size if self.at_end else 0)
-        array = block[start : start + size]
+        guard = ctypes.c_void_p(block.ctypes.data + usable)
+        if self._libc.mprotect(guard, ctypes.c_size_t(mmap.PAGESIZE), 0) != 0:
+            raise OSError(ctypes.get_errno(), "mprotect")
+        array = block[usable - size : usable]
         array[...] = FILL
         return array.view(dtype).reshape(shape)
 
@@ -65,11 +61,7 @@ class GuardPages:
         return True  # anything else has ended the process
 
 
-ALLOCATORS = {
-    "canaries": Canaries,
-    "guard-end": lambda: GuardPages(at_end=True),
-    "guard-begin": lambda: GuardPages(at_end=False),
-}
+ALLOCATORS: dict[str, type[Canaries] | type[GuardPages]] = {"canaries": Canaries, "guard-page": GuardPages}
 
 
 def untouched(array: np.ndarray) -> np.ndarray:

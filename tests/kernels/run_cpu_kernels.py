@@ -1,8 +1,8 @@
 """Runs the CPU kernels over the edge cases in a process of its own, which a stray write or a sanitizer may end.
 
-    python run_cpu_kernels.py MODULE_FOLDER OUTPUTS.npz MEMORY...
+    python run_cpu_kernels.py MODULE_FOLDER OUTPUTS.npz MEMORY
 
-MODULE_FOLDER holds mmer_kernels_numpy; OUTPUTS gets the weights of every case; each MEMORY is a key of
+MODULE_FOLDER holds mmer_kernels_numpy; OUTPUTS gets the weights of every case; MEMORY is a key of
 `guarded_memory.ALLOCATORS`. Prints one line of JSON, ``{"isa": ..., "cases": number, "failures": ["case: what was
 wrong", ...]}``, and to stderr every case before it runs, so that the last one tells where the process ended.
 """
@@ -143,17 +143,15 @@ class Run:
                     yield f"row {row}: grad_{name} is {scalars[row, 0]:.9g}, not {value:.9g}"
 
 
-def main(module_folder: str, outputs: str, *memories: str) -> None:
+def main(module_folder: str, outputs: str, memory: str) -> None:
     sys.path.insert(0, module_folder)
     import mmer_kernels_numpy as module
 
     failures, weights = [], {}
     for case in cases():
-        inputs = Inputs(case)
-        for memory in memories:
-            print(memory, case, file=sys.stderr)
-            run = Run(module, inputs, ALLOCATORS[memory]())
-            failures += [f"{case}: {problem}" for problem in run.problems()]
+        print(case, file=sys.stderr)
+        run = Run(module, Inputs(case), ALLOCATORS[memory]())
+        failures += [f"{case}: {problem}" for problem in run.problems()]
         weights[repr(case)] = run.weights
     np.savez(outputs, **weights)
     print(json.dumps({"isa": module.cpu_isa(), "cases": len(weights), "failures": failures}))
