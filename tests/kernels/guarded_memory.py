@@ -1,44 +1,25 @@
-"""Arrays whose every byte outside is watched: a page that may not be touched, or canaries that must not change."""
+"""Arrays beyond whose end a page may not be touched, or the sanitizer's red zone begins."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 
 FILL = 0xFF  # a NaN in float16, bfloat16, float32 and float64 that no kernel writes
-_CANARIES = 256  # bytes to either side
+Allocator = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 
 
-class Allocator(Protocol):
-    def __call__(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray: ...
-
-    def intact(self) -> bool: ...
-
-
-class Canaries:
-    """C-contiguous arrays filled with `FILL` between canaries; `intact` says whether no canary was overwritten."""
-
-    def __init__(self) -> None:
-        self._blocks: list[tuple[np.ndarray, int]] = []
-
-    def __call__(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        size = int(np.prod(shape)) * dtype.itemsize
-        block = np.full(size + 2 * _CANARIES, FILL, np.uint8)
-        self._blocks.append((block, size))
-        return block[_CANARIES : _CANARIES + size].view(dtype).reshape(shape)
-
-    def intact(self) -> bool:
-        return all(
-            (block[:_CANARIES] == FILL).all() and (block[_CANARIES + size :] == FILL).all()
-            for block, size in self._blocks
-        )
+def heap(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A C-contiguous array of `FILL` in a heap block of just its size, which AddressSanitizer watches."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    return np.full(size, FILL, np.uint8).view(dtype).reshape(shape)
 
 
 class GuardPages:
-    """C-contiguous arrays that end at a page without access: a read or write beyond is a SIGSEGV."""
+    """Makes C-contiguous arrays of `FILL` that end at a page without access: a touch beyond is a SIGSEGV."""
 
     def __init__(self) -> None:
         self._maps: list[mmap.mmap] = []
@@ -57,11 +38,8 @@ class GuardPages:
         array[...] = FILL
         return array.view(dtype).reshape(shape)
 
-    def intact(self) -> bool:
-        return True  # anything else has ended the process
 
-
-ALLOCATORS: dict[str, type[Canaries] | type[GuardPages]] = {"canaries": Canaries, "guard-page": GuardPages}
+ALLOCATORS: dict[str, Callable[[], Allocator]] = {"heap": lambda: heap, "guard-page": GuardPages}
 
 
 def untouched(array: np.ndarray) -> np.ndarray:
