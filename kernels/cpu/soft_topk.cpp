@@ -27,11 +27,16 @@ constexpr C infinity() {
   return std::numeric_limits<C>::infinity();
 }
 
+template <class C>
+inline int64_t whole_vectors(int64_t n) {
+  return (n + Simd<C>::kLanes - 1) / Simd<C>::kLanes * Simd<C>::kLanes;
+}
+
 // Row-sized buffers of one task; whole vectors.
 template <class C>
 class Scratch {
  public:
-  Scratch(int64_t cols, int buffers) : stride_((cols + Simd<C>::kLanes - 1) / Simd<C>::kLanes * Simd<C>::kLanes) {
+  Scratch(int64_t cols, int buffers) : stride_(whole_vectors<C>(cols)) {
     const size_t bytes = static_cast<size_t>(stride_ * buffers) * sizeof(C);
     data_ = static_cast<C*>(std::aligned_alloc(64, (bytes + 127) / 64 * 64));
   }
@@ -50,11 +55,6 @@ inline int64_t row_length(const SoftTopKRows& in, int64_t row) {
   if (in.lengths == nullptr) return in.cols;
   const int64_t length = in.lengths[row];
   return length < 0 ? 0 : (length > in.cols ? in.cols : length);
-}
-
-template <class C>
-inline int64_t whole_vectors(int64_t n) {
-  return (n + Simd<C>::kLanes - 1) / Simd<C>::kLanes * Simd<C>::kLanes;
 }
 
 // x_i = sign s_i; -inf outside the mask and up to the end of the last vector. Returns the number of valid entries.
@@ -322,7 +322,6 @@ Selection select(const C* x, int64_t length, double place) {
 // The weights from the last sweep's T, moved by d = solver.last_step through the cubic
 //     sigma(t + d) = T + w d + w (1 - 2T) d^2/2 + w (1 - 6w) d^3/6,   w = T (1 - T),
 // times `factor` (Sinkhorn's). Returns sum T before the factor.
-// factor.
 template <class S, class C>
 double write_weights(const C* T_in, int64_t length, double step, C factor, S* out) {
   using V = Vec<C>;

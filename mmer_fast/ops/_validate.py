@@ -82,8 +82,7 @@ def row_number(
         raise TypeError(f"{name} must be a floating-point or integer tensor, got {value.dtype}")
     if value.device != scores.device:
         raise ValueError(f"{name} must be on the device of scores ({scores.device}), got {value.device}")
-    trailing = value.shape == tuple(batch_shape[len(batch_shape) - value.dim() :]) if value.dim() else True
-    if value.dim() > len(batch_shape) or not (trailing or _broadcasts(value.shape, batch_shape)):
+    if value.dim() > len(batch_shape) or not _broadcasts(value.shape, batch_shape):
         raise ValueError(
             f"{name} must broadcast to the batch shape {tuple(batch_shape)} of scores {tuple(scores.shape)}, "
             f"got {tuple(value.shape)}"
@@ -133,9 +132,7 @@ def _same_device(name: str, tensor: Tensor, scores: Tensor) -> None:
         raise ValueError(f"{name} must be on the device of scores ({scores.device}), got {tensor.device}")
 
 
-def counts_within(
-    k_row: Tensor | None, k_value: float, scores: Tensor, lengths: Tensor | None, mask: Tensor | None
-) -> None:
+def counts_within(k_row: Tensor | None, k_value: float, lengths: Tensor | None, mask: Tensor | None) -> None:
     """Checks k <= the number of valid entries of every row."""
     if lengths is None and mask is None:
         return

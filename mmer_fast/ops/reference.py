@@ -14,9 +14,9 @@ _MAX_SWEEPS = 200  # bisection of float64 to rounding level needs about 70
 
 
 def valid_entries(scores: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
-    """(R, n) bool: the entries inside `lengths` (R,) or `mask` (R, n); all of them without either."""
+    """(..., n) bool: the entries inside `lengths` (...) or `mask` (..., n); all of them without either."""
     if lengths is not None:
-        return torch.arange(scores.shape[-1], device=scores.device) < lengths[:, None]
+        return torch.arange(scores.shape[-1], device=scores.device) < lengths[..., None]
     if mask is not None:
         return mask
     return torch.ones_like(scores, dtype=torch.bool)

@@ -109,7 +109,7 @@ def soft_topk(
     _validate.ragged(scores, lengths, mask)
     k_row, k_value = _validate.row_number("k", k, scores, minimum=0.0, maximum=float(n))
     epsilon_row, epsilon_value = _validate.row_number("epsilon", epsilon, scores, above=0.0)
-    _validate.counts_within(k_row, k_value, scores, lengths, mask)
+    _validate.counts_within(k_row, k_value, lengths, mask)
 
     tau_row, tau_value = epsilon_row, 0.5 * epsilon_value
     if isinstance(normalizer, str):
@@ -171,11 +171,7 @@ def _validate_solver(solver: str, iterations: int | None) -> int:
 def _largest_cost(scores: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
     """Z of the published code: max over the batch of s^2 and (s - 1)^2, over finite valid entries; () float64."""
     s = scores.to(torch.float64)
-    valid = s.isfinite()
-    if lengths is not None:
-        valid = valid & (torch.arange(s.shape[-1], device=s.device) < lengths[..., None])
-    if mask is not None:
-        valid = valid & mask
+    valid = s.isfinite() & reference.valid_entries(s, lengths, mask)
     if s.numel() == 0:
         return torch.ones((), dtype=torch.float64, device=s.device)
     cost = torch.maximum(s.square(), (s - 1).square()).masked_fill(~valid, 0.0).amax()
