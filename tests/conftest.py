@@ -1,9 +1,10 @@
-"""What every test runs under: poisoned allocations, no warnings, the Triton interpreter where there is no GPU."""
+"""What every test runs under: fixed seed, poisoned allocations, no warnings, without a GPU the Triton interpreter."""
 
 from __future__ import annotations
 
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
@@ -12,3 +13,9 @@ if not torch.cuda.is_available():
 # torch.empty and its kind return NaN (or the largest integer): a kernel that leaves an entry unwritten is found.
 torch.use_deterministic_algorithms(True, warn_only=True)
 torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The same random numbers in every run of a test, alone or among others; MMER_TEST_SEED draws different ones."""
+    torch.manual_seed(int(os.environ.get("MMER_TEST_SEED", "0")))

@@ -13,7 +13,8 @@
 //    saturated, contribute P0. With m = n this is Newton on logit(mean), i.e. Sinkhorn with the right step length;
 //    with m < n it sees a local plateau (ties, clusters) as the logistic that it is. A bracket guards every step.
 // 3. Where the row is a staircase at the scale of tau (spread/tau > kStaircase) or two steps did not come near, the
-//    k-th largest score is selected by radix (three counting sweeps), and step 2 goes on from there.
+//    k-th largest score is selected by radix (three counting sweeps), and step 2 goes on from there. Where step 2 has
+//    no answer, because what is active cannot make up the difference, two exponentials have (saturated_step).
 // 4. Once |step| <= final_step the cubic Taylor polynomial of S, whose coefficients the sums give, is solved for the
 //    last step; its remainder is below rounding. The weights are sigma there: computed afresh, or moved from the last
 //    sweep's own by the same cubic (last_step).
@@ -69,10 +70,10 @@ struct ThresholdSolver {
   static constexpr double kSettling = 1.0;  // a step beyond this after kTrials sweeps asks for selection
   static constexpr double kTaylor = 0.5;    // steps within it are refined by the cubic
   static constexpr int kTrials = 2;
+  static constexpr int kPatience = 8;    // sigmoid sweeps before steps must shrink
   static constexpr int kMaxSweeps = 96;  // bisection ends long before; a bound so that nothing can hang
   static constexpr double kRepivot = 4.0;
-  static constexpr double kGap = 40.0;
-  static constexpr double kNearInteger = 0.01;
+  static constexpr double kGap = 800.0;  // as far from a score every weight is 0 or 1 exactly, and its slope 0
 
   enum class Action { kSweep, kSelect, kOutput };
 
@@ -80,7 +81,8 @@ struct ThresholdSolver {
   double final_step = 0.02;  // kFinal: 0.02 for float32 sums, 1e-3 for float64
   double pivot = 0;          // p, representable in the compute type
   double c = 0, lo = 0, hi = 0;
-  double last_step = 0;    // of c, after the last sigmoid sweep; |last_step| <= final_step
+  double last_step = 0;  // of c, after the last sigmoid sweep; |last_step| <= final_step
+  double previous_step = 0;
   double logit_share = 0;  // logit(k/n)
   int sweeps = 0;          // over the row's scores, of any kind
   int trials = 0;
@@ -131,27 +133,15 @@ struct ThresholdSolver {
     c += logit_share - log_T + log_U;
   }
 
-  // The place of the score to select: k rounded up, or to the nearest integer where it is next to one.
-  MMER_HD static double selection_rank(double k) {
-    const double nearest = rint(k);
-    return nearest >= 1 && fabs(k - nearest) <= kNearInteger ? nearest : ceil(k);
-  }
+  // The rank of the entry that selection should find: where k is a hair above an integer, as 0.07 n can be in floating
+  // point, the entry of that integer and not the next.
+  MMER_HD static double selection_rank(double k) { return k > 1.0 ? ceil(k - 0.5) : 1.0; }
 
   MMER_HD Action after_selection(const Selection& sel, bool compute_float) {
     selected = true;
     sweeps += 3;
     rebase(sel.value);
-    const double rest = (k - sel.above) - sel.equal;  // what k asks for beyond v and its ties
-    const double gap = (sel.value - sel.below) / tau;
-    if (rest < -kNearInteger) {
-      c = fmin(soft_topk_logit(k - sel.above, -rest), 0.5 * gap);
-    } else {
-      // k falls into the gap below v, up to `rest`: halfway (all saturated beyond kGap), or where the nearer side of
-      // the gap gives or takes just `rest`. Rounding in k (0.07 * 10000) is enough for a rest.
-      c = fmin(0.5 * gap, kGap);
-      if (rest > 0) c = fmax(0.5 * gap, gap + log(rest));
-      if (rest < 0) c = fmin(0.5 * gap, log(sel.equal / -rest));
-    }
+    c = start_at(sel);
     clamp();
     repivot(compute_float);
     return Action::kSweep;
@@ -175,20 +165,24 @@ struct ThresholdSolver {
       return Action::kOutput;
     }
     double step = halley(s, r, s.outer_upper, s.outer_d, s.active);
-    if (!(step == step) && s.active < n) step = halley(s, r, 0.0, 0.0, n);
+    if (!(step == step) && s.active < n) step = saturated_step(s, r);
     if (fabs(step) <= kTaylor) step = taylor_step(s, r, step);
     const bool inside = c + step >= lo && c + step <= hi;
     if (!selected && (!inside || (trials >= kTrials && fabs(step) > kSettling))) {
       if (inside) c += step;
       return Action::kSelect;
     }
-    if (inside) {
-      c += step;
-    } else {
-      const double next = !(step == step) ? 0.5 * (lo + hi) : 0.5 * (c + (step < 0 ? lo : hi));
+    // Steps that do not shrink go astray or creep: then the bracket is halved, so that every row ends.
+    const bool astray = trials > kPatience && !(fabs(step) < 0.5 * fabs(previous_step));
+    if (!inside || astray) {
+      const double next = !(step == step) || astray ? 0.5 * (lo + hi) : 0.5 * (c + (step < 0 ? lo : hi));
       if (next == c) return Action::kOutput;  // the bracket is at rounding level
+      step = next - c;
       c = next;
+    } else {
+      c += step;
     }
+    previous_step = step;
     repivot(compute_float);
     return Action::kSweep;
   }
@@ -205,6 +199,29 @@ struct ThresholdSolver {
 
   MMER_HD static double round_to_compute(double x, bool compute_float) {
     return compute_float ? static_cast<double>(static_cast<float>(x)) : x;
+  }
+
+  // c, with the pivot at v, for a row that has nothing but the tied group at v (`equal` entries, 0.5 < k - above) and
+  // the next score below it, `gap` tau away. With e = k - above - equal what is left for that score, it is the root of
+  // e = e^(c - gap) - equal e^-c, both groups being saturated at the root; or logit(share) where v is not.
+  MMER_HD double start_at(const Selection& sel) const {
+    const double excess = (k - sel.above) - sel.equal;
+    const double gap = (sel.value - sel.below) / tau;
+    const double half = fmin(0.5 * (gap + log(sel.equal)), kGap);
+    if (excess <= 0) {
+      const double share = (k - sel.above) / sel.equal;
+      return share < 1.0 ? fmin(soft_topk_logit(share, 1.0 - share), half) : half;
+    }
+    return fmax(gap + log(excess), half);
+  }
+
+  // Root of f(c) = (upper - k) - A e^-c + B e^c, where all entries are saturated: A what is missing to 1 above the
+  // threshold, B what there is below it. Newton would creep along either exponential by 1 a step.
+  MMER_HD static double saturated_step(const SigmoidSums& s, double r) {
+    const double A = s.wT, B = s.W - s.wT;
+    const double p = 0.5 * ((r + A) - B), root = sqrt(p * p + A * B);
+    // y = e^c solves B y^2 + 2 p y - A = 0; of the two forms, the one that does not cancel.
+    return p > 0 ? log(A / (p + root)) : log((root - p) / B);
   }
 
   MMER_HD void clamp() {

@@ -92,6 +92,7 @@ def soft_topk_forward_block(
     action, pivot, c, lo, hi = start(low, high, mean, squares / entries, k, n, tau, saturated, COMPUTE)
     sweeps = tl.full([ROWS], 1, tl.int32)
     trials = tl.zeros([ROWS], tl.int32)
+    previous_step = tl.zeros([ROWS], tl.float64)
     selected = tl.zeros([ROWS], tl.int32)
     scale = tl.full([ROWS], 1.0, tl.float64)
 
@@ -116,9 +117,9 @@ def soft_topk_forward_block(
                 sweeps += tl.where(m_select, 3, 0)
                 action = tl.where(m_select, 1, action)
             upper, d, W, wT, ww, active, outer_upper, outer_d = block_sums(b_x, pivot, inverse_tau, c)
-            action, pivot, c, lo, hi, sweeps, trials = after_sweep(
+            action, pivot, c, lo, hi, previous_step, sweeps, trials = after_sweep(
                 action == 1, upper, d, W, wT, ww, active, outer_upper, outer_d,
-                action, pivot, c, lo, hi, sweeps, trials, selected, k, n, tau, COMPUTE,
+                action, pivot, c, lo, hi, previous_step, sweeps, trials, selected, k, n, tau, COMPUTE,
             )  # fmt: skip
 
     b_T, upper, d = weigh(b_x, m_valid, pivot, inverse_tau, c, scale, saturated, fill)
@@ -176,6 +177,7 @@ def soft_topk_forward_chunked(
     action, pivot, c, lo, hi = start(low, high, origin + shift, var, k, n, tau, saturated, COMPUTE)
     sweeps = tl.full([1], 1, tl.int32)
     trials = tl.zeros([1], tl.int32)
+    previous_step = tl.zeros([1], tl.float64)
     selected = tl.zeros([1], tl.int32)
     scale = tl.full([1], 1.0, tl.float64)
 
@@ -245,9 +247,9 @@ def soft_topk_forward_chunked(
                 upper, d, W, wT = upper + p_upper, d + p_d, W + p_W, wT + p_wT
                 ww, active = ww + p_ww, active + p_active
                 outer_upper, outer_d = outer_upper + p_outer_upper, outer_d + p_outer_d
-            action, pivot, c, lo, hi, sweeps, trials = after_sweep(
+            action, pivot, c, lo, hi, previous_step, sweeps, trials = after_sweep(
                 action == 1, upper, d, W, wT, ww, active, outer_upper, outer_d,
-                action, pivot, c, lo, hi, sweeps, trials, selected, k, n, tau, COMPUTE,
+                action, pivot, c, lo, hi, previous_step, sweeps, trials, selected, k, n, tau, COMPUTE,
             )  # fmt: skip
 
     upper, d = tl.zeros_like(k), tl.zeros_like(k)

@@ -22,8 +22,8 @@ TAYLOR = tl.constexpr(0.5)
 TRIALS = tl.constexpr(2)
 MAX_SWEEPS = tl.constexpr(96)
 REPIVOT = tl.constexpr(4.0)
-GAP = tl.constexpr(40.0)
-NEAR_INTEGER = tl.constexpr(0.01)
+PATIENCE = tl.constexpr(8)
+GAP = tl.constexpr(800.0)
 
 
 @triton.jit
@@ -157,22 +157,37 @@ def repivot(on, pivot, c, lo, hi, tau, COMPUTE: tl.constexpr):
 
 
 @triton.jit
+def start_at(above, equal, gap, k):
+    """c, with the pivot at the selected value, for a row of its tied group and the next score, `gap` tau below."""
+    excess = (k - above) - equal
+    share = tl.minimum((k - above) / equal, 1.0)
+    half = tl.minimum(0.5 * (gap + tl.log(equal)), GAP)
+    inner = tl.where(share < 1.0, share, 0.5)
+    c_tied = tl.where(share < 1.0, tl.minimum(logit(inner, 1.0 - inner), half), half)
+    return tl.where(excess > 0, tl.maximum(gap + tl.log(tl.where(excess > 0, excess, 1.0)), half), c_tied)
+
+
+@triton.jit
 def after_selection(on, value, above, equal, below, pivot, c, lo, hi, k, tau, COMPUTE: tl.constexpr):
     """ThresholdSolver::after_selection for the rows in `on`."""
     value = tl.where(on, value, pivot)
     shift = (value - pivot) / tau
-    rest = (k - above) - equal  # what k asks for beyond v and its ties
     gap = (value - tl.where(on, below, value)) / tau
-    half = 0.5 * gap
-    tied = on & (rest < -NEAR_INTEGER)
-    c_tied = tl.minimum(logit(tl.where(tied, k - above, 1.0), tl.where(tied, -rest, 1.0)), half)
-    c_gap = tl.minimum(half, GAP)
-    c_gap = tl.where(rest > 0, tl.maximum(half, gap + tl.log(tl.where(rest > 0, rest, 1.0))), c_gap)
-    c_gap = tl.where(rest < 0, tl.minimum(half, tl.log(tl.maximum(equal, 1.0) / tl.where(rest < 0, -rest, 1.0))), c_gap)
-    target = tl.where(tied, c_tied, c_gap)
+    target = start_at(tl.where(on, above, 0.0), tl.where(on, equal, 1.0), gap, tl.where(on, k, 1.0))
     lo, hi = lo + shift, hi + shift
     c = tl.where(on, tl.minimum(tl.maximum(target, lo), hi), c)
     return repivot(on, value, c, lo, hi, tau, COMPUTE)
+
+
+@triton.jit
+def saturated_step(r, W, wT):
+    """ThresholdSolver::saturated_step, two exponentials where what is active cannot make up r; and its validity."""
+    A, B = wT, W - wT
+    p = 0.5 * ((r + A) - B)
+    root = tl.sqrt(p * p + A * B)
+    above, below = tl.where(p > 0, A, root - p), tl.where(p > 0, p + root, B)
+    ok = (above > 0) & (below > 0)
+    return tl.log(tl.where(ok, above, 1.0)) - tl.log(tl.where(ok, below, 1.0)), ok
 
 
 @triton.jit
@@ -205,7 +220,7 @@ def taylor_step(r, W, wT, ww, guess):
 @triton.jit
 def after_sweep(
     on, upper, d, W, wT, ww, active, outer_upper, outer_d,
-    action, pivot, c, lo, hi, sweeps, trials, selected, k, n, tau, COMPUTE: tl.constexpr,
+    action, pivot, c, lo, hi, previous_step, sweeps, trials, selected, k, n, tau, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """ThresholdSolver::after_sweep for the rows in `on`; the others keep their state."""
     tolerance: tl.constexpr = 1e-16 if COMPUTE.is_fp64() else 1e-8
@@ -223,23 +238,28 @@ def after_sweep(
     last = tl.abs(newton) <= final_step
 
     local_step, local_ok = halley(r, W, wT, outer_upper, outer_d, active, k)
-    whole_step, whole_ok = halley(r, W, wT, tl.zeros_like(r), tl.zeros_like(r), n, k)
-    ok = local_ok | whole_ok
-    step = tl.where(last, newton, tl.where(local_ok, local_step, whole_step))
+    saturated_step_, saturated_ok = saturated_step(r, W, wT)
+    saturated_ok = saturated_ok & (active < n)
+    ok = local_ok | saturated_ok
+    step = tl.where(last, newton, tl.where(local_ok, local_step, saturated_step_))
     near = last | (ok & (tl.abs(step) <= TAYLOR))
     step = tl.where(near, taylor_step(r, W, wT, ww, tl.where(near, step, 0.0)), step)
 
     inside = ok & (c + step >= lo) & (c + step <= hi)
     unsettled = (trials >= TRIALS) & (tl.abs(step) > SETTLING)
     select = (selected == 0) & ((inside == 0) | unsettled)
-    guarded = tl.where(ok, 0.5 * (c + tl.where(step < 0, lo, hi)), 0.5 * (lo + hi))
-    stuck = (inside == 0) & (guarded == c)  # the bracket is at rounding level
+    # Steps that do not shrink go astray or creep: then the bracket is halved, so that every row ends.
+    astray = (trials > PATIENCE) & ((tl.abs(step) < 0.5 * tl.abs(previous_step)) == 0)
+    free = inside & (astray == 0)
+    halved = tl.where((ok == 0) | astray, 0.5 * (lo + hi), 0.5 * (c + tl.where(step < 0, lo, hi)))
+    stuck = (free == 0) & (halved == c)  # the bracket is at rounding level
     output = there | last | ((select == 0) & stuck)
-    target = tl.where(inside | last, c + step, tl.where(select, c, guarded))
+    target = tl.where(last | tl.where(select, inside, free), c + step, tl.where(select, c, halved))
+    previous_step = tl.where(on, target - c, previous_step)
     c = tl.where(on & (there == 0), target, c)
     action = tl.where(on, tl.where(output, 0, tl.where(select, 2, 1)), action)
     pivot, c, lo, hi = repivot(on & (action == 1), pivot, c, lo, hi, tau, COMPUTE)
-    return action, pivot, c, lo, hi, sweeps, trials
+    return action, pivot, c, lo, hi, previous_step, sweeps, trials
 
 
 @triton.jit
@@ -263,9 +283,8 @@ def value_of_key(key, BITS: tl.constexpr):
 
 @triton.jit
 def selection_rank(k):
-    """ThresholdSolver::selection_rank: k rounded up, or to the nearest integer where it is next to one."""
-    nearest = tl.floor(k + 0.5)
-    return tl.where((nearest >= 1) & (tl.abs(k - nearest) <= NEAR_INTEGER), nearest, tl.ceil(k))
+    """The rank to select: where k is a hair above an integer, as 0.07 n can be, that integer and not the next."""
+    return tl.maximum(tl.ceil(k - 0.5), 1.0)
 
 
 @triton.jit

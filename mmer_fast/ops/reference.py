@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _MAX_SWEEPS = 200  # bisection of float64 to rounding level needs about 70
+_SATURATED = 800.0  # so many tau from a score its weight is 0 or 1 exactly
 
 
 def valid_entries(scores: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -31,8 +32,9 @@ def _per_row(value: Tensor | None, number: float, scores: Tensor) -> Tensor:
 def _solve(x: Tensor, finite: Tensor, k: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pivot p and c of sum_i sigma((x_i - p)/tau + c) = k, and the sweeps taken; each (R,).
 
-    The pivot is the ceil(k)-th largest score, so that x - p is exact where it matters. From there Newton on
-    logit(mean sigma) - logit(k/n), inside a bracket that bisection shrinks whenever Newton leaves it.
+    The pivot is the ceil(k)-th largest score, so that x - p is exact where it matters. From there, or from the middle
+    of the gap where k is the place of a gap, Newton on logit(mean sigma) - logit(k/n), inside a bracket that bisection
+    shrinks whenever Newton leaves it.
     """
     count = finite.sum(-1).to(torch.float64)
     order = x.masked_fill(~finite, -torch.inf).sort(dim=-1, descending=True).values
@@ -42,7 +44,8 @@ def _solve(x: Tensor, finite: Tensor, k: Tensor, tau: Tensor) -> tuple[Tensor, T
     z_high = z.masked_fill(~finite, torch.inf)
     target = k.log() - (count - k).log()
     low, high = target - z.amax(-1), target - z_high.amin(-1)
-    c = torch.zeros_like(k).clamp(low, high)
+    gap = -z.masked_fill(z >= 0, -torch.inf).amax(-1)
+    c = torch.where(k == (z >= 0).sum(-1), (0.5 * gap).clamp(max=_SATURATED), 0.0).clamp(low, high)
     sweeps = torch.full_like(k, 2.0)
     active = torch.ones_like(k, dtype=torch.bool)
     for _ in range(_MAX_SWEEPS):
