@@ -64,6 +64,10 @@ struct Selection {
 
 MMER_HD double soft_topk_logit(double above, double below) { return log(above / below); }
 
+// Unlike fmin and fmax no calls, on any compiler.
+MMER_HD double lesser_of(double a, double b) { return a < b ? a : b; }
+MMER_HD double greater_of(double a, double b) { return a > b ? a : b; }
+
 struct ThresholdSolver {
   static constexpr double kActive = 8.0;
   static constexpr double kStaircase = 500.0;
@@ -154,7 +158,7 @@ struct ThresholdSolver {
     if (r >= 0 && c < hi) hi = c;
     if (r <= 0 && c > lo) lo = c;
     // Moving c to the root changes the weights by |r| in all: a hard selection, where any c of the gap will do.
-    const double scale = fmin(1.0, fmin(k, n - k));
+    const double scale = lesser_of(1.0, lesser_of(k, n - k));
     if (fabs(r) <= (compute_float ? 1e-8 : 1e-16) * scale || sweeps >= kMaxSweeps) return Action::kOutput;
 
     // Near the end Newton's step is as good as Halley's, and needs no logarithm: the cubic finishes.
@@ -207,12 +211,12 @@ struct ThresholdSolver {
   MMER_HD double start_at(const Selection& sel) const {
     const double excess = (k - sel.above) - sel.equal;
     const double gap = (sel.value - sel.below) / tau;
-    const double half = fmin(0.5 * (gap + log(sel.equal)), kGap);
+    const double half = lesser_of(0.5 * (gap + log(sel.equal)), kGap);
     if (excess <= 0) {
       const double share = (k - sel.above) / sel.equal;
-      return share < 1.0 ? fmin(soft_topk_logit(share, 1.0 - share), half) : half;
+      return share < 1.0 ? lesser_of(soft_topk_logit(share, 1.0 - share), half) : half;
     }
-    return fmax(gap + log(excess), half);
+    return greater_of(gap + log(excess), half);
   }
 
   // Root of f(c) = (upper - k) - A e^-c + B e^c, where all entries are saturated: A what is missing to 1 above the

@@ -7,7 +7,7 @@
 
 namespace mmer {
 
-// Entry points of each build of kernels/cpu/soft_topk.cpp; the namespace is the build's.
+// Entry points of each build of soft_topk_forward.cpp and soft_topk_backward.cpp; the namespace is the build's.
 #define MMER_DECLARE_VARIANT(variant)                                                         \
   namespace variant {                                                                         \
   bool soft_topk_forward_rows(const SoftTopKForwardArgs& args, int64_t begin, int64_t end);   \

@@ -12,104 +12,236 @@
 #include "../common/host_device.h"
 
 #define MMER_INLINE inline __attribute__((always_inline))
+#define MMER_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace mmer {
 inline namespace MMER_VARIANT {
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
+constexpr int kPack = 4;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
+constexpr int kPack = 2;
 #else
 constexpr int kVectorBytes = 16;
+constexpr int kPack = 2;
 #endif
 
+// One register.
 template <class T>
-struct Simd;
-
+struct Native;
 template <>
-struct Simd<float> {
-  static constexpr int kLanes = kVectorBytes / 4;
+struct Native<float> {
   typedef float V __attribute__((vector_size(kVectorBytes)));
   typedef int32_t I __attribute__((vector_size(kVectorBytes)));
 };
-
 template <>
-struct Simd<double> {
-  static constexpr int kLanes = kVectorBytes / 8;
+struct Native<double> {
   typedef double V __attribute__((vector_size(kVectorBytes)));
   typedef int64_t I __attribute__((vector_size(kVectorBytes)));
 };
 
+// kPack registers that go through every operation side by side. A sweep is a long chain of dependent operations, and
+// the scheduler of a core holds too few of them to find the next entries' chains by itself.
 template <class T>
-using Vec = typename Simd<T>::V;
+struct Vec {
+  using V = typename Native<T>::V;
+  static constexpr int kLanes = kPack * kVectorBytes / static_cast<int>(sizeof(T));
+  V v[kPack];
+};
+
 template <class T>
-using IntVec = typename Simd<T>::I;
+struct Mask {
+  typename Native<T>::I m[kPack];
+};
+
+#define MMER_EACH for (int u = 0; u < kPack; ++u)
 
 template <class T>
 MMER_INLINE Vec<T> load(const T* p) {
-  Vec<T> v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
+  Vec<T> a;
+  MMER_EACH std::memcpy(&a.v[u], p + u * (Vec<T>::kLanes / kPack), kVectorBytes);
+  return a;
 }
 
 template <class T>
-MMER_INLINE void store(T* p, Vec<T> v) {
-  std::memcpy(p, &v, sizeof v);
+MMER_INLINE void store(T* p, Vec<T> a) {
+  MMER_EACH std::memcpy(p + u * (Vec<T>::kLanes / kPack), &a.v[u], kVectorBytes);
 }
 
 template <class T>
 MMER_INLINE Vec<T> broadcast(T x) {
-  Vec<T> v;
-  for (int i = 0; i < Simd<T>::kLanes; ++i) v[i] = x;
-  return v;
+  Vec<T> a;
+  MMER_EACH a.v[u] = x - typename Native<T>::V{};
+  return a;
 }
 
-MMER_INLINE double sum_lanes(Vec<float> v) {
-#if defined(__AVX512F__)
-  const __m512 x = (__m512)v;
-  const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
-  const __m512d high = _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1)));
-  return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
-#else
-  double total = 0;
-  for (int i = 0; i < Simd<float>::kLanes; ++i) total += v[i];
-  return total;
-#endif
+#define MMER_ARITHMETIC(op)                            \
+  template <class T>                                   \
+  MMER_INLINE Vec<T> operator op(Vec<T> a, Vec<T> b) { \
+    MMER_EACH a.v[u] = a.v[u] op b.v[u];               \
+    return a;                                          \
+  }                                                    \
+  template <class T>                                   \
+  MMER_INLINE Vec<T> operator op(Vec<T> a, T b) {      \
+    MMER_EACH a.v[u] = a.v[u] op b;                    \
+    return a;                                          \
+  }                                                    \
+  template <class T>                                   \
+  MMER_INLINE Vec<T> operator op(T a, Vec<T> b) {      \
+    MMER_EACH b.v[u] = a op b.v[u];                    \
+    return b;                                          \
+  }
+MMER_ARITHMETIC(+)
+MMER_ARITHMETIC(-)
+MMER_ARITHMETIC(*)
+#undef MMER_ARITHMETIC
+
+template <class T>
+MMER_INLINE Vec<T> operator-(Vec<T> a) {
+  MMER_EACH a.v[u] = -a.v[u];
+  return a;
 }
-MMER_INLINE double sum_lanes(Vec<double> v) {
-  double total = 0;
-  for (int i = 0; i < Simd<double>::kLanes; ++i) total += v[i];
-  return total;
+
+#define MMER_COMPARISON(op)                        \
+  template <class T>                               \
+  MMER_INLINE Mask<T> operator op(Vec<T> a, T b) { \
+    Mask<T> mask;                                  \
+    MMER_EACH mask.m[u] = a.v[u] op b;             \
+    return mask;                                   \
+  }
+MMER_COMPARISON(>)
+MMER_COMPARISON(>=)
+MMER_COMPARISON(<=)
+#undef MMER_COMPARISON
+
+template <class T>
+MMER_INLINE Mask<T> operator&(Mask<T> a, Mask<T> b) {
+  MMER_EACH a.m[u] &= b.m[u];
+  return a;
 }
 
 template <class T>
-MMER_INLINE double max_lanes(Vec<T> v) {
-  for (int width = Simd<T>::kLanes / 2; width > 0; width /= 2) {
-    IntVec<T> other{};
-    for (int i = 0; i < Simd<T>::kLanes; ++i) other[i] = i ^ width;
-    const Vec<T> w = __builtin_shuffle(v, other);
-    v = v > w ? v : w;
-  }
-  return v[0];
+MMER_INLINE Vec<T> select(Mask<T> mask, Vec<T> a, Vec<T> b) {
+  MMER_EACH a.v[u] = mask.m[u] ? a.v[u] : b.v[u];
+  return a;
+}
+
+// a where the mask is set, 0 elsewhere, whatever a is.
+template <class T>
+MMER_INLINE Vec<T> where(Mask<T> mask, Vec<T> a) {
+  return select(mask, a, Vec<T>{});
+}
+
+// The smaller and the larger of each pair of lanes; b where one of them is NaN.
+template <class V>
+MMER_INLINE V native_lesser(V a, V b) {
+  return a < b ? a : b;
+}
+template <class V>
+MMER_INLINE V native_greater(V a, V b) {
+  return a > b ? a : b;
+}
+#if defined(__AVX512F__)
+// The compiler makes a comparison and a blend of the generic ones.
+MMER_INLINE Native<float>::V native_lesser(Native<float>::V a, Native<float>::V b) { return _mm512_min_ps(a, b); }
+MMER_INLINE Native<float>::V native_greater(Native<float>::V a, Native<float>::V b) { return _mm512_max_ps(a, b); }
+MMER_INLINE Native<double>::V native_lesser(Native<double>::V a, Native<double>::V b) { return _mm512_min_pd(a, b); }
+MMER_INLINE Native<double>::V native_greater(Native<double>::V a, Native<double>::V b) { return _mm512_max_pd(a, b); }
+#endif
+template <class T>
+MMER_INLINE Vec<T> lesser(Vec<T> a, Vec<T> b) {
+  MMER_EACH a.v[u] = native_lesser(a.v[u], b.v[u]);
+  return a;
+}
+template <class T>
+MMER_INLINE Vec<T> greater(Vec<T> a, Vec<T> b) {
+  MMER_EACH a.v[u] = native_greater(a.v[u], b.v[u]);
+  return a;
 }
 
 // 1/x to full precision.
 MMER_INLINE Vec<float> reciprocal(Vec<float> x) {
 #if defined(__AVX512F__)
-  const Vec<float> r = (Vec<float>)_mm512_rcp14_ps((__m512)x);
+  Vec<float> r;
+  MMER_EACH r.v[u] = _mm512_rcp14_ps(x.v[u]);
   return r * (2.0f - x * r);
 #else
-  return 1.0f / x;
+  MMER_EACH x.v[u] = 1.0f / x.v[u];
+  return x;
 #endif
 }
-MMER_INLINE Vec<double> reciprocal(Vec<double> x) { return 1.0 / x; }
+MMER_INLINE Vec<double> reciprocal(Vec<double> x) {
+  MMER_EACH x.v[u] = 1.0 / x.v[u];
+  return x;
+}
+
+// A running sum in one register, which leaves the others to the entries in flight.
+template <class T>
+struct Accumulator {
+  using V = typename Native<T>::V;
+  V sum{};
+  MMER_INLINE void add(Vec<T> a) {
+    if constexpr (kPack == 4) {
+      sum += (a.v[0] + a.v[1]) + (a.v[2] + a.v[3]);
+    } else {
+      sum += a.v[0] + a.v[1];
+    }
+  }
+  MMER_INLINE void add_product(Vec<T> a, Vec<T> b) { MMER_EACH sum += a.v[u] * b.v[u]; }
+  MMER_INLINE void count(Mask<T> mask) { MMER_EACH sum += mask.m[u] ? V{} + T(1) : V{}; }
+  double total() const;
+};
+
+template <class T>
+inline double Accumulator<T>::total() const {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(sum));
+    const __m512d high = _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(sum), 1)));
+    return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+  } else {
+    return _mm512_reduce_add_pd(sum);
+  }
+#else
+  double total = 0;
+  for (int i = 0; i < kVectorBytes / static_cast<int>(sizeof(T)); ++i) total += sum[i];
+  return total;
+#endif
+}
+
+template <class T>
+inline double max_lanes(Vec<T> a) {
+  typename Native<T>::V best = a.v[0];
+  for (int u = 1; u < kPack; ++u) best = native_greater(a.v[u], best);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_reduce_max_ps(best);
+  } else {
+    return _mm512_reduce_max_pd(best);
+  }
+#else
+  T result = best[0];
+  for (int i = 1; i < kVectorBytes / static_cast<int>(sizeof(T)); ++i) result = best[i] > result ? best[i] : result;
+  return result;
+#endif
+}
 
 // v held within [-bound, bound].
 template <class T>
 MMER_INLINE Vec<T> clamp(Vec<T> v, T bound) {
-  v = v < bound ? v : broadcast<T>(bound);
-  return v > -bound ? v : broadcast<T>(-bound);
+  return greater(lesser(v, broadcast<T>(bound)), broadcast<T>(-bound));
+}
+
+// p 2^n, n + 1.5 * 2^(mantissa bits) in `shifted`.
+MMER_INLINE Vec<float> times_power_of_2(Vec<float> p, Vec<float> shifted) {
+  MMER_EACH p.v[u] *= (Native<float>::V)(((Native<float>::I)shifted.v[u] - 0x4B400000 + 127) << 23);
+  return p;
+}
+MMER_INLINE Vec<double> times_power_of_2(Vec<double> p, Vec<double> shifted) {
+  MMER_EACH p.v[u] *= (Native<double>::V)(((Native<double>::I)shifted.v[u] - 0x4338000000000000 + 1023) << 52);
+  return p;
 }
 
 // 2^u, u held within +-110 (+-1000): room for a factor e^8 to either side.  u = n + g with |g| <= 1/2. Short dependency
@@ -117,20 +249,19 @@ MMER_INLINE Vec<T> clamp(Vec<T> v, T bound) {
 // minimax polynomial of degree 6, relative error 1.7e-8; double: Taylor's of degree 13, below one ulp.
 MMER_INLINE Vec<float> exp2_bounded(Vec<float> u) {
   using V = Vec<float>;
-  u = clamp<float>(u, 110.0f);
+  u = clamp(u, 110.0f);
   const V shifted = u + 12582912.0f;  // 1.5 * 2^23: rounds to an integer, held in the low bits
   const V g = u - (shifted - 12582912.0f);
   const V g2 = g * g;
   const V low = 1.0f + g * 0.693147181f;
   const V middle = 0.240226464f + g * 0.0555032866f;
   const V high = (0.00961848884f + g * 0.00133999446f) + g2 * 0.000153458001f;
-  const V p = low + g2 * (middle + g2 * high);
-  return p * (V)(((IntVec<float>)shifted - 0x4B400000 + 127) << 23);
+  return times_power_of_2(low + g2 * (middle + g2 * high), shifted);
 }
 
 MMER_INLINE Vec<double> exp2_bounded(Vec<double> u) {
   using V = Vec<double>;
-  u = clamp<double>(u, 1000.0);
+  u = clamp(u, 1000.0);
   const V shifted = u + 6755399441055744.0;  // 1.5 * 2^52
   const V g = u - (shifted - 6755399441055744.0);
   const V g2 = g * g, g4 = g2 * g2;
@@ -140,8 +271,7 @@ MMER_INLINE Vec<double> exp2_bounded(Vec<double> u) {
   const V c =
       (1.3215486790144305e-06 + g * 1.0178086009239696e-07) + g2 * (7.054911620801121e-09 + g * 4.44553827187081e-10);
   const V e = 2.5678435993488196e-11 + g * 1.3691488853904124e-12;
-  const V p = a + g4 * (b + g4 * (c + g4 * e));
-  return p * (V)(((IntVec<double>)shifted - 0x4338000000000000 + 1023) << 52);
+  return times_power_of_2(a + g4 * (b + g4 * (c + g4 * e)), shifted);
 }
 
 // Storage types: bits in, float out, and back with round-to-nearest-even.
@@ -194,14 +324,14 @@ MMER_INLINE void convert_row(const Float16* in, int64_t n, float* out) {
 }
 #endif
 
-// Stores one vector of the compute type as the storage type.
+// Stores whole vectors of the compute type as the storage type.
 MMER_INLINE void store_as(Vec<float> v, float* out) { store(out, v); }
 MMER_INLINE void store_as(Vec<double> v, double* out) { store(out, v); }
 template <class Storage>
 MMER_INLINE void store_as(Vec<float> v, Storage* out) {
-  float lanes[Simd<float>::kLanes];
+  float lanes[Vec<float>::kLanes];
   store(lanes, v);
-  for (int j = 0; j < Simd<float>::kLanes; ++j) from_compute(lanes[j], out + j);
+  for (int j = 0; j < Vec<float>::kLanes; ++j) from_compute(lanes[j], out + j);
 }
 
 template <class Storage>
@@ -212,6 +342,8 @@ template <>
 struct ComputeOf<double> {
   using type = double;
 };
+
+#undef MMER_EACH
 
 }  // namespace MMER_VARIANT
 }  // namespace mmer
