@@ -46,8 +46,20 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
 }
 
-inline Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
-  return torch::stable::new_empty(like, shape, type);
+// An uninitialised contiguous tensor on the device of `like`; unlike torch.empty, not by way of the dispatcher.
+template <size_t N>
+Tensor empty(const Tensor& like, const int64_t (&shape)[N], ScalarType type) {
+  int64_t strides[N];
+  int64_t stride = 1;
+  for (size_t i = N; i-- > 0; stride *= shape[i] > 0 ? shape[i] : 1) strides[i] = stride;
+  const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  int32_t device_type = 0;
+  AtenTensorHandle handle = nullptr;
+  const bool ok = aoti_torch_get_device_type(like.get(), &device_type) == AOTI_TORCH_SUCCESS &&
+                  aoti_torch_empty_strided(static_cast<int64_t>(N), shape, strides, dtype, device_type,
+                                           like.get_device_index(), &handle) == AOTI_TORCH_SUCCESS;
+  STD_TORCH_CHECK(ok, "no memory for a tensor of ", shape[0], " rows");
+  return Tensor(handle);
 }
 
 }  // namespace mmer

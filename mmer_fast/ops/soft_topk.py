@@ -102,9 +102,10 @@ def soft_topk(
         tensor([[0.9817, 0.0003, 0.0180]])
     """
     name = _backends.select("soft_topk", _validate.floating_tensor("scores", scores).device.type, backend)
-    if scores.dim() == 0:
+    shape = scores.shape
+    if not shape:
         raise ValueError("scores must have at least one dimension (..., n), got a scalar")
-    batch_shape, n = scores.shape[:-1], scores.shape[-1]
+    n = shape[-1]
     sinkhorn_iterations = _validate_solver(solver, iterations)
     _validate.ragged(scores, lengths, mask)
     k_row, k_value = _validate.row_number("k", k, scores, minimum=0.0, maximum=float(n))
@@ -117,14 +118,14 @@ def soft_topk(
             raise ValueError(f"normalizer must be a number > 0 or 'max', got {normalizer!r}")
         cost = _largest_cost(scores.detach(), lengths, mask)
         tau_row = 0.5 * cost * (epsilon_value if epsilon_row is None else epsilon_row)
-        tau_row = tau_row.expand(batch_shape).reshape(-1)
+        tau_row = tau_row.expand(shape[:-1]).reshape(-1)
     else:
         z = _validate.number("normalizer", normalizer, above=0.0)
         tau_value *= z
         if epsilon_row is not None:
             tau_row = epsilon_row * (0.5 * z)
 
-    rows = scores.reshape(-1, n) if scores.dim() != 2 else scores
+    rows = _as_rows(scores)
     if n > 1 and rows.stride(1) != 1:
         rows = rows.contiguous()
     weights, threshold, certificate = _rows_forward(
@@ -135,21 +136,29 @@ def soft_topk(
         tau_row,
         tau_value,
         None if lengths is None else lengths.reshape(-1).to(torch.int64),
-        None if mask is None else mask.reshape(-1, n),
+        None if mask is None else _as_rows(mask),
         largest,
         sinkhorn_iterations,
     )
     if _backends.is_checked():
         _validate.no_nan_rows("scores", threshold)
-    weights = weights if scores.dim() == 2 else weights.reshape(scores.shape)
+    weights = weights if len(shape) == 2 else weights.reshape(shape)
     if not return_info:
         return weights
+    batch_shape = shape[:-1]
     info = SoftTopKInfo(
         threshold.reshape(batch_shape),
         certificate[:, 0].reshape(batch_shape),
         certificate[:, 1].nan_to_num(0.0).to(torch.int64).reshape(batch_shape),
     )
     return weights, info
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """(..., n) as (rows, n). Not reshape(-1, n), which has no answer where n is 0."""
+    if x.dim() == 2:
+        return x
+    return x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)
 
 
 def _validate_solver(solver: str, iterations: int | None) -> int:
@@ -263,7 +272,7 @@ def _make_vmap(operator: Any) -> Any:
                 flat.append(arg)
                 continue
             stacked = arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
-            flat.append(stacked.reshape(-1, *stacked.shape[2:]))
+            flat.append(stacked.flatten(0, 1))
         outputs = operator(*flat)
         return tuple(out.unflatten(0, (info.batch_size, -1)) for out in outputs), (0,) * len(outputs)
 

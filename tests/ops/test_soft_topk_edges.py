@@ -84,10 +84,12 @@ def test_checked_mode_names_the_row(backend, device):
         mf.soft_topk(scores, 2, backend=backend)
 
 
-@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0), (2, 0, 4)])
-def test_empty(backend, device, shape):
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0), (2, 0, 4), (2, 3, 0), (0,)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_empty(backend, device, shape, masked):
     scores = torch.zeros(shape, device=device, requires_grad=True)
-    weights, info = mf.soft_topk(scores, 0, return_info=True, backend=backend)
+    mask = torch.ones(shape, dtype=torch.bool, device=device) if masked else None
+    weights, info = mf.soft_topk(scores, 0, mask=mask, return_info=True, backend=backend)
     assert weights.shape == shape
     assert info.threshold.shape == shape[:-1]
     weights.sum().backward()
