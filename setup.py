@@ -17,15 +17,18 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import NoReturn
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = json.loads((ROOT / "kernels" / "sources.json").read_text())
@@ -33,7 +36,7 @@ TORCH_TARGET = (2, 10)
 PYTHON_TARGET = "cp310"
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     sys.exit(f"\nmmer_fast: {message}\n")
 
 
@@ -65,12 +68,16 @@ def find_torch() -> tuple[Path, str, str | None]:
         "repeat this command. If it is installed and your tool builds in another environment, "
         "use: pip install --no-build-isolation ."
     )
-    raise AssertionError
 
 
-def find_compiler() -> str | None:
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
-    return next((path for name in names if (path := shutil.which(name))), None)
+def find_compiler() -> list[str] | None:
+    """The command of the C++ compiler, several words where CXX has them ("ccache g++"); None where there is none."""
+    wanted = shlex.split(os.environ.get("CXX", ""))
+    if wanted:
+        if shutil.which(wanted[0]) is None:
+            fail(f"CXX={os.environ['CXX']!r}, but there is no program {wanted[0]!r}; MMER_PURE_PYTHON=1 needs none")
+        return wanted
+    return next(([path] for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
 
 
 def find_nvcc() -> tuple[Path, Path] | None:
@@ -132,6 +139,7 @@ class NinjaBuild(build_ext):
         compiler = find_compiler()
         if compiler is None:
             fail("no C++ compiler (g++, clang++, CXX)")
+        cxx = shlex.join(compiler).replace("$", "$$")
         cuda = want_cuda(torch_cuda)
         # Not build_temp, which pip makes anew each time: ninja then rebuilds only what changed.
         build_folder = ROOT / "build" / ("ninja-cuda" if cuda else "ninja-cpu")
@@ -153,6 +161,7 @@ class NinjaBuild(build_ext):
         exports = build_folder / "exports.map"
         exports.write_text("{ global: PyInit__C; local: *; };\n")
         link = [f"-L{quote(torch_folder / 'lib')}", "-ltorch", "-ltorch_cpu", "-Wl,--no-as-needed"]
+        link.append("-static-libgcc")  # the conversions of float16 are in no libgcc before 12
         link.append(f"-Wl,--version-script={quote(exports)}")
         edges: list[tuple[str, Path, str]] = []
         if cuda:
@@ -170,12 +179,12 @@ class NinjaBuild(build_ext):
         edges += [("cxx", ROOT / source, " ".join(torch_flags)) for source in ext.sources]
 
         lines = [
-            f"rule cxx\n  command = {quote(compiler)} -MMD -MF $out.d $flags -c $in -o $out\n"
+            f"rule cxx\n  command = {cxx} -MMD -MF $out.d $flags -c $in -o $out\n"
             "  depfile = $out.d\n  deps = gcc\n  description = C++ $in",
             f"rule nvcc\n  command = {quote(cuda[0]) if cuda else 'false'} -MD -MF $out.d $flags -c $in -o $out\n"
             "  depfile = $out.d\n  deps = gcc\n  description = CUDA $in",
             # Hidden visibility leaves what the headers of libstdc++ instantiate: the version script hides that too.
-            f"rule link\n  command = {quote(compiler)} -shared -Wl,--exclude-libs,ALL $in -o $out $flags\n"
+            f"rule link\n  command = {cxx} -shared -Wl,--exclude-libs,ALL $in -o $out $flags\n"
             "  description = link $out",
         ]
         objects = []
@@ -191,7 +200,7 @@ class NinjaBuild(build_ext):
     def write_build_info(
         self,
         path: Path,
-        compiler: str,
+        compiler: list[str],
         torch_version: str,
         cuda: tuple[Path, Path] | None,
         architectures: list[str],
@@ -202,7 +211,7 @@ class NinjaBuild(build_ext):
             printed = subprocess.run([cuda[0], "--version"], capture_output=True, text=True, check=True).stdout
             release = re.search(r"release ([\d.]+)", printed)
             nvcc_version = release[1] if release else "unknown"
-        compiler_version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        compiler_version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
         info = {
             "version": self.distribution.get_version(),
             "compiler": compiler_version.splitlines()[0],
@@ -226,6 +235,15 @@ class NinjaBuild(build_ext):
             command.append("-v")
         if subprocess.run(command).returncode != 0:
             fail("the compiled library could not be built; the compiler's message is above")
+
+
+class FreshBuild(build_py):
+    """Starts from an empty folder: a module deleted since the last build must not get into a wheel."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class Abi3Wheel(bdist_wheel):
@@ -255,5 +273,5 @@ assert version is not None
 setup(
     version=version[1],
     ext_modules=extensions(),
-    cmdclass={"build_ext": NinjaBuild, "bdist_wheel": Abi3Wheel},
+    cmdclass={"build_py": FreshBuild, "build_ext": NinjaBuild, "bdist_wheel": Abi3Wheel},
 )

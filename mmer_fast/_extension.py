@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from types import ModuleType
 from typing import Any
 
 import torch  # noqa: F401  libtorch must be in the process before _C, whose symbols it resolves
+
+_ISAS = ("baseline", "avx2", "avx512")
+if (os.environ.get("MMER_FAST_CPU_ISA") or _ISAS[0]) not in _ISAS:
+    raise ValueError(f"MMER_FAST_CPU_ISA must be one of {', '.join(_ISAS)}, got {os.environ['MMER_FAST_CPU_ISA']!r}")
 
 _module: ModuleType | None = None
 _reason: str | None = None

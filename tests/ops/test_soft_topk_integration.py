@@ -206,3 +206,10 @@ class TestBackends:
         assert result.returncode == 0, result.stderr
         ranks = ["baseline", "avx2", "avx512"]
         assert ranks.index(result.stdout.strip()) <= ranks.index(isa)
+
+    def test_unknown(self):
+        environment = {**os.environ, "MMER_FAST_CPU_ISA": "avx51"}
+        command = [sys.executable, "-c", "import mmer_fast"]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode != 0
+        assert "MMER_FAST_CPU_ISA must be one of baseline, avx2, avx512, got 'avx51'" in result.stderr

@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from building import Python, assert_fails
@@ -40,6 +41,16 @@ def test_cuda_without_a_compiler(tree: Path, this_python: Python, tmp_path: Path
     variables = _without_compiler(tmp_path / "empty")
     result = this_python.run("setup.py", "build_ext", cwd=tree, MMER_CUDA="1", **variables)
     assert_fails(result, "MMER_CUDA=1, but no C++ compiler was found")
+
+
+def test_a_compiler_that_is_not_there(tree: Path, this_python: Python) -> None:
+    result = this_python.run("setup.py", "build_ext", cwd=tree, CXX="no-such-cxx -pipe", MMER_CUDA="0")
+    assert_fails(result, "CXX='no-such-cxx -pipe'", "no program 'no-such-cxx'", "MMER_PURE_PYTHON=1")
+
+
+def test_a_compiler_of_several_words(setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "env 'A=b c' g++")
+    assert setup_module.find_compiler() == ["env", "A=b c", "g++"]
 
 
 def test_a_compiler_that_fails(tree: Path, this_python: Python, script: Callable[[str, str], Path]) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,10 @@ def test_library_needs_only_stable_symbols_of_torch(library: Path) -> None:
     assert not unstable
 
 
+def test_library_loads_beside_an_older_libgcc(library: Path) -> None:
+    assert not [name for name in _symbols(library, "undefined") if "@GCC_1" in name]
+
+
 def test_library_has_no_run_path(library: Path) -> None:
     if shutil.which("readelf") is None:
         pytest.skip("needs readelf (binutils)")
@@ -80,3 +85,24 @@ def test_wheel_runs(unpacked: Path, import_from: Callable[[Path], Python], tmp_p
     assert build["cuda"] is None
     assert build["isas"][0] == "baseline"
     assert total == pytest.approx(2.0)
+
+
+def test_source_distribution_has_all_that_the_build_reads(tree: Path, this_python: Python) -> None:
+    shutil.copy2(ROOT / "MANIFEST.in", tree)
+    shutil.copy2(ROOT / "CMakeLists.txt", tree)
+    result = this_python.run("setup.py", "-q", "sdist", cwd=tree)
+    assert result.returncode == 0, result.stderr
+    (archive,) = (tree / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        got = {name.partition("/")[2] for name in files.getnames()}
+    needed = {path.relative_to(tree) for folder in ("kernels", "csrc") for path in (tree / folder).rglob("*.*")}
+    assert {str(path) for path in needed} | {"setup.py", "pyproject.toml", "CMakeLists.txt"} <= got
+
+
+def test_deleted_modules_stay_out_of_the_next_wheel(tree: Path, this_python: Python, tmp_path: Path) -> None:
+    stale = tree / "build" / "lib" / "mmer_fast" / "deleted.py"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("")
+    wheel, _ = this_python.wheel(tree, tmp_path / "wheel", MMER_PURE_PYTHON="1")
+    with zipfile.ZipFile(wheel) as archive:
+        assert "mmer_fast/deleted.py" not in archive.namelist()
