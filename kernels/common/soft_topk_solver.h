@@ -74,9 +74,10 @@ struct ThresholdSolver {
   static constexpr double kSettling = 1.0;  // a step beyond this after kTrials sweeps asks for selection
   static constexpr double kTaylor = 0.5;    // steps within it are refined by the cubic
   static constexpr int kTrials = 2;
-  static constexpr int kPatience = 8;    // sigmoid sweeps before steps must shrink
+  static constexpr int kPatience = 8;    // sigmoid sweeps of which no row should need as many
   static constexpr int kMaxSweeps = 96;  // bisection ends long before; a bound so that nothing can hang
   static constexpr double kRepivot = 4.0;
+  static constexpr double kWindow = 40.0;
   static constexpr double kGap = 800.0;  // as far from a score every weight is 0 or 1 exactly, and its slope 0
 
   enum class Action { kSweep, kSelect, kOutput };
@@ -85,8 +86,8 @@ struct ThresholdSolver {
   double final_step = 0.02;  // kFinal: 0.02 for float32 sums, 1e-3 for float64
   double pivot = 0;          // p, representable in the compute type
   double c = 0, lo = 0, hi = 0;
-  double last_step = 0;  // of c, after the last sigmoid sweep; |last_step| <= final_step
-  double previous_step = 0;
+  double last_step = 0;    // of c, after the last sigmoid sweep; |last_step| <= final_step
+  double shift = 0;        // in c, of a Sinkhorn sweep (move_into_window)
   double logit_share = 0;  // logit(k/n)
   int sweeps = 0;          // over the row's scores, of any kind
   int trials = 0;
@@ -125,17 +126,21 @@ struct ThresholdSolver {
     if (saturated) return action;
     pivot = 0.5 * sign;
     c = 0;
+    move_into_window(stats);
     return Action::kSweep;
   }
 
   // c_{t+1} = c_t + logit(k/n) - logit(S_t/n), with sum (1 - T) given apart so that neither logarithm cancels.
-  // Where a float32 sum underflows, the extreme score stands for the log-sum-exp.
   MMER_HD void sinkhorn_step(double sum_T, double sum_U, const RowStats& stats) {
     ++sweeps;
-    const double log_T = sum_T > 0 ? log(sum_T) : (stats.max - pivot) / tau + c;
-    const double log_U = sum_U > 0 ? log(sum_U) : -((stats.min - pivot) / tau + c);
-    c += logit_share - log_T + log_U;
+    const double log_T = shift < 0 ? log(n) : log(sum_T) - shift;
+    const double log_U = shift > 0 ? log(n) : log(sum_U) + shift;
+    c += logit_share - log_T + log_U - shift;
+    move_into_window(stats);
   }
+
+  // sum T - k at the Sinkhorn iterate, from the sums of its sweep.
+  MMER_HD double sinkhorn_residual(double sum_T) const { return (shift > 0 ? sum_T * exp(-shift) : sum_T) - k; }
 
   // The rank of the entry that selection should find: where k is a hair above an integer, as 0.07 n can be in floating
   // point, the entry of that integer and not the next.
@@ -176,22 +181,21 @@ struct ThresholdSolver {
       if (inside) c += step;
       return Action::kSelect;
     }
-    // Steps that do not shrink go astray or creep: then the bracket is halved, so that every row ends.
-    const bool astray = trials > kPatience && !(fabs(step) < 0.5 * fabs(previous_step));
-    if (!inside || astray) {
+    // Steps that are still needed by then go astray or creep: every other one halves the bracket, so that every row
+    // ends.
+    const bool astray = trials > kPatience && trials % 2 == 1;
+    if (inside && !astray) {
+      c += step;
+    } else {
       const double next = !(step == step) || astray ? 0.5 * (lo + hi) : 0.5 * (c + (step < 0 ? lo : hi));
       if (next == c) return Action::kOutput;  // the bracket is at rounding level
-      step = next - c;
       c = next;
-    } else {
-      c += step;
     }
-    previous_step = step;
     repivot(compute_float);
     return Action::kSweep;
   }
 
-  MMER_HD double threshold() const { return saturated ? threshold_fill : pivot - c * tau; }
+  MMER_HD double threshold() const { return saturated ? threshold_fill : pivot - (c - shift) * tau; }
 
  private:
   MMER_HD Action saturate(double value, double lambda) {
@@ -199,6 +203,14 @@ struct ThresholdSolver {
     fill = value;
     threshold_fill = lambda;
     return Action::kOutput;
+  }
+
+  // A Sinkhorn iterate may lie so far from every score that all T, or all 1 - T, underflow. They are e^t, or e^-t,
+  // there: a sweep at c + shift, with the nearest score kWindow away, has them all times the same e^shift.
+  MMER_HD void move_into_window(const RowStats& stats) {
+    const double top = (stats.max - pivot) / tau + c, bottom = (stats.min - pivot) / tau + c;
+    shift = top < -kWindow ? -kWindow - top : (bottom > kWindow ? kWindow - bottom : 0.0);
+    c += shift;
   }
 
   MMER_HD static double round_to_compute(double x, bool compute_float) {
@@ -223,9 +235,9 @@ struct ThresholdSolver {
   // threshold, B what there is below it. Newton would creep along either exponential by 1 a step.
   MMER_HD static double saturated_step(const SigmoidSums& s, double r) {
     const double A = s.wT, B = s.W - s.wT;
-    const double p = 0.5 * ((r + A) - B), root = sqrt(p * p + A * B);
+    const double p = 0.5 * ((r + A) - B), larger = fabs(p) + sqrt(p * p + A * B);
     // y = e^c solves B y^2 + 2 p y - A = 0; of the two forms, the one that does not cancel.
-    return p > 0 ? log(A / (p + root)) : log((root - p) / B);
+    return p > 0 ? log(A / larger) : log(larger / B);
   }
 
   MMER_HD void clamp() {

@@ -81,7 +81,8 @@ class Row {
       residual = solver_.fill * stats_.finite - k();
     } else {
       const C factor = static_cast<C>(factor_);
-      residual = write_weights(sweeper_.weights(), length_, solver_.last_step, factor, out) - k();
+      const double total = write_weights(sweeper_.weights(), length_, solver_.last_step, factor, out);
+      residual = args_->sinkhorn_iterations > 0 ? solver_.sinkhorn_residual(total) : total - k();
     }
     args_->threshold[row_] = sign() * solver_.threshold();
     args_->certificate[2 * row_] = residual;

@@ -35,7 +35,9 @@ __device__ __forceinline__ void write_certificate(const SoftTopKForwardArgs& arg
                                                   const ThresholdSolver& solver, double sign,
                                                   const SigmoidSums& measured) {
   args.threshold[row] = sign * solver.threshold();
-  args.certificate[2 * row] = solver.saturated ? saturated_residual(solver) : measured.residual(solver.k);
+  double residual = measured.residual(solver.k);
+  if (args.sinkhorn_iterations > 0) residual = solver.sinkhorn_residual(measured.upper + measured.d);
+  args.certificate[2 * row] = solver.saturated ? saturated_residual(solver) : residual;
   args.certificate[2 * row + 1] = args.in.cols > 0 ? solver.sweeps + (solver.saturated ? 0 : 1) : 0;
 }
 

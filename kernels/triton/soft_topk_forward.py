@@ -26,6 +26,7 @@ from .soft_topk_math import (
     sigmoid,
     sinkhorn_step,
     start,
+    window_shift,
 )
 from .soft_topk_rows import (
     BLOCK_LIMIT,
@@ -92,18 +93,20 @@ def soft_topk_forward_block(
     action, pivot, c, lo, hi = start(low, high, mean, squares / entries, k, n, tau, saturated, COMPUTE)
     sweeps = tl.full([ROWS], 1, tl.int32)
     trials = tl.zeros([ROWS], tl.int32)
-    previous_step = tl.zeros([ROWS], tl.float64)
     selected = tl.zeros([ROWS], tl.int32)
     scale = tl.full([ROWS], 1.0, tl.float64)
+    shift = tl.zeros([ROWS], tl.float64)
 
     if SINKHORN:
-        pivot, c = tl.full([ROWS], 0.5 * SIGN, tl.float64), tl.zeros([ROWS], tl.float64)
+        pivot = tl.full([ROWS], 0.5 * SIGN, tl.float64)
         low, high = tl.where(saturated, 0.0, low), tl.where(saturated, 0.0, high)
+        shift = window_shift(tl.zeros([ROWS], tl.float64), low, high, pivot, tau)
+        c = shift
         for i_step in range(iterations):
             taken, left = block_marginals(b_x, pivot, inverse_tau, c)
             scale = k / taken
             if i_step + 1 < iterations:
-                c = sinkhorn_step(c, taken, left, low, high, pivot, k, n, tau)
+                c, shift = sinkhorn_step(c, shift, taken, left, low, high, pivot, k, n, tau)
                 sweeps += 1
     else:
         while tl.max(action, axis=0) > 0:
@@ -114,19 +117,21 @@ def soft_topk_forward_block(
                     m_select, value, above, equal, below, pivot, c, lo, hi, k, tau, COMPUTE
                 )
                 selected = tl.where(m_select, 1, selected)
-                sweeps += tl.where(m_select, 3, 0)
                 action = tl.where(m_select, 1, action)
             upper, d, W, wT, ww, active, outer_upper, outer_d = block_sums(b_x, pivot, inverse_tau, c)
-            action, pivot, c, lo, hi, previous_step, sweeps, trials = after_sweep(
+            action, pivot, c, lo, hi, trials = after_sweep(
                 action == 1, upper, d, W, wT, ww, active, outer_upper, outer_d,
-                action, pivot, c, lo, hi, previous_step, sweeps, trials, selected, k, n, tau, COMPUTE,
+                action, pivot, c, lo, hi, trials, selected, k, n, tau, COMPUTE,
             )  # fmt: skip
+        sweeps += trials + 3 * selected
 
     b_T, upper, d = weigh(b_x, m_valid, pivot, inverse_tau, c, scale, saturated, fill)
     store_block(weights_ptr, cols, i_rows, i_cols, m_rows, b_T)
+    # A shift has all of T below e^-WINDOW, or all at 1.
+    residual = tl.where(shift > 0, (upper + d) * tl.exp(-shift) - k, (upper - k) + d)
     store_row(
-        threshold_ptr, certificate_ptr, i_rows, m_rows, cols, saturated, edge, edge_residual, pivot, c, tau,
-        (upper - k) + d, sweeps, SIGN,
+        threshold_ptr, certificate_ptr, i_rows, m_rows, cols, saturated, edge, edge_residual, pivot, c - shift, tau,
+        residual, sweeps, SIGN,
     )  # fmt: skip
 
 
@@ -177,13 +182,15 @@ def soft_topk_forward_chunked(
     action, pivot, c, lo, hi = start(low, high, origin + shift, var, k, n, tau, saturated, COMPUTE)
     sweeps = tl.full([1], 1, tl.int32)
     trials = tl.zeros([1], tl.int32)
-    previous_step = tl.zeros([1], tl.float64)
     selected = tl.zeros([1], tl.int32)
     scale = tl.full([1], 1.0, tl.float64)
+    shift = tl.zeros([1], tl.float64)
 
     if SINKHORN:
-        pivot, c = tl.full([1], 0.5 * SIGN, tl.float64), tl.zeros([1], tl.float64)
+        pivot = tl.full([1], 0.5 * SIGN, tl.float64)
         low, high = tl.where(saturated, 0.0, low), tl.where(saturated, 0.0, high)
+        shift = window_shift(tl.zeros([1], tl.float64), low, high, pivot, tau)
+        c = shift
         for i_step in range(iterations):
             taken, left = tl.zeros_like(k), tl.zeros_like(k)
             for i_first in range(0, limit, BLOCK):
@@ -202,7 +209,7 @@ def soft_topk_forward_chunked(
                 taken, left = taken + p_taken, left + p_left
             scale = k / taken
             if i_step + 1 < iterations:
-                c = sinkhorn_step(c, taken, left, low, high, pivot, k, n, tau)
+                c, shift = sinkhorn_step(c, shift, taken, left, low, high, pivot, k, n, tau)
                 sweeps += 1
     else:
         while tl.max(action, axis=0) > 0:
@@ -224,7 +231,6 @@ def soft_topk_forward_chunked(
                     action == 2, value, above, equal, below, pivot, c, lo, hi, k, tau, COMPUTE
                 )
                 selected = tl.full([1], 1, tl.int32)
-                sweeps += 4 if COMPUTE.is_fp64() else 3
                 action = tl.full([1], 1, tl.int32)
             upper, d, W, wT = tl.zeros_like(k), tl.zeros_like(k), tl.zeros_like(k), tl.zeros_like(k)
             ww, active = tl.zeros_like(k), tl.zeros_like(k)
@@ -247,10 +253,11 @@ def soft_topk_forward_chunked(
                 upper, d, W, wT = upper + p_upper, d + p_d, W + p_W, wT + p_wT
                 ww, active = ww + p_ww, active + p_active
                 outer_upper, outer_d = outer_upper + p_outer_upper, outer_d + p_outer_d
-            action, pivot, c, lo, hi, previous_step, sweeps, trials = after_sweep(
+            action, pivot, c, lo, hi, trials = after_sweep(
                 action == 1, upper, d, W, wT, ww, active, outer_upper, outer_d,
-                action, pivot, c, lo, hi, previous_step, sweeps, trials, selected, k, n, tau, COMPUTE,
+                action, pivot, c, lo, hi, trials, selected, k, n, tau, COMPUTE,
             )  # fmt: skip
+        sweeps += trials + (4 if COMPUTE.is_fp64() else 3) * selected
 
     upper, d = tl.zeros_like(k), tl.zeros_like(k)
     for i_first in range(0, cols, BLOCK):
@@ -268,9 +275,11 @@ def soft_topk_forward_chunked(
         b_T, p_upper, p_d = weigh(b_x, m_valid, pivot, inverse_tau, c, scale, saturated, fill)
         store_block(weights_ptr, cols, i_rows, i_first + i_block, m_rows, b_T)
         upper, d = upper + p_upper, d + p_d
+    # A shift has all of T below e^-WINDOW, or all at 1.
+    residual = tl.where(shift > 0, (upper + d) * tl.exp(-shift) - k, (upper - k) + d)
     store_row(
-        threshold_ptr, certificate_ptr, i_rows, m_rows, cols, saturated, edge, edge_residual, pivot, c, tau,
-        (upper - k) + d, sweeps, SIGN,
+        threshold_ptr, certificate_ptr, i_rows, m_rows, cols, saturated, edge, edge_residual, pivot, c - shift, tau,
+        residual, sweeps, SIGN,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ MAX_SWEEPS = tl.constexpr(96)
 REPIVOT = tl.constexpr(4.0)
 PATIENCE = tl.constexpr(8)
 GAP = tl.constexpr(800.0)
+WINDOW = tl.constexpr(40.0)
 
 
 @triton.jit
@@ -100,7 +101,7 @@ def block_marginals(b_x, pivot, inverse_tau, c):
 
 @triton.jit
 def logit(above, below):
-    return tl.log(above) - tl.log(below)
+    return tl.log(above / below)
 
 
 @triton.jit
@@ -139,11 +140,20 @@ def start(low, high, mean, var, k, n, tau, saturated, COMPUTE: tl.constexpr):
 
 
 @triton.jit
-def sinkhorn_step(c, taken, left, low, high, pivot, k, n, tau):
-    """c_{t+1} = c_t + logit(k/n) - logit(S_t/n); where a sum underflows, the extreme score stands for it."""
-    log_T = tl.where(taken > 0, tl.log(tl.where(taken > 0, taken, 1.0)), (high - pivot) / tau + c)
-    log_U = tl.where(left > 0, tl.log(tl.where(left > 0, left, 1.0)), -((low - pivot) / tau + c))
-    return c + tl.log(k) - tl.log(n - k) - log_T + log_U
+def window_shift(c, low, high, pivot, tau):
+    """ThresholdSolver::move_into_window: what moves a Sinkhorn iterate to where its T or 1 - T do not underflow."""
+    top, bottom = (high - pivot) / tau + c, (low - pivot) / tau + c
+    return tl.where(top < -WINDOW, -WINDOW - top, tl.where(bottom > WINDOW, WINDOW - bottom, 0.0))
+
+
+@triton.jit
+def sinkhorn_step(c, shift, taken, left, low, high, pivot, k, n, tau):
+    """c_{t+1} = c_t + logit(k/n) - logit(S_t/n), from the sums of a sweep at c = c_t + shift; and the next shift."""
+    log_T = tl.where(shift < 0, tl.log(n), tl.log(tl.where(shift < 0, 1.0, taken)) - shift)
+    log_U = tl.where(shift > 0, tl.log(n), tl.log(tl.where(shift > 0, 1.0, left)) + shift)
+    c += tl.log(k) - tl.log(n - k) - log_T + log_U - shift
+    shift = window_shift(c, low, high, pivot, tau)
+    return c + shift, shift
 
 
 @triton.jit
@@ -184,10 +194,10 @@ def saturated_step(r, W, wT):
     """ThresholdSolver::saturated_step, two exponentials where what is active cannot make up r; and its validity."""
     A, B = wT, W - wT
     p = 0.5 * ((r + A) - B)
-    root = tl.sqrt(p * p + A * B)
-    above, below = tl.where(p > 0, A, root - p), tl.where(p > 0, p + root, B)
+    larger = tl.abs(p) + tl.sqrt(p * p + A * B)
+    above, below = tl.where(p > 0, A, larger), tl.where(p > 0, larger, B)
     ok = (above > 0) & (below > 0)
-    return tl.log(tl.where(ok, above, 1.0)) - tl.log(tl.where(ok, below, 1.0)), ok
+    return logit(tl.where(ok, above, 1.0), tl.where(ok, below, 1.0)), ok
 
 
 @triton.jit
@@ -200,7 +210,7 @@ def halley(r, W, wT, count, rest, m, k):
     v = a * (m - a) / m
     d1 = W / v
     d2 = (W - 2 * tl.where(ok, wT, 0.0)) / v - (1 - 2 * a / m) * d1 * d1
-    h = (logit(a, m - a) - logit(b, m - b)) / d1
+    h = logit(a * (m - b), b * (m - a)) / d1
     return tl.where(ok, -h / tl.minimum(tl.maximum(1 - 0.5 * h * d2 / d1, 0.4), 2.5), 0.0), ok
 
 
@@ -220,19 +230,18 @@ def taylor_step(r, W, wT, ww, guess):
 @triton.jit
 def after_sweep(
     on, upper, d, W, wT, ww, active, outer_upper, outer_d,
-    action, pivot, c, lo, hi, previous_step, sweeps, trials, selected, k, n, tau, COMPUTE: tl.constexpr,
+    action, pivot, c, lo, hi, trials, selected, k, n, tau, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """ThresholdSolver::after_sweep for the rows in `on`; the others keep their state."""
     tolerance: tl.constexpr = 1e-16 if COMPUTE.is_fp64() else 1e-8
     final_step: tl.constexpr = 1e-3 if COMPUTE.is_fp64() else 0.02
-    sweeps += on.to(tl.int32)
     trials += on.to(tl.int32)
     r = (upper - k) + d
     hi = tl.where(on & (r >= 0) & (c < hi), c, hi)
     lo = tl.where(on & (r <= 0) & (c > lo), c, lo)
     # Moving c to the root changes the weights by |r| in all: a hard selection, where any c of the gap will do.
     scale = tl.minimum(1.0, tl.minimum(k, n - k))
-    there = (tl.abs(r) <= tolerance * scale) | (sweeps >= MAX_SWEEPS)
+    there = (tl.abs(r) <= tolerance * scale) | (trials >= MAX_SWEEPS)
     # Near the end Newton's step is as good as Halley's: the cubic finishes.
     newton = tl.where(W > 0, -r / tl.where(W > 0, W, 1.0), float("inf"))
     last = tl.abs(newton) <= final_step
@@ -248,18 +257,18 @@ def after_sweep(
     inside = ok & (c + step >= lo) & (c + step <= hi)
     unsettled = (trials >= TRIALS) & (tl.abs(step) > SETTLING)
     select = (selected == 0) & ((inside == 0) | unsettled)
-    # Steps that do not shrink go astray or creep: then the bracket is halved, so that every row ends.
-    astray = (trials > PATIENCE) & ((tl.abs(step) < 0.5 * tl.abs(previous_step)) == 0)
+    # Steps that are still needed by then go astray or creep: every other one halves the bracket, so that rows end.
+    astray = (trials > PATIENCE) & (trials % 2 == 1)
     free = inside & (astray == 0)
-    halved = tl.where((ok == 0) | astray, 0.5 * (lo + hi), 0.5 * (c + tl.where(step < 0, lo, hi)))
+    bisect = (ok == 0) | astray
+    halved = 0.5 * (tl.where(bisect, lo, c) + tl.where((step < 0) & (bisect == 0), lo, hi))
     stuck = (free == 0) & (halved == c)  # the bracket is at rounding level
     output = there | last | ((select == 0) & stuck)
     target = tl.where(last | tl.where(select, inside, free), c + step, tl.where(select, c, halved))
-    previous_step = tl.where(on, target - c, previous_step)
     c = tl.where(on & (there == 0), target, c)
     action = tl.where(on, tl.where(output, 0, tl.where(select, 2, 1)), action)
     pivot, c, lo, hi = repivot(on & (action == 1), pivot, c, lo, hi, tau, COMPUTE)
-    return action, pivot, c, lo, hi, previous_step, sweeps, trials
+    return action, pivot, c, lo, hi, trials
 
 
 @triton.jit

@@ -152,6 +152,19 @@ class TestSinkhorn:
             weights = mf.soft_topk(scores, 4, epsilon=epsilon, solver="sinkhorn", iterations=20, backend=backend)
             assert weights.isfinite().all()
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    @pytest.mark.parametrize("iterations", [1, 2, 5])
+    def test_scores_far_on_one_side_of_the_anchors(self, backend, device, dtype, iterations):
+        """Every T, or every 1 - T, of the first iterate underflows in float32."""
+        scores = 0.02 * scores_of(2, 12, torch.float64) + torch.tensor([[-4.0], [5.0]])
+        options = {"epsilon": 0.02, "solver": "sinkhorn", "iterations": iterations, "return_info": True}
+        expected, exact = mf.soft_topk(scores.to(dtype).double(), 4, backend="reference", **options)
+        weights, info = mf.soft_topk(scores.to(device, dtype), 4, backend=backend, **options)
+        unit = 1e-11 if dtype == torch.float64 else 2e-4  # t is about 500 here, and rounded
+        assert (weights.cpu().double() - expected).abs().max() <= unit
+        assert (info.threshold.cpu() - exact.threshold).abs().max() <= unit
+        assert (info.residual.cpu() - exact.residual).abs().max() <= 12 * unit
+
 
 def test_normalizer_max_ignores_padding(backend, device):
     scores = scores_of(2, 10)
