@@ -83,16 +83,19 @@ def row_number(
         raise TypeError(f"{name} must be a floating-point or integer tensor, got {value.dtype}")
     if value.device != scores.device:
         raise ValueError(f"{name} must be on the device of scores ({scores.device}), got {value.device}")
-    if value.dim() > len(batch_shape) or not _broadcasts(value.shape, batch_shape):
+    shape = value.shape
+    if shape != batch_shape and (len(shape) > len(batch_shape) or not _broadcasts(shape, batch_shape)):
         raise ValueError(
             f"{name} must broadcast to the batch shape {tuple(batch_shape)} of scores {tuple(scores.shape)}, "
-            f"got {tuple(value.shape)}"
+            f"got {tuple(shape)}"
         )
     if value.numel() > 0 and can_read(value):
-        low, high = (float(x) for x in value.detach().to(torch.float64).aminmax())
-        for extreme in (low, high):
-            _check_range(name, extreme, minimum, maximum, above, " in every row")
-    return value.to(torch.float64).expand(batch_shape).reshape(-1), math.nan
+        for extreme in value.detach().aminmax():
+            _check_range(name, float(extreme), minimum, maximum, above, " in every row")
+    wide = value.to(torch.float64)
+    if len(batch_shape) != 1 or shape != batch_shape:
+        wide = wide.expand(batch_shape).reshape(-1)
+    return wide, math.nan
 
 
 def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
