@@ -4,6 +4,7 @@
     weights = mf.soft_topk(scores, k)          # differentiable top-k, (..., n) -> (..., n)
     mask = mf.temporal_mask(scores, ratio=0.4) # the soft temporal mask of ATM
     x = mf.grad_reverse(x)                     # gradient reversal
+    tokens = mf.pack(x, layout)                # (B, T, D) -> (total, D), without the padding
 
 `mf.backends()` and ``python -m mmer_fast.info`` say what can run on this machine and why the rest cannot.
 """
@@ -13,17 +14,22 @@ from __future__ import annotations
 from mmer_fast._version import __version__
 from mmer_fast.ops._backends import BackendUnavailable, backends, checked, use_backend
 from mmer_fast.ops.grad_reverse import grad_reverse
+from mmer_fast.ops.packing import PackedLayout, pack, packed_layout, unpack
 from mmer_fast.ops.soft_topk import SoftTopKInfo, soft_topk
 from mmer_fast.ops.temporal_mask import temporal_mask
 
 __all__ = [
     "BackendUnavailable",
+    "PackedLayout",
     "SoftTopKInfo",
     "__version__",
     "backends",
     "checked",
     "grad_reverse",
+    "pack",
+    "packed_layout",
     "soft_topk",
     "temporal_mask",
+    "unpack",
     "use_backend",
 ]

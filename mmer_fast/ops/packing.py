@@ -1,0 +1,182 @@
+"""Packed batches: the tokens of all samples end to end, without padding.
+
+A padded batch (B, T, ...) with lengths becomes (total, ...): what works token by token (a linear layer, a LayerNorm)
+then costs what the valid tokens cost, and attention finds its samples in `PackedLayout.cu_seqlens`. With several
+modalities a sample's tokens stand one modality after the other, so that one attention sees all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Where the tokens of one modality are, each tensor (tokens,) int64: in the padded batch and in the packed one."""
+
+    sample: Tensor
+    time: Tensor
+    position: Tensor
+    longest: int
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Where every token of a batch is; made by `packed_layout`.
+
+    Attributes:
+        cu_seqlens: (B + 1,) int32: sample b has the tokens from ``cu_seqlens[b]`` up to ``cu_seqlens[b + 1]``.
+        lengths: (B,) int64, tokens of each sample, of all modalities.
+        max_seqlen: the largest of them.
+        total: tokens of the batch.
+    """
+
+    cu_seqlens: Tensor
+    lengths: Tensor
+    max_seqlen: int
+    total: int
+    _segments: tuple[_Segment, ...]
+    _order: Tensor  # of the tokens of all modalities, one modality after the other, to their places
+
+    @property
+    def modalities(self) -> int:
+        return len(self._segments)
+
+
+def packed_layout(*lengths: Tensor) -> PackedLayout:
+    """The layout of a batch with these lengths; reads them, which on CUDA waits for the device.
+
+    Args:
+        *lengths: for each modality (B,) integers >= 0: how many tokens of a sample count.
+
+    Returns:
+        The layout, on the device of the lengths.
+
+    Raises:
+        TypeError: lengths that are no integer tensor.
+        ValueError: no lengths, negative ones, or tensors whose shapes or devices differ.
+
+    Example:
+        >>> layout = packed_layout(torch.tensor([2, 0, 3]))
+        >>> layout.cu_seqlens.tolist(), layout.max_seqlen, layout.total
+        ([0, 2, 2, 5], 3, 5)
+    """
+    if not lengths:
+        raise ValueError("packed_layout needs the lengths of at least one modality, got none")
+    for i, one in enumerate(lengths):
+        _check_lengths(f"lengths[{i}]", one, lengths[0])
+    per_modality = torch.stack([one.to(torch.int64) for one in lengths])  # (modalities, B)
+    extremes = per_modality.amin(), per_modality.amax(1)
+    if per_modality.shape[1] > 0 and int(extremes[0]) < 0:
+        modality, row = (int(x) for x in (per_modality < 0).nonzero()[0])
+        raise ValueError(f"lengths[{modality}] must be >= 0, got {int(per_modality[modality, row])} in row {row}")
+
+    ends = per_modality.T.flatten().cumsum(0).reshape(-1, len(lengths)).T  # in the order of the packed tokens
+    starts = ends - per_modality
+    samples = per_modality.sum(0)
+    cu_seqlens = torch.nn.functional.pad(samples.cumsum(0), (1, 0)).to(torch.int32)
+    segments = []
+    for one, start, longest in zip(per_modality, starts, extremes[1].tolist(), strict=True):
+        sample, time = (torch.arange(longest, device=one.device) < one[:, None]).nonzero(as_tuple=True)
+        segments.append(_Segment(sample, time, start[sample] + time, longest))
+    order = torch.cat([segment.position for segment in segments]).argsort()
+    return PackedLayout(cu_seqlens, samples, int(samples.max()), len(order), tuple(segments), order)
+
+
+def pack(x: Tensor | Sequence[Tensor], layout: PackedLayout) -> Tensor:
+    """The valid tokens of a padded batch, end to end. Padding may hold anything and gets gradient 0.
+
+    Args:
+        x: (B, T, ...), or a sequence of one such tensor for each modality of the layout, T its own, the rest equal.
+        layout: of these samples.
+
+    Returns:
+        (total, ...).
+
+    Raises:
+        ValueError: as many tensors as the layout has no modalities; a batch that is not the layout's; fewer time steps
+            than a sample is long; tensors that differ in dtype, device or the shape of a token.
+    """
+    batches = _as_batches(x, layout)
+    tokens = [
+        batch.flatten(0, 1).index_select(0, segment.sample * batch.shape[1] + segment.time)
+        for batch, segment in zip(batches, layout._segments, strict=True)
+    ]
+    if len(tokens) == 1:
+        return tokens[0]
+    return torch.cat(tokens).index_select(0, layout._order)
+
+
+def unpack(
+    packed: Tensor, layout: PackedLayout, padded_lengths: int | Sequence[int | None] | None = None
+) -> Tensor | tuple[Tensor, ...]:
+    """The padded batch of packed tokens, 0 in the padding.
+
+    Args:
+        packed: (total, ...).
+        layout: with which it was packed.
+        padded_lengths: T of the result, one for each modality; None is that of the longest sample.
+
+    Returns:
+        (B, T, ...); a tuple of them, one for each modality, where the layout has several.
+
+    Raises:
+        ValueError: tokens that are not as many as the layout's; a T below the longest sample.
+    """
+    if packed.dim() == 0 or packed.shape[0] != layout.total:
+        raise ValueError(f"packed must have shape ({layout.total}, ...) as its layout says, got {tuple(packed.shape)}")
+    if padded_lengths is None or isinstance(padded_lengths, int):
+        padded_lengths = [padded_lengths] * layout.modalities
+    if len(padded_lengths) != layout.modalities:
+        raise ValueError(f"padded_lengths must have {layout.modalities} entries, got {len(padded_lengths)}")
+    samples, token_shape = layout.lengths.shape[0], packed.shape[1:]
+    batches = []
+    for i, (segment, wanted) in enumerate(zip(layout._segments, padded_lengths, strict=True)):
+        steps = segment.longest if wanted is None else wanted
+        if steps < segment.longest:
+            raise ValueError(f"padded_lengths[{i}] must be >= {segment.longest}, the longest sample, got {steps}")
+        tokens = packed.index_select(0, segment.position)
+        flat = packed.new_zeros((samples * steps, *token_shape))
+        batches.append(flat.index_copy(0, segment.sample * steps + segment.time, tokens).unflatten(0, (samples, steps)))
+    return batches[0] if len(batches) == 1 else tuple(batches)
+
+
+def _check_lengths(name: str, lengths: object, first: Tensor) -> None:
+    if not isinstance(lengths, Tensor) or lengths.dtype not in _INTEGERS:
+        got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise TypeError(f"{name} must be an integer tensor, got {got}")
+    if lengths.dim() != 1 or lengths.shape[0] == 0:
+        raise ValueError(f"{name} must have shape (B,) with B >= 1, got {tuple(lengths.shape)}")
+    if lengths.shape != first.shape or lengths.device != first.device:
+        raise ValueError(
+            f"{name} must agree with lengths[0], {tuple(first.shape)} on {first.device}, "
+            f"got {tuple(lengths.shape)} on {lengths.device}"
+        )
+
+
+def _as_batches(x: Tensor | Sequence[Tensor], layout: PackedLayout) -> list[Tensor]:
+    batches = [x] if isinstance(x, Tensor) else list(x)
+    if len(batches) != layout.modalities:
+        raise ValueError(f"x must be {layout.modalities} tensors, one for each modality, got {len(batches)}")
+    samples, first = layout.lengths.shape[0], batches[0]
+    for i, (batch, segment) in enumerate(zip(batches, layout._segments, strict=True)):
+        name = "x" if isinstance(x, Tensor) else f"x[{i}]"
+        if batch.dim() < 2 or batch.shape[0] != samples or batch.shape[1] < segment.longest:
+            raise ValueError(
+                f"{name} must have shape ({samples}, T, ...) with T >= {segment.longest} as its layout says, "
+                f"got {tuple(batch.shape)}"
+            )
+        if batch.device != layout.lengths.device:
+            raise ValueError(f"{name} must be on the layout's device ({layout.lengths.device}), got {batch.device}")
+        if batch.dtype != first.dtype or batch.shape[2:] != first.shape[2:]:
+            raise ValueError(
+                f"{name} must have the dtype and token shape of x[0], {first.dtype} {tuple(first.shape[2:])}, "
+                f"got {batch.dtype} {tuple(batch.shape[2:])}"
+            )
+    return batches

@@ -1,0 +1,148 @@
+"""Packed batches against loops over samples."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import mmer_fast as mf
+
+LENGTHS = [torch.tensor([2, 0, 4, 1]), torch.tensor([3, 1, 0, 5], dtype=torch.int32)]
+PADDED = (4, 6)
+
+
+def batches(dtype=torch.float64):
+    return [torch.randn(4, steps, 3, dtype=dtype) for steps in PADDED]
+
+
+def one_by_one(x):
+    rows = [batch[b, : lengths[b]] for b in range(4) for batch, lengths in zip(x, LENGTHS, strict=True)]
+    return torch.cat(rows)
+
+
+def test_layout():
+    layout = mf.packed_layout(*LENGTHS)
+    assert layout.cu_seqlens.tolist() == [0, 5, 6, 10, 16]
+    assert layout.cu_seqlens.dtype == torch.int32
+    assert layout.lengths.tolist() == [5, 1, 4, 6]
+    assert (layout.max_seqlen, layout.total, layout.modalities) == (6, 16, 2)
+
+
+def test_one_modality():
+    x = batches()[0]
+    layout = mf.packed_layout(LENGTHS[0])
+    packed = mf.pack(x, layout)
+    assert torch.equal(packed, torch.cat([x[b, : LENGTHS[0][b]] for b in range(4)]))
+    valid = torch.arange(4) < LENGTHS[0][:, None]
+    assert torch.equal(mf.unpack(packed, layout), x.masked_fill(~valid[..., None], 0.0))
+
+
+def test_several_modalities_stand_one_after_the_other():
+    x = batches()
+    layout = mf.packed_layout(*LENGTHS)
+    packed = mf.pack(x, layout)
+    assert torch.equal(packed, one_by_one(x))
+    for again, batch, lengths in zip(mf.unpack(packed, layout, PADDED), x, LENGTHS, strict=True):
+        valid = torch.arange(batch.shape[1]) < lengths[:, None]
+        assert torch.equal(again, batch.masked_fill(~valid[..., None], 0.0))
+
+
+def test_unpack_pads_to_the_longest_unless_told():
+    layout = mf.packed_layout(*LENGTHS)
+    packed = torch.randn(layout.total, 2)
+    assert [tuple(x.shape) for x in mf.unpack(packed, layout)] == [(4, 4, 2), (4, 5, 2)]
+    assert [tuple(x.shape) for x in mf.unpack(packed, layout, [7, None])] == [(4, 7, 2), (4, 5, 2)]
+
+
+def test_tokens_of_any_shape_and_dtype():
+    layout = mf.packed_layout(LENGTHS[0])
+    x = torch.arange(4 * 5).reshape(4, 5)
+    assert mf.pack(x, layout).tolist() == [0, 1, 10, 11, 12, 13, 15]
+    x = torch.randn(4, 5, 2, 3)[:, ::1].transpose(2, 3)
+    assert mf.unpack(mf.pack(x, layout), layout, 5).shape == (4, 5, 3, 2)
+
+
+def test_nothing_at_all():
+    layout = mf.packed_layout(torch.zeros(2, dtype=torch.int64))
+    assert (layout.total, layout.max_seqlen) == (0, 0)
+    packed = mf.pack(torch.randn(2, 3, 4), layout)
+    assert packed.shape == (0, 4)
+    assert torch.equal(mf.unpack(packed, layout, 3), torch.zeros(2, 3, 4))
+
+
+def test_padding_may_hold_nan_and_gets_no_gradient():
+    x = batches()
+    x[0][1] = math.nan
+    x[1][2] = math.nan
+    leaves = [batch.requires_grad_() for batch in x]
+    layout = mf.packed_layout(*LENGTHS)
+    packed = mf.pack(leaves, layout)
+    assert packed.isfinite().all()
+    for g, lengths in zip(torch.autograd.grad(packed.sum(), leaves), LENGTHS, strict=True):
+        valid = torch.arange(g.shape[1]) < lengths[:, None]
+        assert torch.equal(g, valid[..., None].expand_as(g).double())
+
+
+def test_gradients():
+    layout = mf.packed_layout(*LENGTHS)
+    x = [batch.requires_grad_() for batch in batches()]
+    assert torch.autograd.gradcheck(lambda *x: mf.pack(x, layout), x)
+    packed = torch.randn(layout.total, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda p: mf.unpack(p, layout), packed)
+
+
+def test_compiles_without_a_graph_break():
+    layout = mf.packed_layout(*LENGTHS)
+
+    def there_and_back(*x):
+        return mf.unpack(mf.pack(x, layout), layout, PADDED)
+
+    x = batches(torch.float32)
+    compiled = torch.compile(there_and_back, fullgraph=True, backend="aot_eager")
+    for got, expected in zip(compiled(*x), there_and_back(*x), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "lengths"),
+    [
+        (ValueError, "at least one modality", []),
+        (TypeError, r"lengths\[0\] must be an integer tensor, got torch.float32", [torch.ones(2)]),
+        (TypeError, r"lengths\[1\] must be an integer tensor, got list", [torch.tensor([1]), [1]]),
+        (ValueError, r"lengths\[0\] must have shape \(B,\) with B >= 1, got \(0,\)", [torch.tensor([]).long()]),
+        (ValueError, r"lengths\[0\] must have shape \(B,\)", [torch.ones(2, 2).long()]),
+        (ValueError, r"lengths\[1\] must agree with lengths\[0\], \(1,\)", [torch.tensor([1]), torch.tensor([1, 2])]),
+        (ValueError, r"lengths\[1\] must be >= 0, got -2 in row 1", [torch.tensor([1, 1]), torch.tensor([0, -2])]),
+    ],
+)
+def test_bad_lengths(error, message, lengths):
+    with pytest.raises(error, match=message):
+        mf.packed_layout(*lengths)
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("x must be 2 tensors, one for each modality, got 1", lambda x, y: x),
+        (r"x\[0\] must have shape \(4, T, ...\) with T >= 4 .* got \(4, 3, 3\)", lambda x, y: [x[:, :3], y]),
+        (r"x\[1\] must have shape \(4, T, ...\) .* got \(3, 6, 3\)", lambda x, y: [x, y[:3]]),
+        (r"x\[1\] must have the dtype .* of x\[0\], torch.float64 \(3,\)", lambda x, y: [x, y.float()]),
+        (r"x\[1\] must have the dtype .* got torch.float64 \(2,\)", lambda x, y: [x, y[..., :2]]),
+        (r"x\[0\] must be on the layout's device \(cpu\), got meta", lambda x, y: [x.to("meta"), y]),
+    ],
+)
+def test_bad_batches(message, change):
+    with pytest.raises(ValueError, match=message):
+        mf.pack(change(*batches()), mf.packed_layout(*LENGTHS))
+
+
+def test_bad_packed():
+    layout = mf.packed_layout(*LENGTHS)
+    with pytest.raises(ValueError, match=r"packed must have shape \(16, ...\) as its layout says, got \(15, 2\)"):
+        mf.unpack(torch.zeros(15, 2), layout)
+    with pytest.raises(ValueError, match=r"padded_lengths\[1\] must be >= 5, the longest sample, got 4"):
+        mf.unpack(torch.zeros(16, 2), layout, 4)
+    with pytest.raises(ValueError, match=r"padded_lengths must have 2 entries, got 1"):
+        mf.unpack(torch.zeros(16, 2), layout, [9])
