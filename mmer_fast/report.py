@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mmer_fast.training.checkpoint import write_atomically
+from mmer_fast._files import write_atomically
 
 INK, MUTED, GRID = "#222222", "#777777", "#e6e6e6"
 BLUE, ORANGE, GREEN = "#2f6db3", "#d9731a", "#3a8f5c"

@@ -11,14 +11,13 @@ Nothing in such a file can execute: arrays of Python objects are refused (``allo
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from mmer_fast._files import write_atomically
 from mmer_fast.data.containers import SPLITS, MultiModalData, Split
 from mmer_fast.data.errors import DataError
 from mmer_fast.data.padding import derive_lengths, derived_note, zero_past_lengths
@@ -65,16 +64,12 @@ def write_npz(data: MultiModalData, path: str | Path) -> None:
             arrays[f"{name}_{modality}_lengths"] = split.lengths[modality]
         arrays[f"{name}_labels"] = split.labels
         arrays.update({f"{name}_extras_{extra}": values for extra, values in split.extras.items()})
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:  # given a name, NumPy would add .npz to it
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+
+    write_atomically(path, write)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -8,8 +8,7 @@ one.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mmer_fast._files import write_atomically
+
 
 class CheckpointError(ValueError):
     """A file is not the checkpoint that it should be; the message names the file and what is wrong."""
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with a temporary path beside `path`, flush it to disk and move it there in one step."""
-    partial = path.with_name(f".partial-{path.name}")
-    write(partial)
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def write_json(path: Path, value: Any) -> None:

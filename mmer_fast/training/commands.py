@@ -16,12 +16,12 @@ import torch
 import typer
 from rich.console import Console
 
+from mmer_fast._files import write_atomically
 from mmer_fast.data import MultiModalData, load
 from mmer_fast.data.synthetic import SHIFT_MISSING, SHIFT_NONE, SHIFT_UNINFORMATIVE
 from mmer_fast.models import RobMMR
 from mmer_fast.models.robmmr import check_outline
 from mmer_fast.report import plot_curves
-from mmer_fast.training.checkpoint import write_atomically
 from mmer_fast.training.config import preset as preset_configs
 from mmer_fast.training.display import TrainingDisplay, metrics_table, recall_lines
 from mmer_fast.training.evaluate import evaluate as evaluate_split

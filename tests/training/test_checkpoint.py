@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmer_fast._files import write_atomically
 from mmer_fast.training.checkpoint import (
     CheckpointError,
     load_optimizer_tensors,
@@ -20,7 +21,6 @@ from mmer_fast.training.checkpoint import (
     restore_random_states,
     section,
     with_prefix,
-    write_atomically,
     write_json,
     write_tensors,
 )
@@ -49,6 +49,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, fail)
     assert read_json(path) == {"value": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_files_have_the_permissions_of_any_file(tmp_path: Path) -> None:
+    (tmp_path / "any").touch()
+    write_tensors(tmp_path / "weights", {"a": torch.ones(1)}, {})
+    assert (tmp_path / "weights").stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
 def test_a_pickle_is_not_opened(tmp_path: Path) -> None:

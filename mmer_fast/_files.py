@@ -1,0 +1,26 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` with a temporary path beside `path`, flush it to disk and move it there in one step.
+
+    The file has the permissions of any file that the user makes. Where `write` fails nothing is left of it.
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode
+        write(partial)
+        os.chmod(partial, mode)  # some writers make their files private
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
