@@ -3,15 +3,17 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "attention.h"
 #include "soft_topk.h"
 
 namespace mmer {
 
-// Entry points of each build of soft_topk_forward.cpp and soft_topk_backward.cpp; the namespace is the build's.
+// Entry points of each build of the kernels; the namespace is the build's.
 #define MMER_DECLARE_VARIANT(variant)                                                         \
   namespace variant {                                                                         \
   bool soft_topk_forward_rows(const SoftTopKForwardArgs& args, int64_t begin, int64_t end);   \
   bool soft_topk_backward_rows(const SoftTopKBackwardArgs& args, int64_t begin, int64_t end); \
+  bool attention_forward_tasks(const AttentionForwardArgs& args, int64_t begin, int64_t end); \
   }
 
 MMER_DECLARE_VARIANT(baseline)
@@ -75,6 +77,10 @@ bool soft_topk_forward_cpu(const SoftTopKForwardArgs& args, int64_t begin, int64
 
 bool soft_topk_backward_cpu(const SoftTopKBackwardArgs& args, int64_t begin, int64_t end) {
   MMER_DISPATCH(soft_topk_backward_rows, args, begin, end);
+}
+
+bool attention_forward_cpu(const AttentionForwardArgs& args, int64_t begin, int64_t end) {
+  MMER_DISPATCH(attention_forward_tasks, args, begin, end);
 }
 
 }  // namespace mmer
