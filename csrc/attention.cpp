@@ -23,17 +23,24 @@ Tokens make_tokens(const Tensor& given, const char* name, const Tensor& q) {
   return {t, {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)}};
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v,
-                                   const std::optional<Tensor>& key_weights, const std::optional<Tensor>& lengths,
-                                   const std::optional<Tensor>& query_lengths, const std::optional<Tensor>& mask,
-                                   const std::optional<Tensor>& bias, bool causal, double scale) {
-  AttentionForwardArgs args{};
+// The checked inputs; the tensors keep alive what the view points at.
+struct Inputs {
+  Tokens q, k, v;
+  std::optional<Tensor> weights, lengths, query_lengths, mask;
+  AttentionInputs view{};
+};
+
+Inputs make_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& key_weights,
+                   const std::optional<Tensor>& lengths, const std::optional<Tensor>& query_lengths,
+                   const std::optional<Tensor>& mask, const std::optional<Tensor>& bias, bool causal, double scale) {
+  Inputs inputs{make_tokens(q, "q", q), make_tokens(k, "k", q),    make_tokens(v, "v", q), contiguous(key_weights),
+                contiguous(lengths),    contiguous(query_lengths), contiguous(mask)};
+  AttentionInputs& args = inputs.view;
   args.dtype = dtype_of(q, "q");
   STD_TORCH_CHECK(args.dtype != DType::kFloat64, "q must be float32, bfloat16 or float16 on this backend");
-  const Tokens queries = make_tokens(q, "q", q), keys = make_tokens(k, "k", q), values = make_tokens(v, "v", q);
-  args.q = queries.array;
-  args.k = keys.array;
-  args.v = values.array;
+  args.q = inputs.q.array;
+  args.k = inputs.k.array;
+  args.v = inputs.v.array;
   args.batch = q.size(0);
   args.heads = q.size(1);
   args.queries = q.size(2);
@@ -43,8 +50,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
   STD_TORCH_CHECK(v.size(1) == args.key_heads && v.size(2) == args.keys, "v must have the heads and tokens of k");
   STD_TORCH_CHECK(args.key_heads > 0 && args.heads % args.key_heads == 0, "the heads of k must divide those of q");
 
-  const std::optional<Tensor> weights = contiguous(key_weights), valid = contiguous(mask);
-  const std::optional<Tensor> lengths_b = contiguous(lengths), query_lengths_b = contiguous(query_lengths);
+  const auto& [weights, lengths_b, query_lengths_b, valid] =
+      std::tie(inputs.weights, inputs.lengths, inputs.query_lengths, inputs.mask);
   if (weights) {
     const bool per_head = weights->dim() == 3;
     STD_TORCH_CHECK(weights->scalar_type() == ScalarType::Float, "key_weights must be float32");
@@ -78,20 +85,76 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
   args.causal = causal;
   args.scale = scale;
 
-  Tensor out = empty(q, {args.batch, args.heads, args.queries, args.width}, q.scalar_type());
-  Tensor lse = empty(q, {args.batch, args.heads, args.queries}, ScalarType::Float);
-  args.out = out.data_ptr();
-  args.lse = static_cast<float*>(lse.data_ptr());
+  return inputs;
+}
+
+// Samples differ in length: every thread takes the next few tasks until none is left. Who computes a task does not
+// change its result.
+template <class Args, class Kernel>
+void run(const Args& args, int64_t tasks, Kernel kernel) {
+  const int64_t few = tasks / 32 > 1 ? tasks / 32 : 1;
+  std::atomic<int64_t> next{0};
   std::atomic<bool> ok{true};
-  torch::stable::parallel_for(0, attention_cpu_tasks(args), 1, [&](int64_t begin, int64_t end) {
-    if (!attention_forward_cpu(args, begin, end)) ok.store(false, std::memory_order_relaxed);
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t, int64_t) {
+    for (int64_t first; (first = next.fetch_add(few)) < tasks;) {
+      const int64_t last = first + few < tasks ? first + few : tasks;
+      if (!kernel(args, first, last)) ok.store(false, std::memory_order_relaxed);
+    }
   });
-  STD_TORCH_CHECK(ok.load(), "attention: no memory for the scratch of ", args.keys, " keys");
+  STD_TORCH_CHECK(ok.load(), "attention: no memory for the scratch of ", args.in.keys, " keys");
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                   const std::optional<Tensor>& key_weights, const std::optional<Tensor>& lengths,
+                                   const std::optional<Tensor>& query_lengths, const std::optional<Tensor>& mask,
+                                   const std::optional<Tensor>& bias, bool causal, double scale) {
+  const Inputs inputs = make_inputs(q, k, v, key_weights, lengths, query_lengths, mask, bias, causal, scale);
+  const AttentionInputs& in = inputs.view;
+  Tensor out = empty(q, {in.batch, in.heads, in.queries, in.width}, q.scalar_type());
+  Tensor lse = empty(q, {in.batch, in.heads, in.queries}, ScalarType::Float);
+  const AttentionForwardArgs args{in, out.data_ptr(), static_cast<float*>(lse.data_ptr())};
+  run(args, attention_cpu_forward_tasks(in), attention_forward_cpu);
   return {out, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& out, const Tensor& lse,
+                                                    const Tensor& q, const Tensor& k, const Tensor& v,
+                                                    const std::optional<Tensor>& key_weights,
+                                                    const std::optional<Tensor>& lengths,
+                                                    const std::optional<Tensor>& query_lengths,
+                                                    const std::optional<Tensor>& mask,
+                                                    const std::optional<Tensor>& bias, bool causal, double scale) {
+  const Inputs inputs = make_inputs(q, k, v, key_weights, lengths, query_lengths, mask, bias, causal, scale);
+  const AttentionInputs& in = inputs.view;
+  const Tokens grad = make_tokens(grad_out, "grad_out", q), output = make_tokens(out, "out", q);
+  for (const Tensor& tensor : {grad_out, out}) {
+    STD_TORCH_CHECK(tensor.size(1) == in.heads && tensor.size(2) == in.queries,
+                    "grad_out and out must have the shape of q");
+  }
+  const Tensor sums = torch::stable::contiguous(lse);
+  STD_TORCH_CHECK(sums.scalar_type() == ScalarType::Float && sums.numel() == in.batch * in.heads * in.queries,
+                  "lse must be float32 of shape (B, H, L)");
+  Tensor grad_q = empty(q, {in.batch, in.heads, in.queries, in.width}, q.scalar_type());
+  Tensor grad_k = empty(q, {in.batch, in.key_heads, in.keys, in.width}, q.scalar_type());
+  Tensor grad_v = empty(q, {in.batch, in.key_heads, in.keys, in.width}, q.scalar_type());
+  Tensor grad_weights = empty(q, {in.batch, in.heads, inputs.weights ? in.keys : 0}, ScalarType::Float);
+  const AttentionBackwardArgs args{in,
+                                   grad.array,
+                                   output.array,
+                                   static_cast<const float*>(sums.data_ptr()),
+                                   grad_q.data_ptr(),
+                                   grad_k.data_ptr(),
+                                   grad_v.data_ptr(),
+                                   inputs.weights ? static_cast<float*>(grad_weights.data_ptr()) : nullptr};
+  run(args, attention_cpu_backward_tasks(in), attention_backward_cpu);
+  return {grad_q, grad_k, grad_v, grad_weights};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(mmer_fast, CPU, library) { library.impl("attention_forward", TORCH_BOX(&forward)); }
+STABLE_TORCH_LIBRARY_IMPL(mmer_fast, CPU, library) {
+  library.impl("attention_forward", TORCH_BOX(&forward));
+  library.impl("attention_backward", TORCH_BOX(&backward));
+}
 
 }  // namespace mmer

@@ -18,8 +18,9 @@ struct AttentionArray {
   }
 };
 
-struct AttentionForwardArgs {
-  DType dtype;  // of q, k, v and out
+// What the forward and the backward pass share.
+struct AttentionInputs {
+  DType dtype;  // of q, k, v, out and their gradients
   int64_t batch, heads, key_heads, queries, keys, width;
   AttentionArray q, k, v;
   const float* key_weights;  // m or null
@@ -32,8 +33,22 @@ struct AttentionForwardArgs {
   int64_t bias_batch, bias_head, bias_query, bias_key;
   bool causal;
   double scale;
+};
+
+struct AttentionForwardArgs {
+  AttentionInputs in;
   void* out;   // [B, H, L, D] contiguous
   float* lse;  // [B, H, L]
+};
+
+struct AttentionBackwardArgs {
+  AttentionInputs in;
+  AttentionArray grad_out, out;
+  const float* lse;     // [B, H, L]
+  void* grad_q;         // [B, H, L, D] contiguous
+  void* grad_k;         // [B, Hk, S, D] contiguous
+  void* grad_v;         // [B, Hk, S, D] contiguous
+  float* grad_weights;  // [B, H, S], dL/dm of each head, or null
 };
 
 }  // namespace mmer

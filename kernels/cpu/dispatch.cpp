@@ -9,11 +9,12 @@
 namespace mmer {
 
 // Entry points of each build of the kernels; the namespace is the build's.
-#define MMER_DECLARE_VARIANT(variant)                                                         \
-  namespace variant {                                                                         \
-  bool soft_topk_forward_rows(const SoftTopKForwardArgs& args, int64_t begin, int64_t end);   \
-  bool soft_topk_backward_rows(const SoftTopKBackwardArgs& args, int64_t begin, int64_t end); \
-  bool attention_forward_tasks(const AttentionForwardArgs& args, int64_t begin, int64_t end); \
+#define MMER_DECLARE_VARIANT(variant)                                                           \
+  namespace variant {                                                                           \
+  bool soft_topk_forward_rows(const SoftTopKForwardArgs& args, int64_t begin, int64_t end);     \
+  bool soft_topk_backward_rows(const SoftTopKBackwardArgs& args, int64_t begin, int64_t end);   \
+  bool attention_forward_tasks(const AttentionForwardArgs& args, int64_t begin, int64_t end);   \
+  bool attention_backward_tasks(const AttentionBackwardArgs& args, int64_t begin, int64_t end); \
   }
 
 MMER_DECLARE_VARIANT(baseline)
@@ -81,6 +82,10 @@ bool soft_topk_backward_cpu(const SoftTopKBackwardArgs& args, int64_t begin, int
 
 bool attention_forward_cpu(const AttentionForwardArgs& args, int64_t begin, int64_t end) {
   MMER_DISPATCH(attention_forward_tasks, args, begin, end);
+}
+
+bool attention_backward_cpu(const AttentionBackwardArgs& args, int64_t begin, int64_t end) {
+  MMER_DISPATCH(attention_backward_tasks, args, begin, end);
 }
 
 }  // namespace mmer

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from mmer_fast import _extension
-from mmer_fast.ops.attention_cpu import attention_forward
+from mmer_fast.ops.attention_cpu import attention_backward, attention_forward
 from mmer_fast.ops.attention_reference import attention
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
+GRADIENT_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 LSE_TOLERANCE = 5e-6
 dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 pytestmark = pytest.mark.skipif(_extension.unavailable_reason() is not None, reason="needs the compiled library")
@@ -46,9 +47,28 @@ def check(q: Tensor, k: Tensor, v: Tensor, m: Tensor | None = None, **options: o
     assert (out.double() - expected).abs().nan_to_num(math.inf).le(TOLERANCE[q.dtype] * size).all()
     empty = expected_lse == -math.inf
     assert torch.equal(lse == -math.inf, empty)
+    if rounding == 1.0:
+        check_gradients(q, k, v, m, lengths, query_lengths, mask, bias, causal, scale, out, lse)
     difference = (lse.double() - expected_lse).masked_fill(empty, 0.0).abs()
     assert difference.le(LSE_TOLERANCE * (1 + expected_lse.masked_fill(empty, 0.0).abs())).all()
     return out
+
+
+def check_gradients(q, k, v, m, lengths, query_lengths, mask, bias, causal, scale, out, lse) -> None:
+    grad = torch.randn(q.shape).to(q.dtype)
+    full = None if bias is None else bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    got = attention_backward(grad, out, lse, q, k, v, m, lengths, query_lengths, mask, full, bool(causal), scale)
+    per_head = None if m is None else (m[:, None].expand(-1, q.shape[1], -1) if m.dim() == 2 else m).clone()
+    leaves = [x.double().requires_grad_() for x in (q, k, v)]
+    leaves += [] if per_head is None else [per_head.double().requires_grad_()]
+    expected_out, _ = attention(
+        *leaves, lengths=lengths, query_lengths=query_lengths, mask=mask, bias=bias, causal=bool(causal), scale=scale
+    )
+    expected = torch.autograd.grad(expected_out, leaves, grad.double())
+    for g, e in zip(got, expected, strict=False):
+        size = max(1.0, float(e.abs().max())) if e.numel() else 1.0
+        assert g.shape == e.shape
+        assert (g.double() - e).abs().nan_to_num(math.inf).le(GRADIENT_TOLERANCE[q.dtype] * size).all()
 
 
 @dtypes
@@ -125,13 +145,14 @@ def test_runs_are_bitwise_equal_whatever_the_threads():
     q, k, v = tensors(torch.float32, 2, 2, 2, 300, 300, 32)
     arguments = (q, k, v, None, None, None, None, None, False, 0.2)
     before = torch.get_num_threads()
-    outputs = []
+    runs = []
     for threads in (1, 2, 2):
         torch.set_num_threads(threads)
-        outputs.append(attention_forward(*arguments)[0])
+        out, lse = attention_forward(*arguments)
+        runs.append((out, lse, *attention_backward(q, out, lse, *arguments)))
     torch.set_num_threads(before)
-    assert torch.equal(outputs[0], outputs[1])
-    assert torch.equal(outputs[1], outputs[2])
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 3, 4), (2, 2, 0, 4)])

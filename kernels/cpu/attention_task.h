@@ -1,0 +1,125 @@
+// What the attention tasks share: scratch, and the keys of a head that count, gathered.
+#pragma once
+
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+
+#include "attention.h"
+#include "gemm.h"
+
+namespace mmer {
+inline namespace MMER_VARIANT {
+
+constexpr int64_t kQueryBlock = 48;
+constexpr int64_t kKeyBlock = 192;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kLog2E = 1.44269504088896340736f;
+
+// Not the standard library's templates: instantiated here they would be code of this instruction set for everybody.
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+inline void zero(float* begin, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) begin[i] = 0;
+}
+
+// e^x; 0 below e^-69, NaN stays NaN.
+MMER_INLINE Vec<float> exp_or_zero(Vec<float> x) {
+  const Vec<float> t = x * kLog2E;
+  return select(t <= -100.0f, Vec<float>{}, exp2_bounded(t) + (t - t));
+}
+
+// One allocation for all arrays of a task, each on a cache line.
+class Arena {
+ public:
+  explicit Arena(int64_t floats) : data_(static_cast<float*>(std::aligned_alloc(64, floats * 4))), next_(data_) {}
+  ~Arena() { std::free(data_); }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  bool ok() const { return data_ != nullptr; }
+  static int64_t size(int64_t floats) { return round_up(floats > 0 ? floats : 1, 16); }
+  float* take(int64_t floats) {
+    float* taken = next_;
+    next_ += size(floats);
+    return taken;
+  }
+
+ private:
+  float *data_, *next_;
+};
+
+// The keys of one head that count, in their order: neither padding nor masked nor of weight 0.
+class GatheredKeys {
+ public:
+  static int64_t scratch(const AttentionInputs& in) { return 2 * Arena::size(room(in)); }
+  static int64_t room(const AttentionInputs& in) { return round_up(in.keys, kKeyBlock); }
+
+  GatheredKeys(const AttentionInputs& in, Arena& arena)
+      : in_(in), room_(room(in)), weights_(arena.take(room_)), index_(reinterpret_cast<int32_t*>(arena.take(room_))) {}
+
+  int64_t count() const { return count_; }
+  int32_t index(int64_t j) const { return index_[j]; }
+  const float* weights() const { return weights_; }  // m, up to the end of the last vector
+
+  void gather(int64_t b, int64_t h) {
+    const int64_t length = in_.lengths != nullptr ? least(in_.lengths[b], in_.keys) : in_.keys;
+    const float* m = in_.key_weights;
+    if (m != nullptr) m += b * in_.weights_batch + h * in_.weights_head;
+    const uint8_t* mask = in_.mask != nullptr ? in_.mask + b * in_.mask_stride : nullptr;
+    count_ = 0;
+    for (int64_t j = 0; j < length; ++j) {
+      if ((mask != nullptr && mask[j] == 0) || (m != nullptr && m[j] == 0)) continue;
+      index_[count_] = static_cast<int32_t>(j);
+      weights_[count_++] = m != nullptr ? m[j] : 1.0f;
+    }
+    zero(weights_ + count_, round_up(count_, Vec<float>::kLanes) - count_);
+  }
+
+  // Their entries, a column a key: [D, room], 0 up to the end of the last vector.
+  template <class S>
+  void columns(const AttentionArray& array, int64_t b, int64_t head, float* out) const {
+    for (int64_t j = 0; j < count_; ++j) {
+      const S* entry = array.at<S>(b, head, index_[j]);
+      for (int64_t d = 0; d < in_.width; ++d) out[d * room_ + j] = to_compute(entry[d]);
+    }
+    const int64_t padded = round_up(count_, kFloatLanes);
+    for (int64_t d = 0; d < in_.width; ++d) zero(out + d * room_ + count_, padded - count_);
+  }
+
+  // Their entries, a row a key: [room, row] with zeros behind the width.
+  template <class S>
+  void rows(const AttentionArray& array, int64_t b, int64_t head, int64_t row, float* out) const {
+    for (int64_t j = 0; j < count_; ++j) load_row(array.at<S>(b, head, index_[j]), row, 1.0f, out + j * row);
+  }
+
+  // An entry times `factor`, with zeros behind the width.
+  template <class S>
+  void load_row(const S* entry, int64_t row, float factor, float* out) const {
+    for (int64_t d = 0; d < in_.width; ++d) out[d] = factor * to_compute(entry[d]);
+    zero(out + in_.width, row - in_.width);
+  }
+
+  // Adds the bias to a row of scores of the keys [start, start + count), and sets to -infinity what the query may not
+  // see, up to the end of the last vectors. Returns how many it sees.
+  int64_t restrict_scores(int64_t b, int64_t h, int64_t query, int64_t start, int64_t count, float* x) const {
+    if (in_.bias != nullptr) {
+      const float* bias = in_.bias + b * in_.bias_batch + h * in_.bias_head + query * in_.bias_query;
+      for (int64_t j = 0; j < count; ++j) x[j] += bias[index_[start + j] * in_.bias_key];
+    }
+    int64_t seen = count;
+    while (in_.causal && seen > 0 && index_[start + seen - 1] > query) --seen;
+    const int64_t padded = round_up(count, Vec<float>::kLanes);
+    for (int64_t j = seen; j < padded; ++j) x[j] = -kInfinity;
+    return seen;
+  }
+
+ private:
+  const AttentionInputs& in_;
+  const int64_t room_;
+  float* weights_;
+  int32_t* index_;
+  int64_t count_ = 0;
+};
+
+}  // namespace MMER_VARIANT
+}  // namespace mmer
