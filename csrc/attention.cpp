@@ -19,7 +19,7 @@ Tokens make_tokens(const Tensor& given, const char* name, const Tensor& q) {
   STD_TORCH_CHECK(given.dim() == 4, name, " must have shape (B, heads, tokens, D)");
   STD_TORCH_CHECK(given.scalar_type() == q.scalar_type(), name, " must have the dtype of q");
   STD_TORCH_CHECK(given.size(0) == q.size(0) && given.size(3) == q.size(3), name, " must have the B and D of q");
-  const Tensor t = given.size(3) > 1 && given.stride(3) != 1 ? torch::stable::contiguous(given) : given;
+  const Tensor t = unit_column_stride(given);
   return {t, {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)}};
 }
 

@@ -29,7 +29,8 @@ inline DType dtype_of(const Tensor& tensor, const char* name) {
 }
 
 inline Tensor unit_column_stride(const Tensor& tensor) {
-  return tensor.size(1) > 1 && tensor.stride(1) != 1 ? torch::stable::contiguous(tensor) : tensor;
+  const int64_t last = tensor.dim() - 1;
+  return tensor.size(last) > 1 && tensor.stride(last) != 1 ? torch::stable::contiguous(tensor) : tensor;
 }
 
 // A (rows,) vector of `type`, contiguous, beside `like`.

@@ -1,8 +1,10 @@
 // Attention backward, from the log-sum-exp of each query, by blocks of queries and keys:
 //
-//     e_ij = e^(x_ij - lse_i),   p_ij = m_j e_ij,   delta_i = do_i . o_i,   a_ij = do_i . v_j - delta_i,   ds_ij = p_ij
-//     a_ij dq_i = scale sum_j ds_ij k_j,   dk_j = scale sum_i ds_ij q_i,   dv_j = sum_i p_ij do_i,   dm_j = sum_i e_ij
-//     a_ij
+//     e_ij = e^(x_ij - lse_i),   p_ij = m_j e_ij,   delta_i = do_i . o_i
+//     a_ij = do_i . v_j - delta_i,   ds_ij = p_ij a_ij
+//
+//     dq_i = scale sum_j ds_ij k_j,   dk_j = scale sum_i ds_ij q_i
+//     dv_j = sum_i p_ij do_i,         dm_j = sum_i e_ij a_ij
 //
 // A task owns a head of keys and all queries that look at it, so that every sum has one owner and one order.
 #include "attention_task.h"
@@ -60,7 +62,7 @@ class BackwardTask {
       for (int64_t first = 0; first < in_.queries; first += kQueryBlock) {
         const int64_t rows = least(kQueryBlock, in_.queries - first), taken = least(rows, live - first);
         if (taken > 0) differentiate(first, taken);
-        write_queries(first, taken > 0 ? taken : 0, rows);
+        write_queries(first, taken, rows);
       }
       scatter();
     }
@@ -164,11 +166,8 @@ bool backward_tasks(const AttentionBackwardArgs& args, int64_t begin, int64_t en
 }  // namespace
 
 bool attention_backward_tasks(const AttentionBackwardArgs& args, int64_t begin, int64_t end) {
-  switch (args.in.dtype) {
-    case DType::kFloat32: return backward_tasks<float>(args, begin, end);
-    case DType::kBFloat16: return backward_tasks<BFloat16>(args, begin, end);
-    default: return backward_tasks<Float16>(args, begin, end);
-  }
+  return by_narrow_storage(args.in.dtype,
+                           [&](auto storage) { return backward_tasks<decltype(storage)>(args, begin, end); });
 }
 
 }  // namespace MMER_VARIANT

@@ -136,11 +136,8 @@ bool forward_tasks(const AttentionForwardArgs& args, int64_t begin, int64_t end)
 }  // namespace
 
 bool attention_forward_tasks(const AttentionForwardArgs& args, int64_t begin, int64_t end) {
-  switch (args.in.dtype) {
-    case DType::kFloat32: return forward_tasks<float>(args, begin, end);
-    case DType::kBFloat16: return forward_tasks<BFloat16>(args, begin, end);
-    default: return forward_tasks<Float16>(args, begin, end);
-  }
+  return by_narrow_storage(args.in.dtype,
+                           [&](auto storage) { return forward_tasks<decltype(storage)>(args, begin, end); });
 }
 
 }  // namespace MMER_VARIANT

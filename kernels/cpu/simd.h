@@ -10,6 +10,7 @@
 #endif
 
 #include "../common/host_device.h"
+#include "../common/soft_topk_args.h"
 
 #define MMER_INLINE inline __attribute__((always_inline))
 #define MMER_INLINE_LAMBDA __attribute__((always_inline))
@@ -342,6 +343,20 @@ template <>
 struct ComputeOf<double> {
   using type = double;
 };
+
+// Calls `f` with a value of the type that a dtype is stored as: float, BFloat16 or Float16; or double too.
+template <class F>
+MMER_INLINE bool by_narrow_storage(DType dtype, F f) {
+  switch (dtype) {
+    case DType::kFloat32: return f(float{});
+    case DType::kBFloat16: return f(BFloat16{});
+    default: return f(Float16{});
+  }
+}
+template <class F>
+MMER_INLINE bool by_storage(DType dtype, F f) {
+  return dtype == DType::kFloat64 ? f(double{}) : by_narrow_storage(dtype, f);
+}
 
 #undef MMER_EACH
 

@@ -89,12 +89,7 @@ bool backward_rows(const SoftTopKBackwardArgs& args, int64_t begin, int64_t end)
 }  // namespace
 
 bool soft_topk_backward_rows(const SoftTopKBackwardArgs& args, int64_t begin, int64_t end) {
-  switch (args.in.dtype) {
-    case DType::kFloat32: return backward_rows<float>(args, begin, end);
-    case DType::kFloat64: return backward_rows<double>(args, begin, end);
-    case DType::kBFloat16: return backward_rows<BFloat16>(args, begin, end);
-    default: return backward_rows<Float16>(args, begin, end);
-  }
+  return by_storage(args.in.dtype, [&](auto storage) { return backward_rows<decltype(storage)>(args, begin, end); });
 }
 
 }  // namespace MMER_VARIANT

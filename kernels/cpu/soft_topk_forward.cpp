@@ -2,8 +2,6 @@
 //
 // common/soft_topk_solver.h decides what the sweeps are for. Its scalar half is one long chain of dependent operations,
 // so a task keeps several rows in flight: while the chain of one row waits, the next row's runs.
-#include <array>
-
 #include "soft_topk_select.h"
 #include "soft_topk_sweeps.h"
 
@@ -137,7 +135,7 @@ bool forward_rows(const SoftTopKForwardArgs& args, int64_t begin, int64_t end) {
   const int in_flight = rows_in_flight<C>(args.in.cols, end - begin);
   const Scratch<C> scratch(args.in.cols, kBuffers * in_flight);
   if (!scratch.ok()) return false;
-  std::array<Row<S>, kMostInFlight> rows;
+  Row<S> rows[kMostInFlight];
   for (int64_t first = begin; first < end; first += in_flight) {
     const int count = static_cast<int>(end - first < in_flight ? end - first : in_flight);
     for (int j = 0; j < count; ++j) rows[j].stage(args, first + j, scratch, j);
@@ -158,12 +156,7 @@ bool forward_rows(const SoftTopKForwardArgs& args, int64_t begin, int64_t end) {
 }  // namespace
 
 bool soft_topk_forward_rows(const SoftTopKForwardArgs& args, int64_t begin, int64_t end) {
-  switch (args.in.dtype) {
-    case DType::kFloat32: return forward_rows<float>(args, begin, end);
-    case DType::kFloat64: return forward_rows<double>(args, begin, end);
-    case DType::kBFloat16: return forward_rows<BFloat16>(args, begin, end);
-    default: return forward_rows<Float16>(args, begin, end);
-  }
+  return by_storage(args.in.dtype, [&](auto storage) { return forward_rows<decltype(storage)>(args, begin, end); });
 }
 
 }  // namespace MMER_VARIANT

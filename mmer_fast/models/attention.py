@@ -5,7 +5,6 @@ Shape suffixes: b batch, l queries, s keys, h heads, d width, e = d / h.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -72,8 +71,3 @@ class MultiHeadAttention(nn.Module):
 
     def _split(self, x_btd: Tensor) -> Tensor:
         return x_btd.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-def length_mask(lengths_b: Tensor, length: int) -> Tensor:
-    """(B, length) bool, True at the first `lengths_b[b]` positions of row b."""
-    return torch.arange(length, device=lengths_b.device) < lengths_b[:, None]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import mmer_fast as mf
 from mmer_fast.models.config import RobMMRConfig
+from mmer_fast.ops.lengths import length_mask
 
 
 class MaskNetwork(nn.Module):
@@ -78,6 +79,6 @@ def _unit_cost(scores_bt: Tensor, lengths_b: Tensor, config: RobMMRConfig) -> Te
     if config.mask_normalizer != "max":
         return scores_bt if config.mask_normalizer == 1 else 0.5 + (scores_bt - 0.5) / config.mask_normalizer
     cost_bt = torch.maximum(scores_bt, 1 - scores_bt).detach() ** 2
-    valid_bt = torch.arange(scores_bt.shape[1], device=scores_bt.device) < lengths_b[:, None]
+    valid_bt = length_mask(lengths_b, scores_bt.shape[1])
     largest = cost_bt.masked_fill(~valid_bt, 0.0).amax()
     return 0.5 + (scores_bt - 0.5) / torch.where(largest > 0, largest, 1.0)

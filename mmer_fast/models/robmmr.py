@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmer_fast.models.attention import length_mask
 from mmer_fast.models.config import RobMMRConfig
 from mmer_fast.models.dropout import Dropout
 from mmer_fast.models.masking import MaskNetwork, temporal_masks
 from mmer_fast.models.transformer import Decoder, Encoder, sinusoidal_positions
+from mmer_fast.ops.lengths import length_mask
 
 
 @dataclass(frozen=True)

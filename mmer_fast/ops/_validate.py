@@ -37,6 +37,13 @@ def floating_tensor(name: str, value: object) -> Tensor:
     return value
 
 
+def integer_tensor(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor) or value.dtype not in _INTEGERS:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be an integer tensor, got {got}")
+    return value
+
+
 def number(
     name: str,
     value: object,
@@ -110,9 +117,7 @@ def ragged(scores: Tensor, lengths: Tensor | None, mask: Tensor | None) -> None:
         raise ValueError("lengths and mask are alternatives, got both")
     batch_shape, n = scores.shape[:-1], scores.shape[-1]
     if lengths is not None:
-        if not isinstance(lengths, Tensor) or lengths.dtype not in _INTEGERS:
-            got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
-            raise TypeError(f"lengths must be an integer tensor, got {got}")
+        integer_tensor("lengths", lengths)
         _same_device("lengths", lengths, scores)
         if lengths.shape != batch_shape:
             raise ValueError(

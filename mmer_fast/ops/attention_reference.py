@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmer_fast.ops.lengths import length_mask
 from mmer_fast.ops.philox import attention_keep_mask
 
 
@@ -56,12 +57,12 @@ def attention(
     device = q_bhld.device
     valid_bs = torch.ones(batch, keys, dtype=torch.bool, device=device)
     if lengths is not None:
-        valid_bs = valid_bs & (torch.arange(keys, device=device) < lengths[:, None])
+        valid_bs = valid_bs & length_mask(lengths, keys)
     if mask is not None:
         valid_bs = valid_bs & mask
     live_bl = torch.ones(batch, queries, dtype=torch.bool, device=device)
     if query_lengths is not None:
-        live_bl = torch.arange(queries, device=device) < query_lengths[:, None]
+        live_bl = length_mask(query_lengths, queries)
 
     m_bhs = torch.ones(batch, 1, keys, dtype=torch.float64, device=device)
     if key_weights is not None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+from mmer_fast.ops import _validate
+from mmer_fast.ops.lengths import length_mask
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def packed_layout(*lengths: Tensor) -> PackedLayout:
     cu_seqlens = torch.nn.functional.pad(samples.cumsum(0), (1, 0)).to(torch.int32)
     segments = []
     for one, start, longest in zip(per_modality, starts, extremes[1].tolist(), strict=True):
-        sample, time = (torch.arange(longest, device=one.device) < one[:, None]).nonzero(as_tuple=True)
+        sample, time = length_mask(one, longest).nonzero(as_tuple=True)
         segments.append(_Segment(sample, time, start[sample] + time, longest))
     order = torch.cat([segment.position for segment in segments]).argsort()
     return PackedLayout(cu_seqlens, samples, int(samples.max()), len(order), tuple(segments), order)
@@ -147,10 +148,8 @@ def unpack(
     return batches[0] if len(batches) == 1 else tuple(batches)
 
 
-def _check_lengths(name: str, lengths: object, first: Tensor) -> None:
-    if not isinstance(lengths, Tensor) or lengths.dtype not in _INTEGERS:
-        got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
-        raise TypeError(f"{name} must be an integer tensor, got {got}")
+def _check_lengths(name: str, value: object, first: Tensor) -> None:
+    lengths = _validate.integer_tensor(name, value)
     if lengths.dim() != 1 or lengths.shape[0] == 0:
         raise ValueError(f"{name} must have shape (B,) with B >= 1, got {tuple(lengths.shape)}")
     if lengths.shape != first.shape or lengths.device != first.device:

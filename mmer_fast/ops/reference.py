@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmer_fast.ops.lengths import length_mask
+
 _MAX_SWEEPS = 200  # bisection of float64 to rounding level needs about 70
 _SATURATED = 800.0  # so many tau from a score its weight is 0 or 1 exactly
 
@@ -17,7 +19,7 @@ _SATURATED = 800.0  # so many tau from a score its weight is 0 or 1 exactly
 def valid_entries(scores: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
     """(..., n) bool: the entries inside `lengths` (...) or `mask` (..., n); all of them without either."""
     if lengths is not None:
-        return torch.arange(scores.shape[-1], device=scores.device) < lengths[..., None]
+        return length_mask(lengths, scores.shape[-1])
     if mask is not None:
         return mask
     return torch.ones_like(scores, dtype=torch.bool)

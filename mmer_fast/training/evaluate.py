@@ -15,6 +15,7 @@ from torch import Tensor
 from mmer_fast.data import Split
 from mmer_fast.metrics import multilabel_metrics
 from mmer_fast.models import RobMMR
+from mmer_fast.ops.lengths import length_mask
 from mmer_fast.training.order import batches, sorted_batches
 
 PLANTED = "planted_"
@@ -91,7 +92,7 @@ def mask_recall(model: RobMMR, split: Split, batch_size: int = 256) -> dict[str,
 
 def _recall_sums(mask_bt: Tensor, lengths_b: Tensor, planted_bt: Tensor) -> np.ndarray:
     """Sums over the samples with planted units: recall, chance, 1."""
-    valid_bt = torch.arange(mask_bt.shape[1]) < lengths_b[:, None]
+    valid_bt = length_mask(lengths_b, mask_bt.shape[1])
     planted_bt = planted_bt[:, : mask_bt.shape[1]].bool()
     planted_bt = torch.nn.functional.pad(planted_bt, (0, mask_bt.shape[1] - planted_bt.shape[1])) & valid_bt
     k_b = (lengths_b - (mask_bt * valid_bt).sum(dim=1)).round().clamp(min=1)
