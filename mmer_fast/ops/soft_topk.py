@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mmer_fast.ops import _backends, _validate, reference
+from mmer_fast.ops._autograd import Differentiable
 from mmer_fast.ops._library import NAMESPACE, define, implement
 
 _FORWARD_SCHEMA = (
@@ -199,24 +200,7 @@ def _rows_forward(
     largest: bool,
     sinkhorn_iterations: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    operator = _FORWARD_OPERATORS[_SUFFIX[name]]
-    arguments = (scores, k, k_value, tau, tau_value, lengths, mask, largest, sinkhorn_iterations)
-    tracked = torch.is_grad_enabled() and (
-        scores.requires_grad or (k is not None and k.requires_grad) or (tau is not None and tau.requires_grad)
-    )
-    if torch.compiler.is_compiling():
-        return operator(*arguments)
-    if not _validate.is_plain(scores):
-        return _FUNCTIONS[_SUFFIX[name]].transformable.apply(*arguments)
-    if tracked:
-        return _FUNCTIONS[_SUFFIX[name]].eager.apply(*arguments)
-    return _below_autograd(operator, arguments)
-
-
-def _below_autograd(operator: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Calls the kernel without the dispatcher's Python autograd kernel: there is nothing to record."""
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*arguments)
+    return _FORWARD[_SUFFIX[name]](scores, k, k_value, tau, tau_value, lengths, mask, largest, sinkhorn_iterations)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -279,53 +263,6 @@ def _make_vmap(operator: Any) -> Any:
     return rule
 
 
-class _Functions(NamedTuple):
-    """The operator as autograd.Functions, of the same formula as its registered autograd.
-
-    Attributes:
-        eager: for plain tensors: a call costs a fraction of what the registered formula costs.
-        transformable: for torch.func, which can differentiate no operator with a registered formula.
-    """
-
-    eager: Any
-    transformable: Any
-
-
-def _make_functions(suffix: str) -> _Functions:
-    operator = _FORWARD_OPERATORS[suffix]
-    differentiate, batch = _make_backward(suffix), _make_vmap(operator)
-
-    class SoftTopK(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-            output = _below_autograd(operator, arguments)
-            _setup_context(ctx, arguments, output)
-            return output
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-            return differentiate(ctx, *grads)
-
-    class TransformableSoftTopK(torch.autograd.Function):
-        @staticmethod
-        def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-            return operator(*arguments)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-            _setup_context(ctx, inputs, output)
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-            return differentiate(ctx, *grads)
-
-        @staticmethod
-        def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-            return batch(info, in_dims, *arguments)
-
-    return _Functions(SoftTopK, TransformableSoftTopK)
-
-
 def _triton_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     from mmer_fast.triton import soft_topk as kernels
 
@@ -342,9 +279,8 @@ _PYTHON_KERNELS = {
     "_triton": (_triton_forward, _triton_backward),
     "_reference": (reference.soft_topk_forward, reference.soft_topk_backward),
 }
-_FORWARD_OPERATORS: dict[str, Any] = {}
+_FORWARD: dict[str, Differentiable] = {}
 _BACKWARD_OPERATORS: dict[str, Any] = {}
-_FUNCTIONS: dict[str, _Functions] = {}
 for _suffix in ("", "_triton", "_reference"):
     _forward_name, _backward_name = f"soft_topk_forward{_suffix}", f"soft_topk_backward{_suffix}"
     define(_forward_name, _FORWARD_SCHEMA)
@@ -352,13 +288,11 @@ for _suffix in ("", "_triton", "_reference"):
     if _suffix in _PYTHON_KERNELS:
         implement(_forward_name, _PYTHON_KERNELS[_suffix][0])
         implement(_backward_name, _PYTHON_KERNELS[_suffix][1])
-    _FORWARD_OPERATORS[_suffix] = getattr(torch.ops.mmer_fast, _forward_name).default
-    _BACKWARD_OPERATORS[_suffix] = getattr(torch.ops.mmer_fast, _backward_name).default
     torch.library.register_fake(f"{NAMESPACE}::{_forward_name}", _fake_forward)
     torch.library.register_fake(f"{NAMESPACE}::{_backward_name}", _fake_backward)
-    torch.library.register_autograd(
-        f"{NAMESPACE}::{_forward_name}", _make_backward(_suffix), setup_context=_setup_context
-    )
-    torch.library.register_vmap(f"{NAMESPACE}::{_forward_name}", _make_vmap(_FORWARD_OPERATORS[_suffix]))
+    _forward_operator = getattr(torch.ops.mmer_fast, _forward_name).default
+    _BACKWARD_OPERATORS[_suffix] = getattr(torch.ops.mmer_fast, _backward_name).default
     torch.library.register_vmap(f"{NAMESPACE}::{_backward_name}", _make_vmap(_BACKWARD_OPERATORS[_suffix]))
-    _FUNCTIONS[_suffix] = _make_functions(_suffix)
+    _FORWARD[_suffix] = Differentiable(
+        _forward_name, _setup_context, _make_backward(_suffix), _make_vmap(_forward_operator)
+    )

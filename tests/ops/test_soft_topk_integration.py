@@ -12,7 +12,7 @@ import torch
 
 import mmer_fast as mf
 from mmer_fast.ops import _backends
-from mmer_fast.ops.soft_topk import _BACKWARD_OPERATORS, _FORWARD_OPERATORS, _SUFFIX
+from mmer_fast.ops.soft_topk import _BACKWARD_OPERATORS, _FORWARD, _SUFFIX
 
 
 def forward_arguments(device, **changes):
@@ -34,7 +34,7 @@ class TestOpcheck:
     @pytest.mark.parametrize("grad", [False, True])
     def test_forward(self, backend, device, grad):
         row = torch.tensor([1.0, 2.5, 4.0], dtype=torch.float64, device=device)
-        operator = _FORWARD_OPERATORS[_SUFFIX[backend]]
+        operator = _FORWARD[_SUFFIX[backend]].operator
         for changes in (
             {},
             {"k": row.clone().requires_grad_(grad), "tau": (row / 5).requires_grad_(grad)},
@@ -47,7 +47,7 @@ class TestOpcheck:
 
     def test_backward(self, backend, device):
         scores = torch.randn(3, 9, dtype=torch.float64, device=device)
-        threshold = _FORWARD_OPERATORS[_SUFFIX[backend]](*forward_arguments(device, scores=scores))[1]
+        threshold = _FORWARD[_SUFFIX[backend]].operator(*forward_arguments(device, scores=scores))[1]
         grad = torch.randn_like(scores)
         operator = _BACKWARD_OPERATORS[_SUFFIX[backend]]
         torch.library.opcheck(operator, (grad, scores, threshold, None, None, 0.3, None, None, True))

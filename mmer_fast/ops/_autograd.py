@@ -1,0 +1,87 @@
+"""An operator of the dispatcher with a derivative: registered for tracing, and as autograd.Functions for eager calls.
+
+The formula is registered once for ``torch.compile``. In eager mode an autograd.Function of the same formula costs a
+fraction of what the registered one does, and torch.func can differentiate no operator with a registered formula at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmer_fast.ops import _validate
+from mmer_fast.ops._library import NAMESPACE
+
+Arguments = tuple[Any, ...]
+
+
+class Differentiable:
+    """``mmer_fast::name`` with its derivative.
+
+    Args:
+        name: of an operator that is defined already.
+        setup_context: ``(ctx, inputs, output)``, saves what the derivative needs.
+        differentiate: ``(ctx, *gradients of the outputs) -> gradients of the inputs``.
+        batch: the rule of vmap, ``(info, in_dims, *arguments) -> (outputs, out_dims)``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        setup_context: Callable[[Any, Arguments, Any], None],
+        differentiate: Callable[..., Arguments],
+        batch: Callable[..., tuple[Any, Any]],
+    ) -> None:
+        self.operator = operator = getattr(torch.ops.mmer_fast, name).default
+        torch.library.register_autograd(f"{NAMESPACE}::{name}", differentiate, setup_context=setup_context)
+        torch.library.register_vmap(f"{NAMESPACE}::{name}", batch)
+
+        class Eager(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *arguments: Any) -> Any:
+                output = _below_autograd(operator, arguments)
+                setup_context(ctx, arguments, output)
+                return output
+
+            @staticmethod
+            def backward(ctx: Any, *grads: Tensor | None) -> Arguments:
+                return differentiate(ctx, *grads)
+
+        class Transformable(torch.autograd.Function):
+            @staticmethod
+            def forward(*arguments: Any) -> Any:
+                return operator(*arguments)
+
+            @staticmethod
+            def setup_context(ctx: Any, inputs: Arguments, output: Any) -> None:
+                setup_context(ctx, inputs, output)
+
+            @staticmethod
+            def backward(ctx: Any, *grads: Tensor | None) -> Arguments:
+                return differentiate(ctx, *grads)
+
+            @staticmethod
+            def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+                return batch(info, in_dims, *arguments)
+
+        self._eager, self._transformable = Eager, Transformable
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Runs the operator, by the cheapest way that records what must be recorded."""
+        if torch.compiler.is_compiling():
+            return self.operator(*arguments)
+        tensors = [x for x in arguments if isinstance(x, Tensor)]
+        if not all(_validate.is_plain(x) for x in tensors):
+            return self._transformable.apply(*arguments)
+        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+            return self._eager.apply(*arguments)
+        return _below_autograd(self.operator, arguments)
+
+
+def _below_autograd(operator: Any, arguments: Arguments) -> Any:
+    """Calls the kernel without the dispatcher's Python autograd kernel: there is nothing to record."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
