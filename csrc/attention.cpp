@@ -1,153 +1,294 @@
-// Attention with soft key weights for the dispatcher: checks, outputs, launch. Schema: mmer_fast/ops/attention_cpu.py.
+// Attention with soft key weights for the dispatcher: checks, outputs, launch. Schemas:
+// mmer_fast/ops/attention_operators.py.
 #include "../kernels/cpu/attention.h"
 
 #include <atomic>
+#include <memory>
+#include <new>
 #include <tuple>
 
+#include "cuda_stream.h"
 #include "tensor.h"
+
+#ifdef MMER_WITH_CUDA
+#include "../kernels/cuda/attention.h"
+#endif
 
 namespace mmer {
 namespace {
 
-// (B, heads, tokens, D) with the entries of a token side by side.
+using MaybeTensor = std::optional<Tensor>;
+
+// (B, heads, tokens, D), packed (tokens, heads, D), with the entries of a token side by side.
 struct Tokens {
   Tensor tensor;
   AttentionArray array;
 };
 
-Tokens make_tokens(const Tensor& given, const char* name, const Tensor& q) {
-  STD_TORCH_CHECK(given.dim() == 4, name, " must have shape (B, heads, tokens, D)");
-  STD_TORCH_CHECK(given.scalar_type() == q.scalar_type(), name, " must have the dtype of q");
-  STD_TORCH_CHECK(given.size(0) == q.size(0) && given.size(3) == q.size(3), name, " must have the B and D of q");
-  const Tensor t = unit_column_stride(given);
-  return {t, {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)}};
+AttentionArray array_of(const Tensor& t) {
+  if (t.dim() == 3) return {t.data_ptr(), 0, t.stride(1), t.stride(0)};
+  return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
 }
+
+// (B, heads, tokens), packed (tokens, heads); or without the heads, which share then.
+AttentionVector vector_of(const Tensor& t, bool packed) {
+  float* data = static_cast<float*>(t.data_ptr());
+  if (packed) return {data, 0, t.dim() == 2 ? t.stride(1) : 0, t.stride(0)};
+  return {data, t.stride(0), t.dim() == 3 ? t.stride(1) : 0, t.stride(t.dim() - 1)};
+}
+
+Tokens make_tokens(const Tensor& given, const char* name, const Tensor& q) {
+  STD_TORCH_CHECK(given.dim() == q.dim(), name, " must have as many dimensions as q");
+  STD_TORCH_CHECK(given.scalar_type() == q.scalar_type(), name, " must have the dtype of q");
+  STD_TORCH_CHECK(given.device() == q.device(), name, " must be on the device of q");
+  STD_TORCH_CHECK(given.size(given.dim() - 1) == q.size(q.dim() - 1), name, " must have the head width of q");
+  STD_TORCH_CHECK(given.dim() == 3 || given.size(0) == q.size(0), name, " must have the batch size of q");
+  const Tensor t = unit_column_stride(given);
+  return {t, array_of(t)};
+}
+
+void check_same_shape(const Tensor& given, const char* name, const Tensor& like) {
+  bool same = given.dim() == like.dim();
+  for (int64_t i = 0; same && i < like.dim(); ++i) same = given.size(i) == like.size(i);
+  STD_TORCH_CHECK(same, name, " has the wrong shape");
+}
+
+// What the dispatcher gives, in the order of the schema.
+struct Given {
+  const Tensor &q, &k, &v;
+  const MaybeTensor &key_weights, &mask, &bias, &lengths, &query_lengths, &cu_seqlens_q, &cu_seqlens_k;
+  int64_t max_queries, max_keys;
+  bool causal;
+  double scale, dropout_p;
+  const MaybeTensor& seed;
+  bool exact_zero_weight_grad;
+};
 
 // The checked inputs; the tensors keep alive what the view points at.
 struct Inputs {
+  bool packed = false;
   Tokens q, k, v;
-  std::optional<Tensor> weights, lengths, query_lengths, mask;
+  MaybeTensor lengths, query_lengths, cu_seqlens_q, cu_seqlens_k, mask, seed;
   AttentionInputs view{};
 };
 
-Inputs make_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& key_weights,
-                   const std::optional<Tensor>& lengths, const std::optional<Tensor>& query_lengths,
-                   const std::optional<Tensor>& mask, const std::optional<Tensor>& bias, bool causal, double scale) {
-  Inputs inputs{make_tokens(q, "q", q), make_tokens(k, "k", q),    make_tokens(v, "v", q), contiguous(key_weights),
-                contiguous(lengths),    contiguous(query_lengths), contiguous(mask)};
+const int32_t* make_cu_seqlens(const Tensor& cu, const char* name, int64_t tokens, int64_t longest, const Tensor& q) {
+  STD_TORCH_CHECK(cu.dim() == 1 && cu.size(0) >= 1 && cu.scalar_type() == ScalarType::Int && cu.is_contiguous(), name,
+                  " must be int32 of shape (B + 1,)");
+  STD_TORCH_CHECK(cu.device() == q.device(), name, " must be on the device of q");
+  const int32_t* ends = static_cast<const int32_t*>(cu.data_ptr());
+  if (q.is_cuda()) return ends;  // reading them would wait for the device
+  bool holds = ends[0] >= 0 && ends[cu.size(0) - 1] <= tokens;
+  for (int64_t b = 1; b < cu.size(0); ++b) holds = holds && ends[b] >= ends[b - 1] && ends[b] - ends[b - 1] <= longest;
+  STD_TORCH_CHECK(holds, name, " must not decrease, and stay within the tokens and the longest sample");
+  return ends;
+}
+
+void set_key_weights(AttentionInputs& args, const Tensor& m, const Tensor& q, bool packed, int64_t tokens) {
+  const int64_t last = m.dim() - 1;
+  const bool shape = packed ? (last == 0 || (last == 1 && m.size(1) == args.heads)) && m.size(0) == tokens
+                            : (last == 1 || (last == 2 && m.size(1) == args.heads)) && m.size(0) == args.batch &&
+                                  m.size(last) == args.keys;
+  STD_TORCH_CHECK(m.scalar_type() == ScalarType::Float && m.device() == q.device(),
+                  "key_weights must be float32 on the device of q");
+  STD_TORCH_CHECK(shape, "key_weights must have shape (B, S) or (B, H, S), packed (Tk,) or (Tk, H)");
+  args.key_weights = vector_of(m, packed);
+}
+
+void set_bias(AttentionInputs& args, const Tensor& bias, const Tensor& q) {
+  STD_TORCH_CHECK(bias.scalar_type() == ScalarType::Float && bias.device() == q.device(),
+                  "bias must be float32 on the device of q");
+  const int64_t full[] = {args.batch, args.heads, args.queries, args.keys};
+  bool shape = bias.dim() == 4 && bias.size(3) == args.keys;
+  for (int64_t i = 0; shape && i < 3; ++i) shape = bias.size(i) == 1 || bias.size(i) == full[i];
+  STD_TORCH_CHECK(shape, "bias must have shape (1|B, 1|H, 1|L, S)");
+  args.bias = static_cast<const float*>(bias.data_ptr());
+  args.bias_batches = bias.size(0);
+  args.bias_heads = bias.size(1);
+  args.bias_queries = bias.size(2);
+  args.bias_batch = bias.size(0) == 1 ? 0 : bias.stride(0);
+  args.bias_head = bias.size(1) == 1 ? 0 : bias.stride(1);
+  args.bias_query = bias.size(2) == 1 ? 0 : bias.stride(2);
+  args.bias_key = bias.stride(3);
+}
+
+Inputs make_inputs(const Given& given) {
+  const Tensor& q = given.q;
+  STD_TORCH_CHECK(q.dim() == 3 || q.dim() == 4, "q must have shape (B, H, L, D) or (Tq, H, D)");
+  Inputs inputs{q.dim() == 3,
+                make_tokens(q, "q", q),
+                make_tokens(given.k, "k", q),
+                make_tokens(given.v, "v", q),
+                contiguous(given.lengths),
+                contiguous(given.query_lengths),
+                contiguous(given.cu_seqlens_q),
+                contiguous(given.cu_seqlens_k),
+                contiguous(given.mask),
+                given.seed};
+  const bool packed = inputs.packed;
+  const Tensor& k = given.k;
   AttentionInputs& args = inputs.view;
   args.dtype = dtype_of(q, "q");
   STD_TORCH_CHECK(args.dtype != DType::kFloat64, "q must be float32, bfloat16 or float16 on this backend");
+  STD_TORCH_CHECK(
+      packed == inputs.cu_seqlens_q.has_value() && packed == inputs.cu_seqlens_k.has_value(),
+      "cu_seqlens_q and cu_seqlens_k belong to packed q, k and v of shape (tokens, heads, D), and to no other");
+  check_same_shape(given.v, "v", k);
+  args.batch = packed ? inputs.cu_seqlens_q->size(0) - 1 : q.size(0);
+  args.heads = q.size(1);
+  args.key_heads = k.size(1);
+  args.queries = packed ? given.max_queries : q.size(2);
+  args.keys = packed ? given.max_keys : k.size(2);
+  args.width = q.size(q.dim() - 1);
+  STD_TORCH_CHECK(args.key_heads > 0 && args.heads % args.key_heads == 0, "the heads of k must divide those of q");
   args.q = inputs.q.array;
   args.k = inputs.k.array;
   args.v = inputs.v.array;
-  args.batch = q.size(0);
-  args.heads = q.size(1);
-  args.queries = q.size(2);
-  args.width = q.size(3);
-  args.key_heads = k.size(1);
-  args.keys = k.size(2);
-  STD_TORCH_CHECK(v.size(1) == args.key_heads && v.size(2) == args.keys, "v must have the heads and tokens of k");
-  STD_TORCH_CHECK(args.key_heads > 0 && args.heads % args.key_heads == 0, "the heads of k must divide those of q");
-
-  const auto& [weights, lengths_b, query_lengths_b, valid] =
-      std::tie(inputs.weights, inputs.lengths, inputs.query_lengths, inputs.mask);
-  if (weights) {
-    const bool per_head = weights->dim() == 3;
-    STD_TORCH_CHECK(weights->scalar_type() == ScalarType::Float, "key_weights must be float32");
-    STD_TORCH_CHECK((per_head || weights->dim() == 2) && weights->size(0) == args.batch &&
-                        weights->size(weights->dim() - 1) == args.keys && (!per_head || weights->size(1) == args.heads),
-                    "key_weights must have shape (B, S) or (B, H, S)");
-    args.key_weights = static_cast<const float*>(weights->data_ptr());
-    args.weights_batch = weights->stride(0);
-    args.weights_head = per_head ? weights->stride(1) : 0;
+  if (packed) {
+    args.cu_seqlens_q = make_cu_seqlens(*inputs.cu_seqlens_q, "cu_seqlens_q", q.size(0), args.queries, q);
+    args.cu_seqlens_k = make_cu_seqlens(*inputs.cu_seqlens_k, "cu_seqlens_k", k.size(0), args.keys, q);
+    STD_TORCH_CHECK(inputs.cu_seqlens_k->size(0) == args.batch + 1, "cu_seqlens_k must have the shape of cu_seqlens_q");
+    STD_TORCH_CHECK(!given.lengths && !given.query_lengths && !given.mask,
+                    "lengths, query_lengths and mask are for padded q, k and v");
   }
-  if (lengths_b) args.lengths = row_vector<int64_t>(*lengths_b, "lengths", ScalarType::Long, q);
-  if (query_lengths_b) args.query_lengths = row_vector<int64_t>(*query_lengths_b, "query_lengths", ScalarType::Long, q);
-  if (valid) {
-    STD_TORCH_CHECK(valid->dim() == 2 && valid->size(0) == args.batch && valid->size(1) == args.keys &&
-                        valid->scalar_type() == ScalarType::Bool,
-                    "mask must be bool of shape (B, S)");
-    args.mask = static_cast<const uint8_t*>(valid->data_ptr());
-    args.mask_stride = valid->stride(0);
+  if (given.key_weights) set_key_weights(args, *given.key_weights, q, packed, k.size(0));
+  if (given.bias) set_bias(args, *given.bias, q);
+  if (inputs.lengths) args.lengths = row_vector<int64_t>(*inputs.lengths, "lengths", ScalarType::Long, q);
+  if (inputs.query_lengths) {
+    args.query_lengths = row_vector<int64_t>(*inputs.query_lengths, "query_lengths", ScalarType::Long, q);
   }
-  if (bias) {
-    STD_TORCH_CHECK(bias->scalar_type() == ScalarType::Float, "bias must be float32");
-    STD_TORCH_CHECK(bias->dim() == 4 && bias->size(0) == args.batch && bias->size(1) == args.heads &&
-                        bias->size(2) == args.queries && bias->size(3) == args.keys,
-                    "bias must have shape (B, H, L, S)");
-    args.bias = static_cast<const float*>(bias->data_ptr());
-    args.bias_batch = bias->stride(0);
-    args.bias_head = bias->stride(1);
-    args.bias_query = bias->stride(2);
-    args.bias_key = bias->stride(3);
+  if (inputs.mask) {
+    const Tensor& mask = *inputs.mask;
+    STD_TORCH_CHECK(mask.dim() == 2 && mask.size(0) == args.batch && mask.size(1) == args.keys &&
+                        mask.scalar_type() == ScalarType::Bool && mask.device() == q.device(),
+                    "mask must be bool of shape (B, S) on the device of q");
+    args.mask = static_cast<const uint8_t*>(mask.data_ptr());
+    args.mask_batch = mask.stride(0);
   }
-  args.causal = causal;
-  args.scale = scale;
-
+  args.causal = given.causal;
+  args.scale = given.scale;
+  STD_TORCH_CHECK(given.dropout_p >= 0 && given.dropout_p < 1, "dropout_p must be within [0, 1)");
+  args.dropout_p = given.dropout_p;
+  if (given.dropout_p > 0) {
+    STD_TORCH_CHECK(given.seed && given.seed->numel() == 1 && given.seed->scalar_type() == ScalarType::Long &&
+                        given.seed->device() == q.device(),
+                    "seed must be an int64 tensor of one element on the device of q");
+    args.seed = static_cast<const int64_t*>(given.seed->data_ptr());
+  }
+  args.exact_zero_weight_grad = given.exact_zero_weight_grad;
   return inputs;
 }
 
-// Samples differ in length: every thread takes the next few tasks until none is left. Who computes a task does not
-// change its result.
-template <class Args, class Kernel>
-void run(const Args& args, int64_t tasks, Kernel kernel) {
+// Samples differ in length: every thread takes the next few tasks until none is left.
+template <class Kernel>
+void run_on_cpu(int64_t tasks, int64_t keys, Kernel kernel) {
   const int64_t few = tasks / 32 > 1 ? tasks / 32 : 1;
   std::atomic<int64_t> next{0};
   std::atomic<bool> ok{true};
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t, int64_t) {
     for (int64_t first; (first = next.fetch_add(few)) < tasks;) {
       const int64_t last = first + few < tasks ? first + few : tasks;
-      if (!kernel(args, first, last)) ok.store(false, std::memory_order_relaxed);
+      if (!kernel(first, last)) ok.store(false, std::memory_order_relaxed);
     }
   });
-  STD_TORCH_CHECK(ok.load(), "attention: no memory for the scratch of ", args.in.keys, " keys");
+  STD_TORCH_CHECK(ok.load(), "attention: no memory for the scratch of ", keys, " keys");
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v,
-                                   const std::optional<Tensor>& key_weights, const std::optional<Tensor>& lengths,
-                                   const std::optional<Tensor>& query_lengths, const std::optional<Tensor>& mask,
-                                   const std::optional<Tensor>& bias, bool causal, double scale) {
-  const Inputs inputs = make_inputs(q, k, v, key_weights, lengths, query_lengths, mask, bias, causal, scale);
-  const AttentionInputs& in = inputs.view;
-  Tensor out = empty(q, {in.batch, in.heads, in.queries, in.width}, q.scalar_type());
-  Tensor lse = empty(q, {in.batch, in.heads, in.queries}, ScalarType::Float);
-  const AttentionForwardArgs args{in, out.data_ptr(), static_cast<float*>(lse.data_ptr())};
-  run(args, attention_cpu_forward_tasks(in), attention_forward_cpu);
+void backward_on_cpu(const AttentionBackwardArgs& args) {
+  const AttentionInputs& in = args.in;
+  const AttentionTasks tasks = attention_cpu_tasks(in);
+  std::unique_ptr<float[]> parts;
+  if (tasks.key_chunks > 1) {
+    parts.reset(new (std::nothrow) float[tasks.key_chunks * args.grad_q_elements]);
+    STD_TORCH_CHECK(parts != nullptr, "attention: no memory for ", tasks.key_chunks, " parts of grad_q");
+  }
+  run_on_cpu(tasks.backward, in.keys,
+             [&](int64_t begin, int64_t end) { return attention_backward_cpu(args, parts.get(), begin, end); });
+  if (parts != nullptr) {
+    constexpr int64_t kGrain = 1 << 14;
+    torch::stable::parallel_for(0, args.grad_q_elements, kGrain, [&](int64_t begin, int64_t end) {
+      attention_sum_parts_cpu(args, parts.get(), begin, end);
+    });
+  }
+  if (args.grad_bias != nullptr) {
+    run_on_cpu(tasks.bias, in.keys,
+               [&](int64_t begin, int64_t end) { return attention_bias_backward_cpu(args, begin, end); });
+  }
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& key_weights,
+                                   const MaybeTensor& mask, const MaybeTensor& bias, const MaybeTensor& lengths,
+                                   const MaybeTensor& query_lengths, const MaybeTensor& cu_seqlens_q,
+                                   const MaybeTensor& cu_seqlens_k, int64_t max_queries, int64_t max_keys, bool causal,
+                                   double scale, double dropout_p, const MaybeTensor& seed,
+                                   bool exact_zero_weight_grad) {
+  const Inputs inputs =
+      make_inputs({q, k, v, key_weights, mask, bias, lengths, query_lengths, cu_seqlens_q, cu_seqlens_k, max_queries,
+                   max_keys, causal, scale, dropout_p, seed, exact_zero_weight_grad});
+  Tensor out = contiguous_like(q), lse = contiguous_like(q, ScalarType::Float, q.dim() - 1);
+  const AttentionForwardArgs args{inputs.view, array_of(out), vector_of(lse, inputs.packed)};
+#ifdef MMER_WITH_CUDA
+  if (q.is_cuda()) {
+    const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
+    check_launch(attention_forward_cuda(args, current_stream(q)), "attention_forward");
+    return {out, lse};
+  }
+#endif
+  run_on_cpu(attention_cpu_tasks(args.in).forward, args.in.keys,
+             [&](int64_t begin, int64_t end) { return attention_forward_cpu(args, begin, end); });
   return {out, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& out, const Tensor& lse,
-                                                    const Tensor& q, const Tensor& k, const Tensor& v,
-                                                    const std::optional<Tensor>& key_weights,
-                                                    const std::optional<Tensor>& lengths,
-                                                    const std::optional<Tensor>& query_lengths,
-                                                    const std::optional<Tensor>& mask,
-                                                    const std::optional<Tensor>& bias, bool causal, double scale) {
-  const Inputs inputs = make_inputs(q, k, v, key_weights, lengths, query_lengths, mask, bias, causal, scale);
-  const AttentionInputs& in = inputs.view;
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& grad_out, const MaybeTensor& grad_lse, const Tensor& out, const Tensor& lse, const Tensor& q,
+    const Tensor& k, const Tensor& v, const MaybeTensor& key_weights, const MaybeTensor& mask, const MaybeTensor& bias,
+    const MaybeTensor& lengths, const MaybeTensor& query_lengths, const MaybeTensor& cu_seqlens_q,
+    const MaybeTensor& cu_seqlens_k, int64_t max_queries, int64_t max_keys, bool causal, double scale, double dropout_p,
+    const MaybeTensor& seed, bool exact_zero_weight_grad, bool need_weights, bool need_bias) {
+  const Inputs inputs =
+      make_inputs({q, k, v, key_weights, mask, bias, lengths, query_lengths, cu_seqlens_q, cu_seqlens_k, max_queries,
+                   max_keys, causal, scale, dropout_p, seed, exact_zero_weight_grad});
+  const bool packed = inputs.packed;
   const Tokens grad = make_tokens(grad_out, "grad_out", q), output = make_tokens(out, "out", q);
-  for (const Tensor& tensor : {grad_out, out}) {
-    STD_TORCH_CHECK(tensor.size(1) == in.heads && tensor.size(2) == in.queries,
-                    "grad_out and out must have the shape of q");
+  check_same_shape(grad_out, "grad_out", q);
+  check_same_shape(out, "out", q);
+  STD_TORCH_CHECK(lse.scalar_type() == ScalarType::Float && lse.dim() == q.dim() - 1, "lse must be float32");
+  STD_TORCH_CHECK(!grad_lse || grad_lse->scalar_type() == ScalarType::Float, "grad_lse must be float32");
+  for (int64_t i = 0; i < lse.dim(); ++i) STD_TORCH_CHECK(lse.size(i) == q.size(i), "lse has the wrong shape");
+  if (grad_lse) check_same_shape(*grad_lse, "grad_lse", lse);
+
+  Tensor grad_q = contiguous_like(q), grad_k = contiguous_like(k), grad_v = contiguous_like(v);
+  const int64_t padded_shape[] = {inputs.view.batch, inputs.view.heads, inputs.view.keys};
+  const int64_t packed_shape[] = {k.size(0), inputs.view.heads};
+  const bool weights = need_weights && key_weights.has_value(), biased = need_bias && bias.has_value();
+  Tensor grad_weights = !weights ? empty(q, {0}, ScalarType::Float)
+                        : packed ? empty(q, packed_shape, ScalarType::Float)
+                                 : empty(q, padded_shape, ScalarType::Float);
+  Tensor grad_bias = biased ? contiguous_like(*bias) : empty(q, {0}, ScalarType::Float);
+
+  AttentionBackwardArgs args{};
+  args.in = inputs.view;
+  args.grad_out = grad.array;
+  args.out = output.array;
+  args.lse = vector_of(lse, packed);
+  if (grad_lse) args.grad_lse = vector_of(*grad_lse, packed);
+  args.grad_q = array_of(grad_q);
+  args.grad_q_elements = grad_q.numel();
+  args.grad_k = array_of(grad_k);
+  args.grad_v = array_of(grad_v);
+  if (weights) args.grad_weights = vector_of(grad_weights, packed);
+  if (biased) args.grad_bias = static_cast<float*>(grad_bias.data_ptr());
+#ifdef MMER_WITH_CUDA
+  if (q.is_cuda()) {
+    const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
+    const Tensor delta = contiguous_like(q, ScalarType::Float, q.dim() - 1);
+    args.delta = vector_of(delta, packed);
+    check_launch(attention_backward_cuda(args, current_stream(q)), "attention_backward");
+    return {grad_q, grad_k, grad_v, grad_weights, grad_bias};
   }
-  const Tensor sums = torch::stable::contiguous(lse);
-  STD_TORCH_CHECK(sums.scalar_type() == ScalarType::Float && sums.numel() == in.batch * in.heads * in.queries,
-                  "lse must be float32 of shape (B, H, L)");
-  Tensor grad_q = empty(q, {in.batch, in.heads, in.queries, in.width}, q.scalar_type());
-  Tensor grad_k = empty(q, {in.batch, in.key_heads, in.keys, in.width}, q.scalar_type());
-  Tensor grad_v = empty(q, {in.batch, in.key_heads, in.keys, in.width}, q.scalar_type());
-  Tensor grad_weights = empty(q, {in.batch, in.heads, inputs.weights ? in.keys : 0}, ScalarType::Float);
-  const AttentionBackwardArgs args{in,
-                                   grad.array,
-                                   output.array,
-                                   static_cast<const float*>(sums.data_ptr()),
-                                   grad_q.data_ptr(),
-                                   grad_k.data_ptr(),
-                                   grad_v.data_ptr(),
-                                   inputs.weights ? static_cast<float*>(grad_weights.data_ptr()) : nullptr};
-  run(args, attention_cpu_backward_tasks(in), attention_backward_cpu);
-  return {grad_q, grad_k, grad_v, grad_weights};
+#endif
+  backward_on_cpu(args);
+  return {grad_q, grad_k, grad_v, grad_weights, grad_bias};
 }
 
 }  // namespace
@@ -156,5 +297,12 @@ STABLE_TORCH_LIBRARY_IMPL(mmer_fast, CPU, library) {
   library.impl("attention_forward", TORCH_BOX(&forward));
   library.impl("attention_backward", TORCH_BOX(&backward));
 }
+
+#ifdef MMER_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(mmer_fast, CUDA, library) {
+  library.impl("attention_forward", TORCH_BOX(&forward));
+  library.impl("attention_backward", TORCH_BOX(&backward));
+}
+#endif
 
 }  // namespace mmer

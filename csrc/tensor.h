@@ -48,19 +48,33 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
 }
 
 // An uninitialised contiguous tensor on the device of `like`; unlike torch.empty, not by way of the dispatcher.
-template <size_t N>
-Tensor empty(const Tensor& like, const int64_t (&shape)[N], ScalarType type) {
-  int64_t strides[N];
+inline Tensor empty(const Tensor& like, const int64_t* shape, int64_t dims, ScalarType type) {
+  constexpr int64_t kMostDims = 8;
+  STD_TORCH_CHECK(dims <= kMostDims, "a tensor of more than ", kMostDims, " dimensions");
+  int64_t strides[kMostDims];
   int64_t stride = 1;
-  for (size_t i = N; i-- > 0; stride *= shape[i] > 0 ? shape[i] : 1) strides[i] = stride;
+  for (int64_t i = dims; i-- > 0; stride *= shape[i] > 0 ? shape[i] : 1) strides[i] = stride;
   const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   int32_t device_type = 0;
   AtenTensorHandle handle = nullptr;
   const bool ok = aoti_torch_get_device_type(like.get(), &device_type) == AOTI_TORCH_SUCCESS &&
-                  aoti_torch_empty_strided(static_cast<int64_t>(N), shape, strides, dtype, device_type,
-                                           like.get_device_index(), &handle) == AOTI_TORCH_SUCCESS;
-  STD_TORCH_CHECK(ok, "no memory for a tensor of ", shape[0], " rows");
+                  aoti_torch_empty_strided(dims, shape, strides, dtype, device_type, like.get_device_index(),
+                                           &handle) == AOTI_TORCH_SUCCESS;
+  STD_TORCH_CHECK(ok, "no memory for a tensor of ", dims > 0 ? shape[0] : 1, " rows");
   return Tensor(handle);
 }
+
+template <size_t N>
+Tensor empty(const Tensor& like, const int64_t (&shape)[N], ScalarType type) {
+  return empty(like, shape, static_cast<int64_t>(N), type);
+}
+
+// The same with the shape of `like`, or of its first `dims` dimensions.
+inline Tensor contiguous_like(const Tensor& like, ScalarType type, int64_t dims) {
+  std::vector<int64_t> shape;
+  for (int64_t i = 0; i < dims; ++i) shape.push_back(like.size(i));
+  return empty(like, shape.data(), dims, type);
+}
+inline Tensor contiguous_like(const Tensor& like) { return contiguous_like(like, like.scalar_type(), like.dim()); }
 
 }  // namespace mmer

@@ -5,6 +5,7 @@
     mask = mf.temporal_mask(scores, ratio=0.4) # the soft temporal mask of ATM
     x = mf.grad_reverse(x)                     # gradient reversal
     tokens = mf.pack(x, layout)                # (B, T, D) -> (total, D), without the padding
+    out = mf.masked_attention(q, k, v, mask)   # attention with soft key weights; packed_attention on tokens
 
 `mf.backends()` and ``python -m mmer_fast.info`` say what can run on this machine and why the rest cannot.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from mmer_fast._version import __version__
 from mmer_fast.ops._backends import BackendUnavailable, backends, checked, use_backend
+from mmer_fast.ops.attention import masked_attention, packed_attention
 from mmer_fast.ops.grad_reverse import grad_reverse
 from mmer_fast.ops.packing import PackedLayout, pack, packed_layout, unpack
 from mmer_fast.ops.soft_topk import SoftTopKInfo, soft_topk
@@ -26,7 +28,9 @@ __all__ = [
     "backends",
     "checked",
     "grad_reverse",
+    "masked_attention",
     "pack",
+    "packed_attention",
     "packed_layout",
     "soft_topk",
     "temporal_mask",

@@ -3,8 +3,11 @@
 
 #if defined(__CUDACC__)
 #define MMER_HD __host__ __device__ __forceinline__
+#define MMER_HD_MEMBER __host__ __device__ __forceinline__
 #else
 #define MMER_HD inline
+// Outside the namespaces below: never a function of its own, which the linker would merge.
+#define MMER_HD_MEMBER inline __attribute__((always_inline))
 #endif
 
 // The CPU kernels are built once per instruction set. Inline functions of each build live in a namespace of its own

@@ -1,24 +1,28 @@
-// Attention on the CPU: tasks [begin, end) of a call, each some queries of one head of one sample.
+// Attention on the CPU: tasks [begin, end) of a call. Which thread computes a task does not change its result.
 #pragma once
 
 #include "../common/attention_args.h"
 
 namespace mmer {
 
-// Queries of a forward task: as few as leave every thread something to do where there are few heads.
-inline int64_t attention_cpu_task_queries(const AttentionInputs& in) {
-  const int64_t heads = in.batch * in.heads;
-  return heads >= 32 || in.queries <= 192 ? (in.queries > 0 ? in.queries : 1) : 192;
-}
-inline int64_t attention_cpu_forward_tasks(const AttentionInputs& in) {
-  const int64_t chunk = attention_cpu_task_queries(in);
-  return in.batch * in.heads * ((in.queries + chunk - 1) / chunk);
-}
-// A backward task owns the gradients of a head of keys, with all of its queries.
-inline int64_t attention_cpu_backward_tasks(const AttentionInputs& in) { return in.batch * in.key_heads; }
+// How a call is cut into tasks; by its shape alone, so that results do not depend on the number of threads.
+struct AttentionTasks {
+  int64_t query_chunk;       // queries of a forward task: one head of one sample, or a part where heads are few
+  int64_t forward;           // tasks
+  int64_t key_chunk;         // keys of a backward task: as above
+  int64_t key_chunks;        // of a head; if more than 1, each has its own part of grad_q, to be summed
+  int64_t backward;          // tasks
+  int64_t bias_query_chunk;  // queries of a task of the bias gradient, which owns some rows of one of its matrices
+  int64_t bias;              // tasks
+};
+AttentionTasks attention_cpu_tasks(const AttentionInputs& in);
 
 // False: no memory for the scratch of a task.
 bool attention_forward_cpu(const AttentionForwardArgs& args, int64_t begin, int64_t end);
-bool attention_backward_cpu(const AttentionBackwardArgs& args, int64_t begin, int64_t end);
+// `parts` [key_chunks, grad_q_elements]: the parts of grad_q where there are several chunks; else null.
+bool attention_backward_cpu(const AttentionBackwardArgs& args, float* parts, int64_t begin, int64_t end);
+bool attention_bias_backward_cpu(const AttentionBackwardArgs& args, int64_t begin, int64_t end);
+// Elements [begin, end) of grad_q: the sums of their parts.
+bool attention_sum_parts_cpu(const AttentionBackwardArgs& args, const float* parts, int64_t begin, int64_t end);
 
 }  // namespace mmer

@@ -5,7 +5,7 @@
 //
 // The keys that count are gathered first, K transposed: padding, masked keys and keys of weight 0 cost nothing after
 // that, whatever they hold.
-#include "attention_task.h"
+#include "attention_dropout.h"
 
 namespace mmer {
 inline namespace MMER_VARIANT {
@@ -15,17 +15,19 @@ template <class S>
 class ForwardTask {
  public:
   static int64_t scratch(const AttentionInputs& in) {
-    const int64_t keys = GatheredKeys::room(in), width = round_up(in.width, kFloatLanes);
-    return GatheredKeys::scratch(in) + Arena::size(in.width * keys) + Arena::size(keys * width) +
-           2 * Arena::size(kQueryBlock * width) + Arena::size(kQueryBlock * kKeyBlock) + 2 * Arena::size(kQueryBlock);
+    const int64_t keys = GatheredKeys::room(in.keys), width = round_up(in.width, kFloatLanes);
+    return GatheredKeys::scratch(in.keys) + Dropout::scratch(in, in.keys) + Arena::size(in.width * keys) +
+           Arena::size(keys * width) + 2 * Arena::size(kQueryBlock * width) + Arena::size(kQueryBlock * kKeyBlock) +
+           2 * Arena::size(kQueryBlock);
   }
 
   ForwardTask(const AttentionForwardArgs& args, Arena& arena)
       : args_(args),
         in_(args.in),
-        room_(GatheredKeys::room(in_)),
+        room_(GatheredKeys::room(in_.keys)),
         row_(round_up(in_.width, kFloatLanes)),
-        keys_(in_, arena),
+        keys_(in_, in_.keys, arena),
+        dropout_(in_, in_.keys, arena),
         kt_(arena.take(in_.width * room_)),
         v_(arena.take(room_ * row_)),
         q_(arena.take(kQueryBlock * row_)),
@@ -34,16 +36,21 @@ class ForwardTask {
         top_(arena.take(kQueryBlock)),
         sum_(arena.take(kQueryBlock)) {}
 
+  // Queries [begin, end) of head h of sample b, or as many of them as there are.
   void run(int64_t b, int64_t h, int64_t begin, int64_t end) {
     b_ = b;
     h_ = h;
-    const int64_t key_head = h * in_.key_heads / in_.heads;
-    keys_.gather(b, h);
-    keys_.columns<S>(in_.k, b, key_head, kt_);
-    keys_.rows<S>(in_.v, b, key_head, row_, v_);
-    const int64_t live = in_.query_lengths != nullptr ? least(in_.query_lengths[b], end) : end;
+    queries_ = in_.query_span(b);
+    end = least(end, queries_.room);
+    if (begin >= end) return;
+    if (begin < queries_.count) {
+      const int64_t key_head = h * in_.key_heads / in_.heads;
+      keys_.gather(b, h, 0, in_.keys, false);
+      keys_.columns<S>(in_.k, b, key_head, kt_);
+      keys_.rows<S>(in_.v, b, key_head, row_, v_);
+    }
     for (int64_t first = begin; first < end; first += kQueryBlock) {
-      const int64_t rows = least(kQueryBlock, end - first), taken = least(rows, live - first);
+      const int64_t rows = least(kQueryBlock, end - first), taken = least(rows, queries_.count - first);
       if (taken > 0) attend(first, taken);
       write(first, taken, rows);
     }
@@ -52,7 +59,8 @@ class ForwardTask {
  private:
   void attend(int64_t first, int64_t rows) {
     for (int64_t i = 0; i < rows; ++i) {
-      keys_.load_row(in_.q.at<S>(b_, h_, first + i), row_, static_cast<float>(in_.scale), q_ + i * row_);
+      keys_.load_row(in_.q.at<S>(b_, h_, queries_.first + first + i), row_, static_cast<float>(in_.scale),
+                     q_ + i * row_);
       top_[i] = -kInfinity;
       sum_[i] = 0;
     }
@@ -60,8 +68,7 @@ class ForwardTask {
     for (int64_t start = 0; start < keys_.count(); start += kKeyBlock) {
       if (in_.causal && keys_.index(start) > first + rows - 1) break;
       const int64_t count = least(kKeyBlock, keys_.count() - start);
-      gemm({in_.width, q_, row_, 1, kt_ + start, room_, x_, kKeyBlock, false}, rows,
-           (count + kFloatLanes - 1) / kFloatLanes);
+      gemm({in_.width, q_, row_, 1, kt_ + start, room_, x_, kKeyBlock, false}, rows, vectors_of(count));
       for (int64_t i = 0; i < rows; ++i) weigh(first + i, i, start, count);
       gemm({count, x_, kKeyBlock, 1, v_ + start * row_, row_, o_, row_, true}, rows, row_ / kFloatLanes);
     }
@@ -85,7 +92,7 @@ class ForwardTask {
     Accumulator<float> sum;
     for (int64_t j = 0; j < padded; j += Vec<float>::kLanes) {
       Vec<float> p = exp_or_zero(load(x + j) - top);
-      if (in_.key_weights != nullptr) p = p * load(keys_.weights() + start + j);
+      if (in_.key_weights.data != nullptr) p = p * load(keys_.weights() + start + j);
       store(x + j, p);
       sum.add(p);
     }
@@ -96,18 +103,16 @@ class ForwardTask {
       top_[i] = top;
     }
     sum_[i] += static_cast<float>(sum.total());
+    if (dropout_.active()) multiply(dropout_.factors(b_, h_, query, keys_, start, count), count, x);
   }
 
   void write(int64_t first, int64_t taken, int64_t rows) {
-    const int64_t place = (b_ * in_.heads + h_) * in_.queries + first;
-    S* out = static_cast<S*>(args_.out) + place * in_.width;
     for (int64_t i = 0; i < rows; ++i) {
       const bool any = i < taken && sum_[i] != 0;  // a NaN counts
       const float factor = any ? 1 / sum_[i] : 0;
-      for (int64_t d = 0; d < in_.width; ++d) {
-        from_compute(any ? o_[i * row_ + d] * factor : 0.0f, out + i * in_.width + d);
-      }
-      args_.lse[place + i] = any ? top_[i] + std::log(sum_[i]) : -kInfinity;
+      S* out = args_.out.at<S>(b_, h_, queries_.first + first + i);
+      for (int64_t d = 0; d < in_.width; ++d) from_compute(any ? o_[i * row_ + d] * factor : 0.0f, out + d);
+      *args_.lse.at(b_, h_, queries_.first + first + i) = any ? top_[i] + std::log(sum_[i]) : -kInfinity;
     }
   }
 
@@ -115,7 +120,9 @@ class ForwardTask {
   const AttentionInputs& in_;
   const int64_t room_, row_;  // keys and entries of a row in scratch
   GatheredKeys keys_;
+  Dropout dropout_;
   float *kt_, *v_, *q_, *o_, *x_, *top_, *sum_;
+  AttentionSpan queries_{};
   int64_t b_ = 0, h_ = 0;
 };
 
@@ -125,10 +132,10 @@ bool forward_tasks(const AttentionForwardArgs& args, int64_t begin, int64_t end)
   Arena arena(ForwardTask<S>::scratch(in));
   if (!arena.ok()) return false;
   ForwardTask<S> task(args, arena);
-  const int64_t chunk = attention_cpu_task_queries(in), chunks = (in.queries + chunk - 1) / chunk;
+  const int64_t chunk = attention_cpu_tasks(in).query_chunk, chunks = (in.queries + chunk - 1) / chunk;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t head = i / chunks, first = i % chunks * chunk;
-    task.run(head / in.heads, head % in.heads, first, least(first + chunk, in.queries));
+    task.run(head / in.heads, head % in.heads, first, first + chunk);
   }
   return true;
 }

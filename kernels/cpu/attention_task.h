@@ -19,11 +19,12 @@ constexpr float kLog2E = 1.44269504088896340736f;
 // Not the standard library's templates: instantiated here they would be code of this instruction set for everybody.
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+inline int64_t vectors_of(int64_t n) { return (n + kFloatLanes - 1) / kFloatLanes; }
 inline void zero(float* begin, int64_t count) {
   for (int64_t i = 0; i < count; ++i) begin[i] = 0;
 }
 
-// e^x; 0 below e^-69, NaN stays NaN.
+// e^x; 0 below e^-69, 2^110 above, NaN stays NaN.
 MMER_INLINE Vec<float> exp_or_zero(Vec<float> x) {
   const Vec<float> t = x * kLog2E;
   return select(t <= -100.0f, Vec<float>{}, exp2_bounded(t) + (t - t));
@@ -48,29 +49,34 @@ class Arena {
   float *data_, *next_;
 };
 
-// The keys of one head that count, in their order: neither padding nor masked nor of weight 0.
+// The keys of one head that count, in their order: neither padding nor masked nor, unless they are asked for, of
+// weight 0. Of all keys of a sample, or of a chunk of at most `most`.
 class GatheredKeys {
  public:
-  static int64_t scratch(const AttentionInputs& in) { return 2 * Arena::size(room(in)); }
-  static int64_t room(const AttentionInputs& in) { return round_up(in.keys, kKeyBlock); }
+  static int64_t room(int64_t most) { return round_up(most, kKeyBlock); }
+  static int64_t scratch(int64_t most) { return 2 * Arena::size(room(most)); }
 
-  GatheredKeys(const AttentionInputs& in, Arena& arena)
-      : in_(in), room_(room(in)), weights_(arena.take(room_)), index_(reinterpret_cast<int32_t*>(arena.take(room_))) {}
+  GatheredKeys(const AttentionInputs& in, int64_t most, Arena& arena)
+      : in_(in),
+        room_(room(most)),
+        weights_(arena.take(room_)),
+        index_(reinterpret_cast<int32_t*>(arena.take(room_))) {}
 
   int64_t count() const { return count_; }
   int32_t index(int64_t j) const { return index_[j]; }
   const float* weights() const { return weights_; }  // m, up to the end of the last vector
 
-  void gather(int64_t b, int64_t h) {
-    const int64_t length = in_.lengths != nullptr ? least(in_.lengths[b], in_.keys) : in_.keys;
-    const float* m = in_.key_weights;
-    if (m != nullptr) m += b * in_.weights_batch + h * in_.weights_head;
-    const uint8_t* mask = in_.mask != nullptr ? in_.mask + b * in_.mask_stride : nullptr;
+  void gather(int64_t b, int64_t h, int64_t begin, int64_t end, bool zero_weights) {
+    const AttentionSpan span = in_.key_span(b);
+    const bool weighted = in_.key_weights.data != nullptr;
+    const uint8_t* mask = in_.mask != nullptr ? in_.mask + b * in_.mask_batch : nullptr;
+    first_ = span.first;
     count_ = 0;
-    for (int64_t j = 0; j < length; ++j) {
-      if ((mask != nullptr && mask[j] == 0) || (m != nullptr && m[j] == 0)) continue;
+    for (int64_t j = begin; j < least(end, span.count); ++j) {
+      const float m = weighted ? *in_.key_weights.at(b, h, first_ + j) : 1.0f;
+      if ((mask != nullptr && mask[j] == 0) || (m == 0 && !zero_weights)) continue;
       index_[count_] = static_cast<int32_t>(j);
-      weights_[count_++] = m != nullptr ? m[j] : 1.0f;
+      weights_[count_++] = m;
     }
     zero(weights_ + count_, round_up(count_, Vec<float>::kLanes) - count_);
   }
@@ -79,7 +85,7 @@ class GatheredKeys {
   template <class S>
   void columns(const AttentionArray& array, int64_t b, int64_t head, float* out) const {
     for (int64_t j = 0; j < count_; ++j) {
-      const S* entry = array.at<S>(b, head, index_[j]);
+      const S* entry = array.at<S>(b, head, first_ + index_[j]);
       for (int64_t d = 0; d < in_.width; ++d) out[d * room_ + j] = to_compute(entry[d]);
     }
     const int64_t padded = round_up(count_, kFloatLanes);
@@ -89,7 +95,9 @@ class GatheredKeys {
   // Their entries, a row a key: [room, row] with zeros behind the width.
   template <class S>
   void rows(const AttentionArray& array, int64_t b, int64_t head, int64_t row, float* out) const {
-    for (int64_t j = 0; j < count_; ++j) load_row(array.at<S>(b, head, index_[j]), row, 1.0f, out + j * row);
+    for (int64_t j = 0; j < count_; ++j) {
+      load_row(array.at<S>(b, head, first_ + index_[j]), row, 1.0f, out + j * row);
+    }
   }
 
   // An entry times `factor`, with zeros behind the width.
@@ -118,7 +126,7 @@ class GatheredKeys {
   const int64_t room_;
   float* weights_;
   int32_t* index_;
-  int64_t count_ = 0;
+  int64_t first_ = 0, count_ = 0;
 };
 
 }  // namespace MMER_VARIANT

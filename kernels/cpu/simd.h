@@ -178,6 +178,20 @@ MMER_INLINE Vec<double> reciprocal(Vec<double> x) {
   return x;
 }
 
+// The products of the lower 32 bits of 64-bit lanes.
+typedef uint64_t Words __attribute__((vector_size(kVectorBytes)));
+MMER_INLINE Words multiply_lower(Words a, Words b) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (Words)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (Words)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+  return (a & 0xFFFFFFFFull) * (b & 0xFFFFFFFFull);
+#endif
+}
+
 // A running sum in one register, which leaves the others to the entries in flight.
 template <class T>
 struct Accumulator {

@@ -20,7 +20,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -28,7 +28,7 @@ import torch
 from mmer_fast import _extension
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
-OPERATORS = ("soft_topk",)
+OPERATORS = ("soft_topk", "masked_attention", "packed_attention")
 _PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 
@@ -136,24 +136,34 @@ def _check_name(name: str, argument: str) -> None:
         raise ValueError(f"{argument} must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
 
 
-def _explain(device: str) -> str:
-    return "; ".join(f"{name}: {unavailable_reason(name, device) or 'can run'}" for name in BACKENDS)
+def _explain(device: str, cannot: Mapping[str, str]) -> str:
+    reasons = {name: unavailable_reason(name, device) or cannot.get(name, "can run") for name in BACKENDS}
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
 
 
-def _warn_fallback(operator: str, device: str) -> None:
+def _warn_fallback(operator: str, device: str, cannot: Mapping[str, str]) -> None:
     if (operator, device) in _Choice.warned:
         return
     _Choice.warned.add((operator, device))
     warnings.warn(
-        f"mmer_fast.{operator} runs on the slow reference backend for {device} tensors ({_explain(device)}). "
+        f"mmer_fast.{operator} runs on the slow reference backend for {device} tensors ({_explain(device, cannot)}). "
         "Say backend='reference' to choose it without this warning.",
         RuntimeWarning,
         stacklevel=4,
     )
 
 
-def select(operator: str, device: str, explicit: str | None) -> str:
+_NOTHING: Mapping[str, str] = {}
+
+
+def select(
+    operator: str, device: str, explicit: str | None, cannot: Mapping[str, str] = _NOTHING, *, quiet: bool = False
+) -> str:
     """The backend for a call of `operator` on tensors of `device`; see the module's docstring for the rule.
+
+    Args:
+        cannot: backends that cannot serve this call, with the reason.
+        quiet: falling back to the reference is what the documentation promises, and needs no warning.
 
     Raises:
         ValueError: an unknown backend name.
@@ -166,14 +176,14 @@ def select(operator: str, device: str, explicit: str | None) -> str:
         else:
             source = "use_backend" if _Choice.forced is not None else "MMER_FAST_BACKEND"
         _check_name(wanted, source)
-        if unavailable_reason(wanted, device) is not None:
+        if unavailable_reason(wanted, device) is not None or wanted in cannot:
             raise BackendUnavailable(
-                f"{operator}: {source}={wanted!r} cannot serve {device} tensors. {_explain(device)}"
+                f"{operator}: {source}={wanted!r} cannot serve {device} tensors. {_explain(device, cannot)}"
             )
         return wanted
     for name in _PREFERENCE.get(device, ()):
-        if unavailable_reason(name, device) is None:
+        if unavailable_reason(name, device) is None and name not in cannot:
             return name
-    if not torch.compiler.is_compiling():
-        _warn_fallback(operator, device)
+    if not quiet and not torch.compiler.is_compiling():
+        _warn_fallback(operator, device, cannot)
     return "reference"

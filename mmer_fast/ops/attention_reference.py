@@ -3,13 +3,15 @@
     p_ij = m_j e^(x_ij) / sum_l m_l e^(x_il),   x_ij = scale q_i . k_j + b_ij
     o_i = sum_j p_ij v_j,                       lse_i = log sum_l m_l e^(x_il)
 
-Plain differentiable operations, so that derivatives of all orders follow. Excluded keys, padded queries and whatever
-they hold (NaN too) take no part: they are zeroed before the first product.
+`attention` is made of plain differentiable operations, so that derivatives of all orders follow. Excluded
+keys, padded queries and whatever they hold (NaN too) take no part: they are zeroed before the first product.
 
 Shape suffixes: b batch, h heads of the queries, l queries, s keys, d width of a head.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +54,92 @@ def attention(
         o (B, H, L, D) in the dtype of q; lse (B, H, L) float64. A query without a key, or beyond its length, has o = 0
         and lse = -inf, and gives no gradient.
     """
+    t = _terms(q_bhld, k_bhsd, v_bhsd, key_weights, lengths, query_lengths, mask, bias, causal, scale,
+               exact_zero_weight_grad)  # fmt: skip
+    dropped_bhls = t.p_bhls * _dropout_factor(t.p_bhls, dropout_p, seed)
+    return (dropped_bhls @ t.v_bhsd).to(q_bhld.dtype), t.lse_bhl
+
+
+def attention_gradients(
+    grad_out_bhld: Tensor,
+    grad_lse_bhl: Tensor | None,
+    q_bhld: Tensor,
+    k_bhsd: Tensor,
+    v_bhsd: Tensor,
+    key_weights: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    query_lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    exact_zero_weight_grad: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of `attention`, in closed form; arguments as there.
+
+        dP_ij = r_ij do_i . v_j,   delta_i = sum_j p_ij dP_ij - dlse_i,   a_ij = dP_ij - delta_i,   ds_ij = p_ij a_ij
+        dq_i = scale sum_j ds_ij k_j,   dk_j = scale sum_i ds_ij q_i,   dv_j = sum_i r_ij p_ij do_i
+        dm_j = sum_i e^(x_ij - lse_i) a_ij,   db_ij = ds_ij
+
+    with r what dropout multiplies p by: 0 or 1/(1 - dropout_p), and 1 without it.
+
+    Returns:
+        grad_q, grad_k, grad_v in the dtype and shape of q, k, v; the gradient (B, H, S) of each head's own key weights
+        and that of the bias in its full shape (B, H, L, S), both float64.
+    """
+    t = _terms(q_bhld, k_bhsd, v_bhsd, key_weights, lengths, query_lengths, mask, bias, causal, scale,
+               exact_zero_weight_grad)  # fmt: skip
+    r_bhls = _dropout_factor(t.p_bhls, dropout_p, seed)
+    empty_bhl = t.lse_bhl == -torch.inf
+    do_bhld = grad_out_bhld.to(torch.float64).masked_fill(empty_bhl[..., None], 0.0)
+    dp_bhls = r_bhls * (do_bhld @ t.v_bhsd.transpose(-1, -2))
+    delta_bhl = (t.p_bhls * dp_bhls).sum(-1)
+    if grad_lse_bhl is not None:
+        delta_bhl = delta_bhl - grad_lse_bhl.to(torch.float64).masked_fill(empty_bhl, 0.0)
+    a_bhls = dp_bhls - delta_bhl[..., None]
+    ds_bhls = t.p_bhls * a_bhls
+    e_bhls = (t.x_bhls - t.lse_bhl.masked_fill(empty_bhl, torch.inf)[..., None]).exp()
+
+    factor = q_bhld.shape[-1] ** -0.5 if scale is None else scale
+    groups = (k_bhsd.shape[1], q_bhld.shape[1] // k_bhsd.shape[1])
+    dk_bhsd = factor * ds_bhls.transpose(-1, -2) @ t.q_bhld
+    dv_bhsd = (r_bhls * t.p_bhls).transpose(-1, -2) @ do_bhld
+    return (
+        (factor * ds_bhls @ t.k_bhsd).to(q_bhld.dtype),
+        dk_bhsd.unflatten(1, groups).sum(2).to(k_bhsd.dtype),
+        dv_bhsd.unflatten(1, groups).sum(2).to(v_bhsd.dtype),
+        (e_bhls * a_bhls).sum(-2),
+        ds_bhls,
+    )
+
+
+class _Terms(NamedTuple):
+    """What forward and backward share, float64: inputs with zeros where something is excluded, x, p and lse."""
+
+    q_bhld: Tensor
+    k_bhsd: Tensor  # for every query head
+    v_bhsd: Tensor
+    x_bhls: Tensor  # -inf where excluded
+    p_bhls: Tensor
+    lse_bhl: Tensor
+
+
+def _terms(
+    q_bhld: Tensor,
+    k_bhsd: Tensor,
+    v_bhsd: Tensor,
+    key_weights: Tensor | None,
+    lengths: Tensor | None,
+    query_lengths: Tensor | None,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    exact_zero_weight_grad: bool,
+) -> _Terms:
     batch, heads, queries, width = q_bhld.shape
     keys = k_bhsd.shape[2]
     device = q_bhld.device
@@ -89,11 +177,17 @@ def attention(
     total_bhl = e_bhls.sum(-1)
     empty_bhl = total_bhl == 0
     p_bhls = (e_bhls / total_bhl.masked_fill(empty_bhl, 1.0)[..., None]).masked_fill(empty_bhl[..., None], 0.0)
-    if dropout_p > 0:
-        keep = attention_keep_mask(batch, heads, queries, keys, dropout_p, seed, device)
-        p_bhls = p_bhls * keep / (1 - dropout_p)
-    lse_bhl = total_bhl.masked_fill(empty_bhl, 1.0).log() + top_bhl
-    return (p_bhls @ v).to(q_bhld.dtype), lse_bhl.masked_fill(empty_bhl, -torch.inf)
+    lse_bhl = (total_bhl.masked_fill(empty_bhl, 1.0).log() + top_bhl).masked_fill(empty_bhl, -torch.inf)
+    return _Terms(q, k, v, x_bhls, p_bhls, lse_bhl)
+
+
+def _dropout_factor(p_bhls: Tensor, dropout_p: float, seed: int) -> Tensor:
+    """What dropout multiplies p by."""
+    if dropout_p == 0:
+        return p_bhls.new_ones(())
+    batch, heads, queries, keys = p_bhls.shape
+    kept = attention_keep_mask(batch, heads, queries, keys, dropout_p, seed, p_bhls.device)
+    return kept.to(p_bhls.dtype) / (1 - dropout_p)
 
 
 def _expand_heads(x_bhsd: Tensor, taken_bhs: Tensor, heads: int) -> Tensor:

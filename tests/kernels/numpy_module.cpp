@@ -15,6 +15,8 @@
 
 namespace py = pybind11;
 
+void bind_attention(py::module_& module);  // numpy_attention.cpp
+
 namespace {
 
 template <class T>
@@ -147,6 +149,7 @@ void backward(const py::array& grad_weights, const py::array& scores, const Vect
 
 PYBIND11_MODULE(mmer_kernels_numpy, module) {
   module.doc() = "The CPU kernels of mmer_fast over NumPy arrays.";
+  bind_attention(module);
   module.def("cpu_isa", &mmer::cpu_isa_name, "The instruction set in use: baseline, avx2 or avx512.");
   module.def("soft_topk_forward", &forward, py::arg("scores").noconvert(), py::arg("weights").noconvert(),
              py::arg("threshold").noconvert(), py::arg("certificate").noconvert(), py::kw_only(), py::arg("dtype"),

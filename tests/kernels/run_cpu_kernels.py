@@ -15,10 +15,13 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import attention_kernel_cases
 import numpy as np
+from attention_kernel_cases import AttentionInputs
 from cpu_kernel_cases import ROWS, Inputs, cases
 from guarded_memory import ALLOCATORS, Allocator, untouched
 from numpy_oracle import STORAGE, backward, widen
+from run_attention_kernels import AttentionRun
 
 GAP = 5  # entries between two strided rows, all NaN
 MOST_SWEEPS = 10
@@ -152,7 +155,13 @@ def main(module_folder: str, outputs: str, memory: str) -> None:
         failures += [f"{case}: {problem}" for problem in run.problems()]
         weights[repr(case)] = run.weights
     np.savez(outputs, **weights)
-    print(json.dumps({"isa": module.cpu_isa(), "cases": len(weights), "failures": failures}))
+    count = len(weights)
+    for attention_case in attention_kernel_cases.cases():
+        print(attention_case, file=sys.stderr)
+        attention = AttentionRun(module, AttentionInputs(attention_case), ALLOCATORS[memory]())
+        failures += [f"{attention_case}: {problem}" for problem in attention.problems()]
+        count += 1
+    print(json.dumps({"isa": module.cpu_isa(), "cases": count, "failures": failures}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,413 @@
+"""The Triton attention against the float64 reference: under the interpreter on a CPU, compiled on a GPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from mmer_fast.ops.attention_reference import attention
+from mmer_fast.triton import attention as kernels
+from mmer_fast.triton import attention_backward, attention_backward_bias, attention_forward
+from mmer_fast.triton.attention_tiles import Tile, tile_for
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INF, NAN = math.inf, math.nan
+
+# Error in units of the largest entry, at least 1: float32 sums of about a hundred terms.
+TOLERANCE = 2e-6
+GRADIENT_TOLERANCE = 4e-6
+
+
+@pytest.fixture
+def few_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blocks along queries and keys of the usual problem: the interpreter pays for each."""
+    for module in (attention_forward, attention_backward):
+        monkeypatch.setattr(module, "tile_for", lambda *_: Tile(32, 64, 4, 1))
+
+
+@dataclass
+class Problem:
+    """Padded tensors with everything that the operator takes; `packed` has the kernels see them packed."""
+
+    q: Tensor  # [B, H, L, D]
+    k: Tensor  # [B, Hk, S, D]
+    v: Tensor
+    key_weights: Tensor | None = None
+    mask: Tensor | None = None
+    bias: Tensor | None = None
+    lengths: Tensor | None = None
+    query_lengths: Tensor | None = None
+    causal: bool = False
+    dropout_p: float = 0.0
+    seed: int = 20240229
+    exact: bool = False
+    packed: bool = False
+    grad: Tensor = field(init=False)
+    grad_lse: Tensor | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.grad = torch.randn(self.q.shape).to(self.q.dtype)
+        self.grad_lse = torch.randn(self.q.shape[:-1])
+
+    def arguments(self) -> tuple[Any, ...]:
+        q, k, v, m = self.q, self.k, self.v, self.key_weights
+        queries, keys, starts = q.shape[2], k.shape[2], (None, None)
+        if self.packed:
+            q, k, v = self.pack(q, True), self.pack(k, False), self.pack(v, False)
+            m = None if m is None else self.pack(m, False) if m.dim() == 3 else self.pack(m[:, None], False)[:, 0]
+            starts = tuple(
+                torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).int()
+                for lengths in (self.query_lengths, self.lengths)
+            )
+        seed = torch.tensor([self.seed]) if self.dropout_p > 0 else None
+        arguments = (
+            q, k, v, m, self.mask, self.bias, None if self.packed else self.lengths,
+            None if self.packed else self.query_lengths, *starts, queries, keys, self.causal, q.shape[-1] ** -0.5,
+            self.dropout_p, seed, self.exact,
+        )  # fmt: skip
+        return to_device(arguments)
+
+    def pack(self, x: Tensor, of_queries: bool) -> Tensor:
+        """[B, H, T, ...] to [sum of lengths, H, ...]."""
+        lengths = self.query_lengths if of_queries else self.lengths
+        return torch.cat([x[b, :, :n].transpose(0, 1) for b, n in enumerate(lengths.tolist())])
+
+    def unpack(self, x: Tensor, of_queries: bool, fill: float = 0.0) -> Tensor:
+        lengths = self.query_lengths if of_queries else self.lengths
+        longest = self.q.shape[2] if of_queries else self.k.shape[2]
+        padded = torch.full((len(lengths), x.shape[1], longest, *x.shape[2:]), fill, dtype=x.dtype)
+        for b, part in enumerate(x.split(lengths.tolist())):
+            padded[b, :, : len(part)] = part.transpose(0, 1)
+        return padded
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return tuple(x.cpu() for x in kernels.attention_forward(*self.arguments()))
+
+    def backward(self, out: Tensor, lse: Tensor) -> tuple[Tensor, ...]:
+        grad, grad_lse = self.grad, self.grad_lse
+        if self.packed:
+            grad, grad_lse = self.pack(grad, True), self.pack(grad_lse, True)
+        wanted = (self.key_weights is not None, self.bias is not None)
+        given = to_device((grad, grad_lse, out, lse))
+        return tuple(x.cpu() for x in kernels.attention_backward(*given, *self.arguments(), *wanted))
+
+    def reference(self) -> tuple[Tensor, ...]:
+        """out, lse and the gradients of q, k, v, m (each head's own) and b in float64."""
+        m = self.key_weights
+        if m is not None and m.dim() == 2:
+            m = m[:, None].expand(-1, self.q.shape[1], -1)
+        given = (self.q, self.k, self.v, m, self.bias)
+        leaves = [None if x is None else x.double().clone().requires_grad_() for x in given]
+        out, lse = attention(
+            *leaves[:4], bias=leaves[4], mask=self.mask, lengths=self.lengths, query_lengths=self.query_lengths,
+            causal=self.causal, dropout_p=self.dropout_p, seed=self.seed % 2**64, exact_zero_weight_grad=self.exact,
+        )  # fmt: skip
+        padding = torch.zeros(lse.shape, dtype=torch.bool)
+        if self.query_lengths is not None:
+            padding |= torch.arange(lse.shape[-1]) >= self.query_lengths[:, None, None]
+        loss = (out * self.grad.double().masked_fill(padding[..., None], 0.0)).sum()
+        if self.grad_lse is not None:
+            loss = loss + (lse.masked_fill(lse == -INF, 0.0) * self.grad_lse.masked_fill(padding, 0.0)).sum()
+        wanted = [x for x in leaves if x is not None]
+        gradients = iter(torch.autograd.grad(loss, wanted))
+        return out.detach(), lse.detach(), *(None if x is None else next(gradients) for x in leaves)
+
+    def run(self) -> tuple[Tensor, ...]:
+        """What the kernels give, in the order and layout of `reference`."""
+        out, lse = self.forward()
+        assert out.dtype == self.q.dtype
+        assert lse.dtype == torch.float32
+        assert out.is_contiguous()
+        assert lse.is_contiguous()
+        q, k, v, m, b = self.backward(out, lse)
+        assert q.dtype == k.dtype == v.dtype == self.q.dtype
+        assert m.dtype == b.dtype == torch.float32
+        if self.packed:
+            out, q, lse = self.unpack(out, True), self.unpack(q, True), self.unpack(lse, True, -INF)
+            k, v = self.unpack(k, False), self.unpack(v, False)
+            m = self.unpack(m, False) if self.key_weights is not None else m
+        return out, lse, q, k, v, m, b
+
+
+def to_device(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.to(DEVICE) if isinstance(value, Tensor) else value for value in values)
+
+
+def distance(got: Tensor, expected: Tensor) -> float:
+    """Largest difference, in units of the largest expected entry, at least 1."""
+    assert got.shape == expected.shape
+    if expected.numel() == 0:
+        return 0.0
+    size = max(1.0, float(expected.abs().max()))
+    return float((got.double() - expected).abs().nan_to_num(INF).max()) / size
+
+
+def check(problem: Problem) -> None:
+    got, expected = problem.run(), problem.reference()
+    assert distance(got[0], expected[0]) <= TOLERANCE
+    empty = expected[1] == -INF
+    assert torch.equal(got[1] == -INF, empty)
+    assert distance(got[1].masked_fill(empty, 0.0), expected[1].masked_fill(empty, 0.0)) <= TOLERANCE
+    for gradient, wanted in zip(got[2:], expected[2:], strict=True):
+        if wanted is None:
+            assert gradient.shape == (0,)
+        else:
+            assert distance(gradient, wanted) <= GRADIENT_TOLERANCE
+
+
+def tensors(
+    queries: int, keys: int, width: int = 16, batch: int = 2, heads: int = 2, key_heads: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    key_heads = heads if key_heads is None else key_heads
+    shapes = [(batch, heads, queries, width), (batch, key_heads, keys, width), (batch, key_heads, keys, width)]
+    return tuple(torch.randn(shape).to(dtype) for shape in shapes)
+
+
+def weights(*shape: int) -> Tensor:
+    """In [0.1, 1], a quarter of them 0."""
+    return (0.1 + 0.9 * torch.rand(shape)).masked_fill(torch.rand(shape) < 0.25, 0.0)
+
+
+@pytest.mark.parametrize("width", [1, 24, 64, 128])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 129), (7, 49), (129, 7)])
+def test_sizes(queries: int, keys: int, width: int) -> None:
+    check(Problem(*tensors(queries, keys, width, batch=1, heads=1), key_weights=weights(1, keys)))
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "weights of each head": {"key_weights": weights(2, 2, 70)},
+    "mask": {"mask": torch.rand(2, 70) < 0.6},
+    "lengths": {"lengths": torch.tensor([70, 13]), "query_lengths": torch.tensor([0, 40])},
+    "more than all": {"lengths": torch.tensor([999, 0]), "query_lengths": torch.tensor([71, 2**40])},
+    "causal": {"causal": True, "key_weights": weights(2, 70)},
+    "dropout": {"dropout_p": 0.3, "seed": 2**40 + 7},
+    "dropout by half": {"dropout_p": 0.5, "seed": -3, "key_weights": weights(2, 70)},
+    "no key": {"key_weights": torch.zeros(2, 70).index_fill(0, torch.tensor([1]), 0.5)},
+    "all": {
+        "key_weights": weights(2, 2, 70),
+        "mask": torch.rand(2, 70) < 0.9,
+        "bias": torch.randn(2, 1, 49, 70),
+        "lengths": torch.tensor([66, 69]),
+        "query_lengths": torch.tensor([48, 33]),
+        "causal": True,
+        "dropout_p": 0.1,
+    },
+}
+
+
+@pytest.mark.usefixtures("few_tiles")
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options(options: dict[str, Any]) -> None:
+    check(Problem(*tensors(49, 70), **options))
+
+
+@pytest.mark.usefixtures("few_tiles")
+@pytest.mark.parametrize("queries", [1, 20])
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_bias_that_is_broadcast(batch: int, heads: int, queries: int) -> None:
+    bias = torch.randn(batch, heads, queries, 70)
+    bias[torch.rand(bias.shape) < 0.2] = -INF
+    check(Problem(*tensors(20, 70), key_weights=weights(2, 70), bias=bias, lengths=torch.tensor([70, 50])))
+
+
+@pytest.mark.usefixtures("few_tiles")
+def test_bias_whose_terms_are_split_into_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(*tensors(7, 9, heads=3), bias=torch.randn(1, 1, 1, 9))
+    for programs in (1, 4, 1024):  # 6, 2 and 1 terms a slice
+        monkeypatch.setattr(attention_backward_bias, "PROGRAMS", programs)
+        check(problem)
+
+
+@pytest.mark.usefixtures("few_tiles")
+def test_bias_that_is_a_view() -> None:
+    q, k, v = tensors(33, 20)
+    for bias in (
+        torch.randn(1, 2, 1, 20).expand(2, 2, 33, 20),
+        torch.randn(20, 33).T[None, None],
+        torch.randn(2, 1, 33, 40)[..., ::2],
+    ):
+        check(Problem(q, k, v, bias=bias))
+
+
+@pytest.mark.usefixtures("few_tiles")
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("key_heads", [1, 2])
+def test_heads_that_share_keys(key_heads: int, per_head: bool) -> None:
+    m = weights(2, 4, 20) if per_head else weights(2, 20)
+    options = {"bias": torch.randn(1, 4, 1, 20), "dropout_p": 0.2, "causal": True}
+    check(Problem(*tensors(9, 20, heads=4, key_heads=key_heads), key_weights=m, **options))
+
+
+@pytest.mark.usefixtures("few_tiles")
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed(causal: bool, per_head: bool) -> None:
+    m = weights(4, 2, 70) if per_head else weights(4, 70)
+    check(
+        Problem(
+            *tensors(49, 70, batch=4, key_heads=1),
+            key_weights=m,
+            bias=torch.randn(4, 1, 1, 70),
+            packed=True,
+            lengths=torch.tensor([3, 0, 70, 11]),
+            query_lengths=torch.tensor([1, 5, 49, 0]),
+            causal=causal,
+            dropout_p=0.25,
+        )
+    )
+
+
+@pytest.mark.usefixtures("few_tiles")
+def test_padding_may_hold_anything() -> None:
+    lengths, query_lengths = torch.tensor([70, 33]), torch.tensor([20, 49])
+    m, mask = weights(2, 2, 70), torch.rand(2, 70) < 0.8
+    valid = (torch.arange(70) < lengths[:, None]) & mask
+    problem = Problem(
+        *tensors(49, 70), key_weights=m, mask=mask, lengths=lengths, query_lengths=query_lengths,
+        bias=torch.randn(2, 1, 1, 70),
+    )  # fmt: skip
+    padded = torch.arange(49) >= query_lengths[:, None]
+    for x in (problem.q, problem.grad, problem.grad_lse):
+        x.transpose(1, 2)[padded] = NAN
+    problem.k.transpose(1, 2)[~valid] = INF
+    problem.v.transpose(1, 2)[~valid] = NAN
+    problem.k[m == 0] = NAN
+    problem.v[m == 0] = NAN
+    problem.bias[:, 0, 0][~valid] = NAN
+    m.transpose(1, 2)[~valid] = NAN
+    with np.errstate(invalid="ignore"):  # a row of keys that is left out may hold NaN, which is not stored
+        check(problem)
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+@pytest.mark.parametrize("which", ["q", "k", "v", "key_weights"])
+def test_a_nan_that_counts_shows(which: str) -> None:
+    problem = Problem(*tensors(9, 20), key_weights=torch.ones(2, 20))
+    tensor = getattr(problem, which)
+    tensor[0].view(-1)[0] = NAN
+    with np.errstate(invalid="ignore"):
+        out, lse = problem.forward()
+    seen = {"q": (0, 0, 0), "k": (0, 0), "v": (0, 0), "key_weights": (0,)}[which]
+    assert out[seen].isnan().any(-1).all()
+    assert lse[seen].isnan().all() == (which != "v")
+    assert out[1].isfinite().all()
+
+
+@pytest.mark.usefixtures("few_tiles")
+def test_gradients_of_weights_at_zero() -> None:
+    m = weights(2, 2, 20)
+    m[1, 1] = 0.0  # a query without a key has no gradient either
+    options = {"mask": torch.rand(2, 20) < 0.8, "lengths": torch.tensor([20, 17]), "bias": torch.randn(1, 1, 9, 20)}
+    check(Problem(*tensors(9, 20), key_weights=m, exact=True, **options))
+    check(Problem(*tensors(9, 20, heads=4, key_heads=2), key_weights=weights(2, 20), exact=True, causal=True))
+
+
+def test_gradients_of_weights_at_zero_are_finite_under_large_scores() -> None:
+    problem = Problem(*tensors(9, 20), key_weights=weights(2, 20), exact=True)
+    problem.k *= 1000
+    gradients = problem.backward(*problem.forward())
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert gradients[3].abs().max() > 2.0**100
+
+
+def test_weights_near_zero_have_finite_gradients() -> None:
+    m = torch.ones(1, 20)
+    m[0, ::3] = 1e-30
+    check(Problem(*tensors(9, 20, batch=1), key_weights=m))
+
+
+@pytest.mark.usefixtures("few_tiles")
+def test_views() -> None:
+    q = torch.randn(49, 2, 2, 16).permute(1, 2, 0, 3)  # [L, B, H, D]
+    k = torch.randn(2, 2, 24, 70).transpose(2, 3)[..., 3:19]  # keys side by side
+    v = torch.randn(2, 2, 3, 70, 16)[:, :, 1]
+    m, mask = torch.rand(70, 2).T, torch.rand(2, 140)[:, ::2] < 0.8
+    problem = Problem(q, k, v, key_weights=m, mask=mask)
+    problem.grad = torch.ones(1, 1, 1, 1).expand(q.shape)
+    problem.grad_lse = torch.randn(49, 2, 2).permute(1, 2, 0)
+    check(problem)
+    check(replace(problem, key_weights=torch.rand(70, 1, 2).permute(2, 1, 0).expand(2, 2, 70)))
+
+
+def test_no_gradient_of_the_log_sum_exp() -> None:
+    problem = Problem(*tensors(9, 20))
+    problem.grad_lse = None
+    check(problem)
+
+
+@pytest.mark.parametrize("sizes", [(0, 2, 5, 7), (2, 2, 0, 7), (2, 2, 5, 0)])
+def test_nothing_to_do(sizes: tuple[int, int, int, int]) -> None:
+    batch, heads, queries, keys = sizes
+    bias = torch.randn(1, 1, 1, keys)
+    q, k, v = tensors(queries, keys, batch=batch, heads=heads)
+    check(Problem(q, k, v, key_weights=torch.ones(batch, keys), bias=bias))
+    none = torch.zeros(batch, dtype=torch.int64)
+    check(Problem(q, k, v, lengths=none, query_lengths=none, packed=batch > 0))
+
+
+def test_no_head() -> None:
+    problem = Problem(*tensors(5, 7, heads=0), key_weights=torch.ones(2, 7), bias=torch.randn(1, 1, 1, 7))
+    *others, grad_bias = problem.run()
+    assert [x.numel() for x in others] == [0] * 6
+    assert grad_bias.shape == (1, 1, 1, 7)
+    assert (grad_bias == 0).all()
+
+
+def plain(problem: Problem) -> tuple[Tensor, ...]:
+    """The same computation in plain PyTorch of the tensors' type: out and the gradients of q, k, v."""
+    q, k, v = (x.detach().clone().requires_grad_() for x in (problem.q, problem.k, problem.v))
+    x = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+    e = (x - x.detach().amax(-1, keepdim=True)).exp() * problem.key_weights[:, None, None].to(x.dtype)
+    out = (e / e.sum(-1, keepdim=True)) @ v
+    return out.detach(), *torch.autograd.grad(out, (q, k, v), problem.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("queries", "keys"), [(7, 49), (70, 20)])
+def test_half_types_are_as_accurate_as_plain_pytorch(queries: int, keys: int, dtype: torch.dtype) -> None:
+    problem = Problem(*tensors(queries, keys, 64, dtype=dtype), key_weights=weights(2, keys))
+    problem.grad_lse = None
+    out, lse, *gradients = problem.run()
+    expected = problem.reference()
+    usual = plain(problem)
+    for got, rounded, wanted in zip((out, *gradients[:3]), usual, (expected[0], *expected[2:5]), strict=True):
+        assert distance(got, wanted) <= 2 * distance(rounded, wanted)
+    assert distance(lse, expected[1]) <= TOLERANCE
+    assert distance(gradients[3], expected[5]) <= 2 * max(map(distance, usual[1:], expected[2:5]))
+
+
+@pytest.mark.usefixtures("few_tiles")
+def test_two_runs_give_the_same_bits() -> None:
+    problem = Problem(*tensors(49, 70, key_heads=1), **OPTIONS["all"])
+    for first, second in zip(problem.run(), problem.run(), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("direction", ["forward", "queries", "keys", "bias"])
+def test_tiles_fit_what_they_serve(direction: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for width in (1, 16, 33, 64, 128):
+            for length in (1, 16, 17, 50, 1000, 10**6):
+                tile = tile_for(direction, dtype, width, length, 2 * length)
+                for block, tokens in ((tile.queries, length), (tile.keys, 2 * length)):
+                    assert 16 <= block <= 128
+                    assert block & (block - 1) == 0
+                    assert block < 2 * max(16, tokens)
+
+
+def test_widths() -> None:
+    assert kernels.unsupported(128) is None
+    assert "128" in kernels.unsupported(129)
+    with pytest.raises(ValueError, match="at most 128"):
+        Problem(*tensors(2, 3, 129)).forward()
