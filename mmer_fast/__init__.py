@@ -12,11 +12,13 @@
 
 from __future__ import annotations
 
+from mmer_fast import nn
 from mmer_fast._version import __version__
 from mmer_fast.ops._backends import BackendUnavailable, backends, checked, use_backend
 from mmer_fast.ops.attention import masked_attention, packed_attention
 from mmer_fast.ops.grad_reverse import grad_reverse
 from mmer_fast.ops.packing import PackedLayout, pack, packed_layout, unpack
+from mmer_fast.ops.sdpa import scaled_dot_product_attention
 from mmer_fast.ops.soft_topk import SoftTopKInfo, soft_topk
 from mmer_fast.ops.temporal_mask import temporal_mask
 
@@ -29,9 +31,11 @@ __all__ = [
     "checked",
     "grad_reverse",
     "masked_attention",
+    "nn",
     "pack",
     "packed_attention",
     "packed_layout",
+    "scaled_dot_product_attention",
     "soft_topk",
     "temporal_mask",
     "unpack",
