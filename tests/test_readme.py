@@ -8,14 +8,28 @@ from pathlib import Path
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def test_the_example_runs(capsys):
-    (code,) = re.findall(r"<!-- example.*?-->\n```python\n(.*?)```\n<!-- /example -->", README, flags=re.DOTALL)
+EXAMPLES = re.findall(r"<!-- example.*?-->\n```python\n(.*?)```\n<!-- /example -->", README, flags=re.DOTALL)
+
+
+def run(code: str) -> dict:
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
+    return names
+
+
+def test_the_example_of_soft_topk_runs(capsys):
+    names = run(EXAMPLES[0])
     assert names["scores"].grad.isfinite().all()
     assert names["weights"].sum(-1).sub(40).abs().max() < 1e-3
     assert "tensor(" in capsys.readouterr().out
+
+
+def test_the_example_of_attention_runs():
+    names = run(EXAMPLES[1])
+    assert names["out"].shape == (names["lengths"].sum(), 4, 64)
+    assert names["q"].grad.isfinite().all()
+    assert (names["mask"].grad != 0).sum() == names["lengths"].sum()
 
 
 def test_the_measured_table_is_there():

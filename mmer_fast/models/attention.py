@@ -1,47 +1,37 @@
-"""Multi-head attention with key padding; the one place of the model that calls an attention kernel.
+"""Multi-head attention on packed tokens; the one place of the model that calls the attention operator.
 
-Shape suffixes: b batch, l queries, s keys, h heads, d width, e = d / h.
+Shape suffixes: n query tokens and m context tokens of all samples end to end, h heads, d width, e = d / h.
 """
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 
+import mmer_fast as mf
+from mmer_fast.ops.attention_checks import drawn_seed
 
-def masked_attention(
-    query_bhle: Tensor,
-    key_bhse: Tensor,
-    value_bhse: Tensor,
-    valid_bs: Tensor | None = None,
-    *,
-    dropout: float = 0.0,
-) -> Tensor:
-    """Scaled dot-product attention over the valid keys; a sample without any key yields 0.
 
-    Args:
-        query_bhle: (B, H, L, E), floating.
-        key_bhse, value_bhse: (B, H, S, E), dtype of the query, finite (padding too).
-        valid_bs: (B, S) bool, True at the keys that count; None counts all.
-        dropout: probability with which attention weights are dropped.
+class Spans(NamedTuple):
+    """Where each sample's tokens are: `cu_seqlens` (B + 1,) int32, and the length of the longest."""
 
-    Returns:
-        (B, H, L, E): softmax(query keyᵀ / √E) value over the valid keys.
-    """
-    if valid_bs is None:
-        return F.scaled_dot_product_attention(query_bhle, key_bhse, value_bhse, dropout_p=dropout)
-    # A softmax over no key is 0/0 on some kernels: such a sample attends to its padding, and the result is
-    # discarded.
-    empty_b = ~valid_bs.any(dim=-1)
-    attended_bs = valid_bs | empty_b[:, None]
-    out_bhle = F.scaled_dot_product_attention(
-        query_bhle, key_bhse, value_bhse, attn_mask=attended_bs[:, None, None, :], dropout_p=dropout
-    )
-    return out_bhle.masked_fill(empty_b[:, None, None, None], 0.0)
+    cu_seqlens: Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, layout: mf.PackedLayout) -> Spans:
+        return cls(layout.cu_seqlens, layout.max_seqlen)
+
+    @classmethod
+    def equal(cls, samples: int, length: int, device: torch.device) -> Spans:
+        """Samples of one length."""
+        return cls(torch.arange(samples + 1, dtype=torch.int32, device=device) * length, length)
 
 
 class MultiHeadAttention(nn.Module):
-    """Projections of query, key, value and output around `masked_attention`.
+    """Projections of query, key, value and output around `mmer_fast.packed_attention`.
 
     Args:
         dim: width d of inputs and output.
@@ -58,16 +48,22 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, query_bld: Tensor, context_bsd: Tensor, valid_bs: Tensor | None = None) -> Tensor:
-        """Attend from `query_bld` (B, L, D) to `context_bsd` (B, S, D); returns (B, L, D)."""
-        out_bhle = masked_attention(
-            self._split(self.query(query_bld)),
-            self._split(self.key(context_bsd)),
-            self._split(self.value(context_bsd)),
-            valid_bs,
-            dropout=self.dropout if self.training else 0.0,
+    def forward(self, query_nd: Tensor, context_md: Tensor, queries: Spans, context: Spans) -> Tensor:
+        """Each sample's queries (N, D) attend to its context (M, D); returns (N, D), 0 where a context is empty."""
+        dropout = self.dropout if self.training else 0.0
+        out_nhe = mf.packed_attention(
+            self._split(self.query(query_nd)),
+            self._split(self.key(context_md)),
+            self._split(self.value(context_md)),
+            queries.cu_seqlens,
+            context.cu_seqlens,
+            max_seqlen_q=queries.longest,
+            max_seqlen_k=context.longest,
+            dropout_p=dropout,
+            seed=drawn_seed(dropout, query_nd.device),
         )
-        return self.out(out_bhle.transpose(1, 2).flatten(2))
+        assert isinstance(out_nhe, Tensor)
+        return self.out(out_nhe.flatten(1))
 
-    def _split(self, x_btd: Tensor) -> Tensor:
-        return x_btd.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def _split(self, x_nd: Tensor) -> Tensor:
+        return x_nd.unflatten(-1, (self.heads, -1))

@@ -1,7 +1,8 @@
 """Adversarial temporal masking (ATM), RobMMR Eq. 6-11: which units of each modality the network has to do
 without.
 
-Shape suffixes: b batch, t time, d width, r rows (all modalities' samples one after the other), n longest row.
+Shape suffixes: b batch, t time, n units of all samples, d width, r rows (all modalities'
+samples one after the other), l longest row.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ class MaskNetwork(nn.Module):
         self.detach = config.reversal == "mask_network"
         self.scale = config.reversal_scale
 
-    def forward(self, hidden_btd: Tensor) -> Tensor:
-        """Scores σ(H W + b), (B, T), of the hidden states H (B, T, D)."""
-        hidden_btd = hidden_btd.detach() if self.detach else hidden_btd
-        scores_bt = torch.sigmoid(self.linear(hidden_btd).squeeze(-1))
-        return mf.grad_reverse(scores_bt, self.scale)
+    def forward(self, hidden_nd: Tensor) -> Tensor:
+        """Scores σ(H W + b), (N,), of the hidden states H (N, D) of units."""
+        hidden_nd = hidden_nd.detach() if self.detach else hidden_nd
+        scores_n = torch.sigmoid(self.linear(hidden_nd).squeeze(-1))
+        return mf.grad_reverse(scores_n, self.scale)
 
 
 def temporal_masks(
@@ -52,21 +53,21 @@ def temporal_masks(
     """
     names = list(scores)
     longest = max(scores[name].shape[1] for name in names)
-    rows_rn = torch.cat(
+    rows_rl = torch.cat(
         [F.pad(_unit_cost(scores[name], lengths[name], config), (0, longest - scores[name].shape[1])) for name in names]
     )
     lengths_r = torch.cat([lengths[name] for name in names])
-    masks_rn = mf.temporal_mask(
-        rows_rn,
+    masks_rl = mf.temporal_mask(
+        rows_rl,
         config.mask_ratio,
-        k=None if config.mask_count is None else lengths_r.clamp(max=config.mask_count).to(rows_rn.dtype),
+        k=None if config.mask_count is None else lengths_r.clamp(max=config.mask_count).to(rows_rl.dtype),
         epsilon=config.mask_epsilon,
         lengths=lengths_r,
         largest=config.mask_largest,
         solver=config.mask_solver,
         iterations=config.mask_iterations,
     )
-    blocks = masks_rn.split([scores[name].shape[0] for name in names])
+    blocks = masks_rl.split([scores[name].shape[0] for name in names])
     return {name: block[:, : scores[name].shape[1]] for name, block in zip(names, blocks, strict=True)}
 
 

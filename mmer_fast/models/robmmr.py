@@ -5,8 +5,10 @@ Modalities are a mapping name → feature size, in a fixed order; nothing here k
 they mean. Every part is callable alone (`encode`, `fuse`, `decode`, `temporal_masks`), so that a training
 algorithm can reuse intermediate results; `forward` is their plain composition.
 
-Shape suffixes: b batch, t time of a modality, s time of all modalities together, f features, d width, k
-labels.
+Between its input and its output every tensor holds the valid tokens of all samples end to end (`mmer_fast.packing`):
+no linear layer, LayerNorm, feed-forward or attention computes padding.
+
+Shape suffixes: b batch, t time of a modality, n tokens of a modality or of all of them, f features, d width, k labels.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import mmer_fast as mf
+from mmer_fast.models.attention import Spans
 from mmer_fast.models.config import RobMMRConfig
 from mmer_fast.models.dropout import Dropout
 from mmer_fast.models.masking import MaskNetwork, temporal_masks
@@ -27,12 +31,26 @@ from mmer_fast.ops.lengths import length_mask
 
 @dataclass(frozen=True)
 class Encodings:
-    """Outputs of the unimodal encoders: `hidden` modality → (B, T, D), `lengths` modality → (B,) units that
-    count.
+    """Outputs of the unimodal encoders.
+
+    Attributes:
+        hidden: modality → (N, D), its tokens end to end.
+        lengths: modality → (B,) integer, units of each sample that count.
+        layouts: modality → where its tokens are.
+        steps: modality → T of its padded batch.
     """
 
     hidden: dict[str, Tensor]
     lengths: dict[str, Tensor]
+    layouts: dict[str, mf.PackedLayout]
+    steps: dict[str, int]
+
+    def padded(self, name: str, values_n: Tensor | None = None) -> Tensor:
+        """`hidden`, or other values (N, ...) of the tokens of a modality, as (B, T, ...) with 0 in the padding."""
+        values_n = self.hidden[name] if values_n is None else values_n
+        padded = mf.unpack(values_n, self.layouts[name], self.steps[name])
+        assert isinstance(padded, Tensor)
+        return padded
 
 
 @dataclass(frozen=True)
@@ -107,8 +125,7 @@ class RobMMR(nn.Module):
             ValueError: a modality is absent or has another shape than announced.
         """
         encodings = self.encode(features, lengths, masks)
-        memory_bsd, valid_bs = self.fuse(encodings)
-        return RobMMROutput(self.decode(memory_bsd, valid_bs), encodings)
+        return RobMMROutput(self.decode(*self.fuse(encodings)), encodings)
 
     def encode(
         self,
@@ -118,53 +135,57 @@ class RobMMR(nn.Module):
     ) -> Encodings:
         """Unimodal encodings H^x = E^x(x ∘ m); arguments as in `forward`."""
         self._check(features, lengths)
-        hidden, counted = {}, {}
+        encodings = Encodings({}, {}, {}, {})
         for name in self.modalities:
-            x_btf, counted[name] = self._pad(features[name], lengths[name])
-            mask_bt1 = None if masks is None else _fit(masks[name], x_btf.shape[1])[..., None]
-            hidden[name] = self._encode_one(name, x_btf, counted[name], mask_bt1)
-        return Encodings(hidden, counted)
+            x_btf, counted_b = self._pad(features[name], lengths[name])
+            layout = mf.packed_layout(counted_b)
+            encodings.lengths[name], encodings.layouts[name], encodings.steps[name] = counted_b, layout, x_btf.shape[1]
+            mask_n = None
+            if masks is not None:
+                mask_n = mf.pack(_fit(masks[name], x_btf.shape[1]), layout)
+            encodings.hidden[name] = self._encode_one(name, mf.pack(x_btf, layout), layout, mask_n)
+        return encodings
 
-    def fuse(self, encodings: Encodings) -> tuple[Tensor, Tensor | None]:
-        """H^m = E^m([H^x]) (B, S, D), and which of its positions count, (B, S) bool or None for all."""
-        hidden_bsd = torch.cat([encodings.hidden[name] for name in self.modalities], dim=1)
-        valid_bs = None
-        if self.config.padding_mask:
-            valid_bs = torch.cat(
-                [length_mask(encodings.lengths[n], encodings.hidden[n].shape[1]) for n in self.modalities],
-                dim=1,
-            )
-        return self.multimodal_encoder(hidden_bsd, valid_bs), valid_bs
+    def fuse(self, encodings: Encodings) -> tuple[Tensor, Spans]:
+        """H^m = E^m([H^x]): the tokens (N, D) of all modalities of each sample, and where each sample's are."""
+        layout = mf.packed_layout(*(encodings.lengths[name] for name in self.modalities))
+        hidden_nd = layout.join([encodings.hidden[name] for name in self.modalities])
+        spans = Spans.of(layout)
+        return self.multimodal_encoder(hidden_nd, spans), spans
 
-    def decode(self, memory_bsd: Tensor, valid_bs: Tensor | None) -> Tensor:
-        """Logits (B, K) from H^m (B, S, D): D with its label queries, then the classifiers."""
-        return self.classifier_dropout(self.classifier(self.decoder(memory_bsd, valid_bs)))
+    def decode(self, memory_nd: Tensor, memory: Spans) -> Tensor:
+        """Logits (B, K) from H^m (N, D): D with its label queries, then the classifiers."""
+        return self.classifier_dropout(self.classifier(self.decoder(memory_nd, memory)))
 
     def temporal_masks(self, encodings: Encodings) -> dict[str, Tensor]:
         """The adversarial masks m^x (B, T) of Eq. 6-7 from clean encodings; their gradient is reversed (Eq.
         11).
         """
-        scores = {name: self.mask_networks[name](hidden) for name, hidden in encodings.hidden.items()}
+        scores = {
+            name: encodings.padded(name, self.mask_networks[name](hidden_nd))
+            for name, hidden_nd in encodings.hidden.items()
+        }
         return temporal_masks(scores, encodings.lengths, self.config)
 
-    def _encode_one(self, name: str, x_btf: Tensor, lengths_b: Tensor, mask_bt1: Tensor | None) -> Tensor:
+    def _encode_one(self, name: str, x_nf: Tensor, layout: mf.PackedLayout, mask_n: Tensor | None) -> Tensor:
         masks_features = self.config.masked_input == "features"
-        if mask_bt1 is not None and masks_features:
-            x_btf = x_btf * mask_bt1
-        x_btd = self.embeddings[name](x_btf)
-        if mask_bt1 is not None and not masks_features:
-            x_btd = x_btd * mask_bt1
+        if mask_n is not None and masks_features:
+            x_nf = x_nf * mask_n[:, None]
+        x_nd = self.embeddings[name](x_nf)
+        if mask_n is not None and not masks_features:
+            x_nd = x_nd * mask_n[:, None]
         if self.config.positions == "sinusoidal":
-            x_btd = x_btd + sinusoidal_positions(x_btd.shape[1], x_btd.shape[2], x_btd)
-        valid_bt = length_mask(lengths_b, x_btd.shape[1]) if self.config.padding_mask else None
-        return self.unimodal_encoders[name](x_btd, valid_bt)
+            x_nd = x_nd + sinusoidal_positions(layout.time, x_nd.shape[1], x_nd.dtype)
+        return self.unimodal_encoders[name](x_nd, Spans.of(layout))
 
     def _pad(self, x_btf: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Zero the padding, lengthen it as configured, and say how many units of each row count."""
+        """Where padding is to count: zero it, lengthen it as configured, and say so in the lengths."""
+        if self.config.padding_mask:
+            return x_btf, lengths_b
         x_btf = x_btf.masked_fill(~length_mask(lengths_b, x_btf.shape[1])[..., None], 0.0)
         missing = max(self.config.padded_length or 1, x_btf.shape[1]) - x_btf.shape[1]
         x_btf = F.pad(x_btf, (0, 0, 0, missing)) if missing else x_btf
-        return x_btf, lengths_b if self.config.padding_mask else torch.full_like(lengths_b, x_btf.shape[1])
+        return x_btf, torch.full_like(lengths_b, x_btf.shape[1])
 
     def _check(self, features: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> None:
         for name, size in self.modalities.items():

@@ -1,6 +1,8 @@
 """Transformer encoder and decoder stacks: post-norm, ReLU, a LayerNorm at the end of each stack.
 
-Shape suffixes: b batch, t time, q queries, s memory positions, d width.
+They work on the tokens of all samples end to end, so that no layer computes padding.
+
+Shape suffixes: n tokens of all samples, q label queries of all samples, b batch, d width.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mmer_fast.models.attention import MultiHeadAttention
+from mmer_fast.models.attention import MultiHeadAttention, Spans
 from mmer_fast.models.dropout import Dropout
 
 
@@ -32,13 +34,13 @@ class EncoderBlock(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x_btd: Tensor, valid_bt: Tensor | None) -> Tensor:
-        x_btd = self.attention_norm(x_btd + self.dropout(self.attention(x_btd, x_btd, valid_bt)))
-        return self.feed_forward_norm(x_btd + self.dropout(self.feed_forward(x_btd)))
+    def forward(self, x_nd: Tensor, spans: Spans) -> Tensor:
+        x_nd = self.attention_norm(x_nd + self.dropout(self.attention(x_nd, x_nd, spans, spans)))
+        return self.feed_forward_norm(x_nd + self.dropout(self.feed_forward(x_nd)))
 
 
 class Encoder(nn.Module):
-    """A stack of `EncoderBlock`s; positions that are not valid come out as 0."""
+    """A stack of `EncoderBlock`s."""
 
     def __init__(
         self, blocks: int, dim: int, hidden: int, heads: int, dropout: float, attention_dropout: float
@@ -47,12 +49,11 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(EncoderBlock(dim, hidden, heads, dropout, attention_dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x_btd: Tensor, valid_bt: Tensor | None) -> Tensor:
-        """Encode `x_btd` (B, T, D), finite everywhere; `valid_bt` (B, T) bool or None. Returns (B, T, D)."""
+    def forward(self, x_nd: Tensor, spans: Spans) -> Tensor:
+        """Encode the tokens (N, D) of all samples; returns (N, D)."""
         for block in self.blocks:
-            x_btd = block(x_btd, valid_bt)
-        x_btd = self.norm(x_btd)
-        return x_btd if valid_bt is None else x_btd.masked_fill(~valid_bt[..., None], 0.0)
+            x_nd = block(x_nd, spans)
+        return self.norm(x_nd)
 
 
 class DecoderBlock(nn.Module):
@@ -70,11 +71,11 @@ class DecoderBlock(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x_bqd: Tensor, memory_bsd: Tensor, valid_bs: Tensor | None) -> Tensor:
-        x_bqd = self.self_attention_norm(x_bqd + self.dropout(self.self_attention(x_bqd, x_bqd)))
-        read_bqd = self.cross_attention(x_bqd, memory_bsd, valid_bs)
-        x_bqd = self.cross_attention_norm(x_bqd + self.dropout(read_bqd))
-        return self.feed_forward_norm(x_bqd + self.dropout(self.feed_forward(x_bqd)))
+    def forward(self, x_qd: Tensor, memory_nd: Tensor, queries: Spans, memory: Spans) -> Tensor:
+        x_qd = self.self_attention_norm(x_qd + self.dropout(self.self_attention(x_qd, x_qd, queries, queries)))
+        read_qd = self.cross_attention(x_qd, memory_nd, queries, memory)
+        x_qd = self.cross_attention_norm(x_qd + self.dropout(read_qd))
+        return self.feed_forward_norm(x_qd + self.dropout(self.feed_forward(x_qd)))
 
 
 class Decoder(nn.Module):
@@ -99,18 +100,18 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(DecoderBlock(dim, hidden, heads, dropout, attention_dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, memory_bsd: Tensor, valid_bs: Tensor | None) -> Tensor:
-        """Read the memory (B, S, D) with every query; returns (B, K, D)."""
-        x_bqd = self.queries.expand(memory_bsd.shape[0], -1, -1)
+    def forward(self, memory_nd: Tensor, memory: Spans) -> Tensor:
+        """Read each sample's memory, (N, D) in all, with every query; returns (B, K, D)."""
+        samples, labels = memory.cu_seqlens.shape[0] - 1, self.queries.shape[0]
+        queries = Spans.equal(samples, labels, memory_nd.device)
+        x_qd = self.queries.repeat(samples, 1)
         for block in self.blocks:
-            x_bqd = block(x_bqd, memory_bsd, valid_bs)
-        return self.norm(x_bqd)
+            x_qd = block(x_qd, memory_nd, queries, memory)
+        return self.norm(x_qd).unflatten(0, (samples, labels))
 
 
-def sinusoidal_positions(length: int, dim: int, like: Tensor) -> Tensor:
-    """(length, dim) sines and cosines of Vaswani et al. 2017, section 3.5, in the dtype and on the device of
-    `like`.
-    """
-    rate = torch.exp(torch.arange(0, dim, 2, device=like.device) * (-math.log(10000.0) / dim))
-    angle = torch.arange(length, device=like.device)[:, None] * rate
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1).to(like.dtype)
+def sinusoidal_positions(time_n: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """(N, dim) sines and cosines of Vaswani et al. 2017, section 3.5, of the places (N,) of tokens."""
+    rate = torch.exp(torch.arange(0, dim, 2, device=time_n.device) * (-math.log(10000.0) / dim))
+    angle = time_n[:, None] * rate
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1).to(dtype)

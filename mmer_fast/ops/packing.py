@@ -49,6 +49,23 @@ class PackedLayout:
     def modalities(self) -> int:
         return len(self._segments)
 
+    @property
+    def time(self) -> Tensor:
+        """(total,) int64: each token's place within its own sample and modality."""
+        times = torch.cat([segment.time for segment in self._segments])
+        return times if len(self._segments) == 1 else times.index_select(0, self._order)
+
+    def join(self, tokens: Sequence[Tensor]) -> Tensor:
+        """The packed tokens (tokens_i, ...) of each modality, packed by the layouts of their own, as one (total, ...).
+
+        Raises:
+            ValueError: as many tensors as the layout has no modalities, or other numbers of tokens than it has.
+        """
+        counts = [segment.sample.shape[0] for segment in self._segments]
+        if [x.shape[0] for x in tokens] != counts:
+            raise ValueError(f"tokens must have {counts} tokens, one tensor a modality, got {[len(x) for x in tokens]}")
+        return tokens[0] if len(counts) == 1 else torch.cat(list(tokens)).index_select(0, self._order)
+
 
 def packed_layout(*lengths: Tensor) -> PackedLayout:
     """The layout of a batch with these lengths; reads them, which on CUDA waits for the device.
@@ -109,9 +126,7 @@ def pack(x: Tensor | Sequence[Tensor], layout: PackedLayout) -> Tensor:
         batch.flatten(0, 1).index_select(0, segment.sample * batch.shape[1] + segment.time)
         for batch, segment in zip(batches, layout._segments, strict=True)
     ]
-    if len(tokens) == 1:
-        return tokens[0]
-    return torch.cat(tokens).index_select(0, layout._order)
+    return layout.join(tokens)
 
 
 def unpack(

@@ -6,36 +6,24 @@ import math
 
 import torch
 
-from mmer_fast.models.attention import MultiHeadAttention, masked_attention
+import mmer_fast as mf
+from mmer_fast.models.attention import MultiHeadAttention, Spans
 from mmer_fast.models.dropout import Dropout
 
 
-def test_masked_attention_is_a_softmax_over_the_valid_keys() -> None:
+def test_a_sample_without_context_reads_the_output_bias_and_sends_no_gradient() -> None:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (5, 6, 6))
-    valid_bs = torch.tensor([[True, False, True, True, False, False], [True] * 6])
-    out = masked_attention(q, k, v, valid_bs)
-    for b in range(2):
-        keys = [s for s in range(6) if valid_bs[b, s]]
-        for h in range(3):
-            for i in range(5):
-                weights = [math.exp(float(q[b, h, i] @ k[b, h, s]) / 2) for s in keys]
-                expected = sum(w * v[b, h, s] for w, s in zip(weights, keys, strict=True)) / sum(weights)
-                torch.testing.assert_close(out[b, h, i], expected)
-
-
-def test_a_sample_without_keys_reads_zero_and_sends_no_gradient() -> None:
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 1, 3, 4, requires_grad=True) for _ in range(3))
-    out = masked_attention(q, k, v, torch.tensor([[False] * 3, [True] * 3]))
+    attention = MultiHeadAttention(4, 1)
+    queries, context = mf.packed_layout(torch.tensor([2, 1])), mf.packed_layout(torch.tensor([0, 3]))
+    q, c = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    out = attention(q, c, Spans.of(queries), Spans.of(context))
     out.sum().backward()
-    assert (out[0] == 0).all()
-    for x in (q, k, v):
-        assert x.grad is not None
-        assert (x.grad[0] == 0).all()
-        assert x.grad.isfinite().all()
-    assert v.grad is not None
-    assert v.grad[1].abs().sum() > 0
+    assert torch.equal(out[:2], attention.out.bias.expand(2, -1))
+    assert q.grad is not None
+    assert c.grad is not None
+    assert (q.grad[:2] == 0).all()
+    assert c.grad.isfinite().all()
+    assert c.grad.abs().sum() > 0
 
 
 def test_multi_head_attention_equals_the_library_module() -> None:
@@ -53,7 +41,10 @@ def test_multi_head_attention_equals_the_library_module() -> None:
     query, context = torch.randn(2, 3, 8, dtype=torch.float64), torch.randn(2, 5, 8, dtype=torch.float64)
     valid = torch.arange(5) < torch.tensor([[4], [2]])
     expected, _ = theirs(query, context, context, key_padding_mask=~valid)
-    torch.testing.assert_close(ours(query, context, valid), expected)
+    memory = mf.packed_layout(torch.tensor([4, 2]))
+    queries = Spans.equal(2, 3, query.device)
+    out = ours(query.flatten(0, 1), mf.pack(context, memory), queries, Spans.of(memory))
+    torch.testing.assert_close(out.unflatten(0, (2, 3)), expected)
 
 
 def test_dropout_keeps_the_right_share_and_the_mean() -> None:

@@ -36,7 +36,7 @@ def test_masks_are_eq_6_and_7(batch: Batch) -> None:
             assert (mask_bt[b, n:] == 0).all()
             if n == 0:
                 continue
-            activations = encodings.hidden[name][b, :n] @ linear.weight[0] + linear.bias[0]
+            activations = encodings.padded(name)[b, :n] @ linear.weight[0] + linear.bias[0]
             scores = (1 / (1 + torch.exp(-activations))).tolist()
             expected = torch.tensor(soft_mask(scores, 0.4 * n, 0.03), dtype=torch.float64)
             torch.testing.assert_close(mask_bt[b, :n], expected, rtol=0, atol=1e-9)
@@ -47,7 +47,7 @@ def test_lowest_scores_are_masked_where_the_authors_do(batch: Batch) -> None:
     for largest in (True, False):
         model = small_model(mask_largest=largest, mask_epsilon=1e-4)
         encodings = model.encode(features, lengths)
-        scores = model.mask_networks["words"](encodings.hidden["words"])[0]
+        scores = model.mask_networks["words"](encodings.padded("words")[0])
         order = scores.argsort(descending=largest)
         mask = model.temporal_masks(encodings)["words"][0]  # k = 2.4 of 6
         assert (mask[order[:2]] < 1e-6).all()
@@ -111,10 +111,10 @@ def test_masking_the_embedding_differs_from_masking_the_features(batch: Batch) -
     features, lengths, _ = batch
     model = small_model(masked_input="embedding")
     nothing = {name: torch.zeros(x.shape[:2], dtype=torch.float64) for name, x in features.items()}
-    hidden = model.encode(features, lengths, nothing).hidden["words"]
+    hidden = model.encode(features, lengths, nothing).padded("words")
     # all embeddings are 0: every valid unit is encoded alike, whatever its features
     torch.testing.assert_close(hidden[0], hidden[0, :1].expand(6, -1))
-    other = model.encode({n: 2 * x for n, x in features.items()}, lengths, nothing).hidden["words"]
+    other = model.encode({n: 2 * x for n, x in features.items()}, lengths, nothing).padded("words")
     torch.testing.assert_close(hidden, other)
 
 

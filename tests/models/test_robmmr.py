@@ -33,7 +33,7 @@ def test_a_missing_modality_has_zero_encodings_and_no_mask(batch: Batch) -> None
     features, lengths, _ = batch
     model = small_model()
     encodings = model.encode(features, lengths)
-    assert (encodings.hidden["frames"][2] == 0).all()
+    assert (encodings.padded("frames")[2] == 0).all()
     assert (model.temporal_masks(encodings)["frames"][2] == 0).all()
 
 
@@ -95,7 +95,7 @@ def test_without_positions_the_order_of_units_does_not_matter_and_with_them_it_d
 
 
 def test_sinusoidal_positions_are_those_of_the_transformer_paper() -> None:
-    table = sinusoidal_positions(7, 6, torch.empty(0, dtype=torch.float64))
+    table = sinusoidal_positions(torch.arange(7), 6, torch.float64)
     for position in range(7):
         for i in range(3):
             angle = torch.tensor(position / 10000 ** (2 * i / 6))

@@ -146,3 +146,16 @@ def test_bad_packed():
         mf.unpack(torch.zeros(16, 2), layout, 4)
     with pytest.raises(ValueError, match=r"padded_lengths must have 2 entries, got 1"):
         mf.unpack(torch.zeros(16, 2), layout, [9])
+
+
+def test_join_interleaves_the_modalities_of_each_sample():
+    first, second = torch.tensor([2, 0, 1]), torch.tensor([1, 2, 0])
+    layout = mf.packed_layout(first, second)
+    padded = [torch.arange(9.0).reshape(3, 3) + 10 * i for i in range(2)]
+    tokens = [mf.pack(x, mf.packed_layout(n)) for x, n in zip(padded, (first, second), strict=True)]
+    joined = layout.join(tokens)
+    assert joined.tolist() == [0, 1, 10, 13, 14, 6]
+    assert layout.time.tolist() == [0, 1, 0, 0, 1, 0]
+    assert torch.equal(joined, mf.pack(padded, layout))
+    with pytest.raises(ValueError, match=r"tokens must have \[3, 3\] tokens, one tensor a modality, got \[3\]"):
+        layout.join(tokens[:1])
