@@ -7,13 +7,13 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import mmer_fast as mf
-from benchmarks.peers import CONTESTANTS
 from mmer_fast import _extension
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,14 +45,14 @@ def describe(device: str, copy_gbps: float) -> dict[str, Any]:
     return machine
 
 
-def versions() -> dict[str, str | None]:
-    """Version of each package that takes part; None where it is not installed."""
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Version of torch, triton and each of `packages`; None where it is not installed."""
     result: dict[str, str | None] = {
         "mmer_fast": mf.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    for package in ("triton", *sorted({c.package for c in CONTESTANTS if c.package})):
+    for package in ("triton", *packages):
         try:
             result[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -1,253 +1,42 @@
-"""Measures soft top-k: ``python -m benchmarks.run --device cpu|cuda [--quick]``; writes one JSON file a run.
+"""Measures the operators: ``python -m benchmarks.run --device cpu|cuda [--operator NAME] [--quick]``.
 
-A case is timed only after its results are right: each contestant of the same plan is compared with the float64
-reference, in value and in gradient. A peer's error is reported beside its time; where ours is wrong the case is not
-timed and the run fails.
+Writes one JSON file a run: rows with the machine, the versions and the commit. Prints at the end which promises of
+`benchmarks.bars` hold; that is for the reader, and only a wrong result of ours makes the run fail.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import fnmatch
 import json
-import statistics
 import sys
+import time
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-import mmer_fast as mf
-from benchmarks import cases, machine, peers, timing
-from benchmarks.cases import Case, Inputs
-from benchmarks.peers import SAME_PLAN, Contestant, Function
+from benchmarks import bars, machine, timing
+from benchmarks.attention.benchmark import OPERATOR as ATTENTION
+from benchmarks.harness import SCHEMA, WrongResultError
+from benchmarks.interface import Operator
+from benchmarks.soft_topk.benchmark import OPERATOR as SOFT_TOPK
 
-SCHEMA = 1
-FORWARD, FORWARD_BACKWARD = "forward", "forward+backward"
-# Largest |T - T*|, and largest |dL/ds - dL/ds*| over the largest |dL/ds*|; bfloat16 rounds T in [0.5, 1) by 2^-9.
-TOLERANCES = {"float32": (2e-6, 1e-5), "bfloat16": (2.1e-3, 8e-3)}
-
-
-class WrongResultError(RuntimeError):
-    """A contestant of ours raised or is not within `TOLERANCES` of the float64 reference: its case is not timed."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A contestant that takes part in a pass: what to call, how long a call took, and how wrong it was."""
-
-    contestant: Contestant
-    call: timing.Call
-    seconds: float
-    value_error: float | None
-    gradient_error: float | None
-
-
-@dataclass(frozen=True)
-class Truth:
-    """The float64 plan and gradient, (rows, n) each."""
-
-    weights: Tensor
-    gradient: Tensor
-
-
-def solve_reference(case: Case, inputs: Inputs) -> Truth:
-    scores = inputs.scores.double().requires_grad_()
-    weights = mf.soft_topk(scores, inputs.k, epsilon=case.epsilon, lengths=inputs.lengths, backend="reference")
-    assert isinstance(weights, Tensor)
-    (gradient,) = torch.autograd.grad(weights, scores, inputs.grad.double())
-    return Truth(weights.detach(), gradient)
-
-
-def make_call(function: Function, case: Case, inputs: Inputs, step: str) -> timing.Call:
-    """A call that returns the weights (`FORWARD`), or (weights, dL/ds)."""
-    k, epsilon, lengths = inputs.k, case.epsilon, inputs.lengths
-    if step == FORWARD:
-        scores = inputs.scores
-        return lambda: function(scores, k, epsilon, lengths)
-    leaf = inputs.scores.clone().requires_grad_()
-
-    def forward_backward() -> tuple[Tensor, Tensor]:
-        weights = function(leaf, k, epsilon, lengths)
-        # torch.topk returns (rows, k): the gradient of as many entries.
-        grad = inputs.grad if weights.shape == inputs.grad.shape else inputs.grad[:, : weights.shape[1]]
-        (gradient,) = torch.autograd.grad(weights, leaf, grad)
-        return weights, gradient
-
-    return forward_backward
-
-
-def errors(result: Any, truth: Truth, step: str) -> tuple[float, float | None]:
-    """Value and relative gradient error of what a call returned; NaN counts as infinitely wrong."""
-    weights, gradient = (result, None) if step == FORWARD else result
-    value = float((weights.detach().double() - truth.weights).abs().max().nan_to_num(nan=torch.inf))
-    if gradient is None:
-        return value, None
-    off = (gradient.double() - truth.gradient).abs().max() / truth.gradient.abs().max()
-    return value, float(off.nan_to_num(nan=torch.inf))
-
-
-def check_ours(contestant: Contestant, case: Case, value: float, gradient: float | None) -> None:
-    """Raises `WrongResultError` where our own result is off."""
-    value_limit, gradient_limit = TOLERANCES[case.dtype]
-    if value > value_limit or (gradient is not None and gradient > gradient_limit):
-        raise WrongResultError(
-            f"{contestant.name}, {case.name}: expected errors within {value_limit:g} (value) and {gradient_limit:g} "
-            f"(gradient) of the float64 reference, got {value:.3g} and {gradient or 0.0:.3g}; nothing is timed"
-        )
-
-
-def memory_limit(device: str) -> float:
-    """Bytes that the graph of one contestant may keep alive."""
-    return 0.5 * torch.cuda.mem_get_info()[0] if device == "cuda" else 4e9
-
-
-def enter(contestant: Contestant, case: Case, inputs: Inputs, truth: Truth, step: str) -> Entry | str:
-    """Loads, warms up and checks a contestant; or says why it does not take part.
-
-    An exception of a peer becomes that reason.
-
-    Raises:
-        WrongResultError: ours raised, or is wrong.
-    """
-    device = inputs.scores.device.type
-    reason = contestant.reason(case)
-    if reason is not None:
-        return reason
-    if step == FORWARD_BACKWARD and not contestant.differentiable:
-        return "no gradient"
-    saved = 4.0 * contestant.saved_floats * inputs.scores.numel()
-    if step == FORWARD_BACKWARD and saved > memory_limit(device):
-        return f"its graph needs about {saved * 1e-9:.0f} GB"
-    try:
-        call = make_call(contestant.load(), case, inputs, step)
-        result, seconds = timing.time_once(call, device)
-        if seconds < 1.0 or contestant.name.endswith("torch.compile"):
-            result, seconds = timing.time_once(call, device)  # the first call compiles and allocates
-    except Exception as error:
-        if contestant.backend is not None:
-            raise WrongResultError(f"{contestant.name}, {case.name}: raised {type(error).__name__}: {error}") from error
-        return f"{type(error).__name__}: {error}".splitlines()[0][:160]
-    value = gradient = None
-    if contestant.relaxation == SAME_PLAN:
-        value, gradient = errors(result, truth, step)
-        if contestant.backend is not None:
-            check_ours(contestant, case, value, gradient)
-    return Entry(contestant, call, seconds, value, gradient)
-
-
-def measure(case: Case, contestants: list[Contestant], device: str, plan: timing.Plan) -> list[dict[str, Any]]:
-    """The rows of a case: forward, then forward + backward.
-
-    Raises:
-        WrongResultError: a result of ours is wrong.
-        RuntimeError: no backend of ours can run on this device.
-    """
-    inputs = cases.build(case, device)
-    truth = solve_reference(case, inputs)
-    rows = []
-    for step in (FORWARD, FORWARD_BACKWARD):
-        entries = {c.name: enter(c, case, inputs, truth, step) for c in contestants}
-        active = {name: entry for name, entry in entries.items() if isinstance(entry, Entry)}
-        base = next((name for name, entry in active.items() if entry.contestant.backend), None)
-        if base is None:
-            states = mf.backends()["soft_topk"]
-            raise RuntimeError(f"no backend of mmer_fast serves {device}: {states}. Build the package first.")
-        calls = {name: entry.call for name, entry in active.items()}
-        copy = f"{FORWARD} copy"
-        calls[copy] = inputs.scores.clone
-        seconds = {name: entry.seconds for name, entry in active.items()} | {copy: 0.0}
-        timings = timing.interleave(calls, seconds, plan, device)
-        for contestant in contestants:
-            row = _identity(case, inputs, contestant, step, device)
-            entry = entries[contestant.name]
-            if isinstance(entry, str):
-                rows.append(row | {"status": entry})
-            else:
-                figures = _figures(timings[contestant.name], timings[base], timings[copy], inputs, step)
-                row |= {
-                    "status": "ok",
-                    "value_error": entry.value_error,
-                    "gradient_error": entry.gradient_error,
-                }
-                rows.append(row | figures)
-    torch.compiler.reset()
-    return rows
-
-
-def _identity(case: Case, inputs: Inputs, contestant: Contestant, step: str, device: str) -> dict[str, Any]:
-    return {
-        "operator": "soft_topk",
-        "case": case.name,
-        "rows": case.rows,
-        "n": case.n,
-        "k": inputs.k if isinstance(inputs.k, int) else None,
-        "epsilon": case.epsilon,
-        "dtype": case.dtype,
-        "ragged": case.ragged,
-        "device": device,
-        "pass": step,
-        "contestant": contestant.name,
-        "relaxation": contestant.relaxation,
-        "ours": contestant.backend is not None,
-    }
-
-
-def floor_bytes(inputs: Inputs, step: str) -> int:
-    """What must move: s read and T written; for the backward also s and dL/dT read and dL/ds written."""
-    read, written = inputs.valid_entries, inputs.scores.numel()
-    entries = read + written if step == FORWARD else 3 * read + 2 * written
-    return entries * inputs.scores.element_size()
-
-
-def _figures(own: timing.Timing, base: timing.Timing, copy: timing.Timing, inputs: Inputs, step: str) -> dict[str, Any]:
-    gbps = floor_bytes(inputs, step) / own.median() * 1e-9
-    copy_gbps = 2 * inputs.scores.numel() * inputs.scores.element_size() / copy.median() * 1e-9
-    side_by_side = timing.ratios(own, base)
-    return {
-        "us": own.median() * 1e6,
-        "us_min": min(own.taken()) * 1e6,
-        "us_max": max(own.taken()) * 1e6,
-        "rounds": len(own.taken()),
-        "calls": own.calls,
-        "gbps": gbps,
-        "of_copy": gbps / copy_gbps,
-        "ratio": statistics.median(side_by_side),
-        "ratio_min": min(side_by_side),
-        "ratio_max": max(side_by_side),
-    }
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    """Prints the rows of a case."""
-    for step in (FORWARD, FORWARD_BACKWARD):
-        print(f"\n{rows[0]['case']}  {rows[0]['dtype']}  {step}")
-        print(f"  {'':28}{'us':>12}{'GB/s':>9}{'of copy':>9}{'x ours':>9}  {'(rounds)':24}error value / gradient")
-        for row in (row for row in rows if row["pass"] == step):
-            if row["status"] != "ok":
-                print(f"  {row['contestant']:28}{row['status']}")
-                continue
-            spread = f"({row['ratio_min']:.3g}..{row['ratio_max']:.3g})"
-            wrong = " / ".join(f"{e:.0e}" for e in (row["value_error"], row["gradient_error"]) if e is not None)
-            print(
-                f"  {row['contestant']:28}{row['us']:12.1f}{row['gbps']:9.2f}{row['of_copy']:9.3f}{row['ratio']:9.3g}"
-                f"  {spread:24}{wrong}"
-            )
-    sys.stdout.flush()
+OPERATORS: tuple[Operator, ...] = (SOFT_TOPK, ATTENTION)
 
 
 def header(device: str, quick: bool, copy_gbps: float) -> dict[str, Any]:
     """All of a result but its rows."""
+    packages = sorted({package for operator in OPERATORS for package in operator.packages})
     return {
         "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "quick": quick,
         "device": device,
         "machine": machine.describe(device, copy_gbps),
-        "versions": machine.versions(),
+        "versions": machine.versions(packages),
         "commit": machine.commit(),
         "timer": "triton.testing.do_bench, cold L2" if device == "cuda" else "perf_counter, interleaved turns",
         "rows": [],
@@ -266,22 +55,57 @@ def new_file(out: Path, result: dict[str, Any]) -> Path:
     return path
 
 
-def main(arguments: list[str] | None = None) -> int:
+def choose(
+    operators: list[Operator], device: str, cases: list[str] | None, parts: list[str] | None
+) -> list[tuple[Operator, list[str], list[str] | None]]:
+    """For each operator that takes part its cases, and the parts of contestants' names that fit it.
+
+    Raises:
+        ValueError: a pattern of cases, or a part of a contestant's name, that fits none of the operators.
+    """
+    known = [name for operator in operators for name in operator.cases(device)]
+    if unknown := [pattern for pattern in cases or () if not fnmatch.filter(known, pattern)]:
+        raise ValueError(f"cases must be among {', '.join(known)} on {device}, got {', '.join(unknown)}")
+    names = [name for operator in operators for name in operator.contestants(device)]
+    for part in parts or ():
+        if not any(part in name for name in names):
+            raise ValueError(f"contestants must be among {', '.join(names)}, got {part!r}")
+    chosen: list[tuple[Operator, list[str], list[str] | None]] = []
+    for operator in operators:
+        own_cases = [n for n in operator.cases(device) if not cases or any(fnmatch.fnmatchcase(n, c) for c in cases)]
+        own_parts = [p for p in parts or () if any(p in name for name in operator.contestants(device))]
+        if own_cases and (own_parts or not parts):
+            chosen.append((operator, own_cases, own_parts or None))
+    return chosen
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    names = [operator.name for operator in OPERATORS]
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--cases", nargs="+", metavar="NAME", help=", ".join(c.name for c in cases.CASES))
+    parser.add_argument("--operator", choices=(*names, "all"), default="all")
+    parser.add_argument(
+        "--cases", nargs="+", metavar="NAME", help="only these, patterns too (what fits none lists them)"
+    )
     parser.add_argument("--contestants", nargs="+", metavar="TEXT", help="only those whose name contains TEXT")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default 2)")
     parser.add_argument("--quick", action="store_true", help="few rounds: for a look, never for a report")
+    parser.add_argument("--time-limit", type=float, metavar="S", help="starts no further case after S seconds")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
+    operators = [operator for operator in OPERATORS if options.operator in (operator.name, "all")]
     try:
-        table = cases.select(options.device, options.cases)
-        contestants = peers.select(options.device, options.contestants)
+        options.chosen = choose(operators, options.device, options.cases, options.contestants)
     except ValueError as error:
         parser.error(str(error))
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    started = time.monotonic()
     torch.set_num_threads(options.threads)
     plan = (timing.QUICK if options.quick else timing.FULL)[options.device]
     copy_gbps = timing.copy_bandwidth(options.device)
@@ -289,19 +113,26 @@ def main(arguments: list[str] | None = None) -> int:
     result = header(options.device, options.quick, copy_gbps)
     path = new_file(options.out, result)
     failures = 0
-    for case in table:
-        try:
-            rows = measure(case, contestants, options.device, plan)
-        except WrongResultError as error:
-            if error.__cause__ is not None:
-                traceback.print_exception(error.__cause__)
-            print(f"error: {error}", file=sys.stderr)
-            failures += 1
-            continue
-        show(rows)
-        result["rows"] += rows
-        path.write_text(json.dumps(result, indent=1) + "\n")  # after each case: a run that is cut short is kept
+    for operator, names, parts in options.chosen:
+        for name in names:
+            if options.time_limit is not None and time.monotonic() - started > options.time_limit:
+                print(f"{operator.name} {name}: left out, beyond the time limit of {options.time_limit:g} s")
+                continue
+            try:
+                rows = operator.measure(name, parts, options.device, plan)
+            except WrongResultError as error:
+                if error.__cause__ is not None:
+                    traceback.print_exception(error.__cause__)
+                print(f"error: {error}", file=sys.stderr)
+                failures += 1
+                continue
+            operator.show(rows)
+            result["rows"] += rows
+            path.write_text(json.dumps(result, indent=1) + "\n")  # after each case: a run that is cut short is kept
     if result["rows"]:
+        print()
+        promises = [bar for operator, _, _ in options.chosen for bar in operator.bars[options.device]]
+        print("\n".join(line for _, line in bars.check(result, bars.of_cases(promises, result))))
         print(f"\nwritten: {path}")
     return 1 if failures else 0
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cases, peers, run
-from benchmarks.cases import Case, Inputs
-from benchmarks.peers import Contestant
+from benchmarks import harness
+from benchmarks.soft_topk import cases, measure, peers
+from benchmarks.soft_topk.cases import Case, Inputs
+from benchmarks.soft_topk.peers import Contestant
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (pip install 'mmer_fast[bench]')")
 pytestmark = pytest.mark.filterwarnings("default")  # peers may use what torch deprecates
@@ -30,17 +31,17 @@ def _two_threads() -> Iterator[None]:
 
 
 @lru_cache(maxsize=1)
-def _problem(case: Case) -> tuple[Inputs, run.Truth]:
+def _problem(case: Case) -> tuple[Inputs, measure.Truth]:
     inputs = cases.build(case, "cpu")
-    return inputs, run.solve_reference(case, inputs)
+    return inputs, measure.solve_reference(case, inputs)
 
 
 @pytest.mark.parametrize("contestant", peers.select("cpu"), ids=lambda contestant: contestant.name)
-@pytest.mark.parametrize("step", [run.FORWARD, run.FORWARD_BACKWARD])
+@pytest.mark.parametrize("step", [harness.FORWARD, harness.FORWARD_BACKWARD])
 @pytest.mark.parametrize("case", cases.select("cpu"), ids=lambda case: case.name)
 def test_soft_topk(benchmark: Any, case: Case, step: str, contestant: Contestant) -> None:
     inputs, truth = _problem(case)
-    entry = run.enter(contestant, case, inputs, truth, step)
+    entry = measure.enter(contestant, case, inputs, truth, step)
     if isinstance(entry, str):
         assert contestant.backend is None, entry
         pytest.skip(entry)

@@ -1,4 +1,4 @@
-"""The benchmark harness: a tiny run from end to end, its errors, and the report of a made-up result."""
+"""The benchmark harness and its soft top-k: a tiny run from end to end, errors, the report of a made-up result."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ import mmer_fast as mf
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is no part of the wheel
 
-from benchmarks import bars, baselines, cases, peers, report, run, timing
-from benchmarks.cases import Case
-from benchmarks.peers import SAME_PLAN, Contestant
+from benchmarks import bars, harness, report, run, timing
+from benchmarks.soft_topk import baselines, cases, measure, peers
+from benchmarks.soft_topk.bars import CPU_BARS
+from benchmarks.soft_topk.cases import Case
+from benchmarks.soft_topk.peers import SAME_PLAN, Contestant
 
 TINY, TINY_RAGGED = Case("tiny", 3, 20), Case("tiny-ragged", 4, 30, ragged=True)
 TINY_PLAN = timing.Plan(rounds=2, turn_s=0.001, budget_s=0.05)
@@ -48,14 +50,16 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _run(out: Path, *arguments: str) -> int:
-    return run.main(["--device", "cpu", "--quick", "--threads", "1", "--out", str(out), *arguments])
+    return run.main(
+        ["--device", "cpu", "--operator", "soft_topk", "--quick", "--threads", "1", "--out", str(out), *arguments]
+    )
 
 
 def test_a_run_writes_rows_with_machine_versions_and_commit(tmp_path: Path) -> None:
     assert _run(tmp_path) == 0
     (path,) = tmp_path.glob("*-cpu-*-quick.json")
     result = json.loads(path.read_text())
-    assert result["schema"] == run.SCHEMA
+    assert result["schema"] == harness.SCHEMA
     assert result["quick"] is True
     assert {"cpu", "cores", "threads", "isa", "gpu", "copy_gbps"} <= result["machine"].keys()
     assert result["versions"]["torch"] == torch.__version__
@@ -64,7 +68,7 @@ def test_a_run_writes_rows_with_machine_versions_and_commit(tmp_path: Path) -> N
     for row in result["rows"]:
         ragged = row["case"] == "tiny-ragged"
         expected = {"absent": "not installed"}
-        if row["pass"] == run.FORWARD_BACKWARD:
+        if row["pass"] == harness.FORWARD_BACKWARD:
             expected["copy"] = "no gradient"
         if ragged:
             expected["torch.topk"] = "no ragged rows"
@@ -111,12 +115,12 @@ def test_a_peer_that_raises_gives_a_row_that_says_so() -> None:
         raise ImportError("libpeer.so: cannot open")
 
     inputs = cases.build(TINY, "cpu")
-    truth = run.solve_reference(TINY, inputs)
+    truth = measure.solve_reference(TINY, inputs)
     peer = Contestant("peer", SAME_PLAN, load)
-    assert run.enter(peer, TINY, inputs, truth, run.FORWARD) == "ImportError: libpeer.so: cannot open"
+    assert measure.enter(peer, TINY, inputs, truth, harness.FORWARD) == "ImportError: libpeer.so: cannot open"
     ours = Contestant("ours", SAME_PLAN, load, backend=BACKEND)
-    with pytest.raises(run.WrongResultError, match=r"ours, tiny: raised ImportError: libpeer\.so"):
-        run.enter(ours, TINY, inputs, truth, run.FORWARD)
+    with pytest.raises(harness.WrongResultError, match=r"ours, tiny: raised ImportError: libpeer\.so"):
+        measure.enter(ours, TINY, inputs, truth, harness.FORWARD)
 
 
 @pytest.mark.parametrize("case", [TINY, TINY_RAGGED], ids=lambda case: case.name)
@@ -131,9 +135,9 @@ def test_a_peer_that_raises_gives_a_row_that_says_so() -> None:
 )
 def test_the_baselines_compute_the_same_plan(case: Case, solve: peers.Function) -> None:
     inputs = cases.build(case, "cpu")
-    truth = run.solve_reference(case, inputs)
-    result = run.make_call(solve, case, inputs, run.FORWARD_BACKWARD)()
-    value, gradient = run.errors(result, truth, run.FORWARD_BACKWARD)
+    truth = measure.solve_reference(case, inputs)
+    result = measure.make_call(solve, case, inputs, harness.FORWARD_BACKWARD)()
+    value, gradient = measure.errors(result, truth, harness.FORWARD_BACKWARD)
     assert value < 1e-5
     assert gradient is not None
     assert gradient < 1e-4
@@ -144,6 +148,31 @@ def test_unknown_names_are_refused() -> None:
         cases.select("cpu", ["tiny", "7x7"])
     with pytest.raises(ValueError, match=r"got 'nobody'"):
         peers.select("cpu", ["nobody"])
+    operators = list(run.OPERATORS)
+    with pytest.raises(ValueError, match=r"cases must be among tiny, tiny-ragged, .* on cpu, got 7x7"):
+        run.choose(operators, "cpu", ["tiny", "7x7"], None)
+    with pytest.raises(ValueError, match=r"got 'nobody'"):
+        run.choose(operators, "cpu", None, ["sigmoid", "nobody"])
+
+
+def test_names_and_patterns_pick_operators_and_cases() -> None:
+    def names(cases: list[str] | None, parts: list[str] | None) -> dict[str, tuple[list[str], list[str] | None]]:
+        chosen = run.choose(list(run.OPERATORS), "cpu", cases, parts)
+        return {operator.name: (names, own_parts) for operator, names, own_parts in chosen}
+
+    assert list(names(None, None)) == ["soft_topk", "attention"]
+    assert names(["tiny*"], None) == {"soft_topk": (["tiny", "tiny-ragged"], None)}
+    assert names(["tiny", "L50-*"], ["sigmoid", "loop"]) == {
+        "soft_topk": (["tiny"], ["sigmoid"]),
+        "attention": (["L50-fp32", "L50-bf16"], ["loop"]),
+    }
+    assert names(["tiny", "L50-*"], ["loop"]).keys() == {"attention"}
+
+
+def test_no_case_starts_beyond_the_time_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(tmp_path, "--time-limit", "0") == 0
+    assert "soft_topk tiny: left out, beyond the time limit of 0 s" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_names_pick_contestants_and_ours_always_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,10 +208,17 @@ def test_a_turn_on_cuda_is_the_median_of_do_bench(monkeypatch: pytest.MonkeyPatc
 
 
 def _row(case: str, step: str, contestant: str, us: float, ratio: float) -> dict[str, Any]:
-    row: dict[str, Any] = {"case": case, "pass": step, "contestant": contestant, "status": "ok", "us": us}
+    row: dict[str, Any] = {
+        "operator": "soft_topk",
+        "case": case,
+        "pass": step,
+        "contestant": contestant,
+        "status": "ok",
+        "us": us,
+    }
     row |= {"n": 500, "ours": contestant == "mmer_fast cpu", "relaxation": SAME_PLAN, "of_copy": 0.25}
     row |= {"us_min": us, "us_max": us, "ratio": ratio, "ratio_min": ratio * 0.9, "ratio_max": ratio * 1.1}
-    return row | {"value_error": 1.4e-7, "gradient_error": 2e-7 if step == run.FORWARD_BACKWARD else None}
+    return row | {"value_error": 1.4e-7, "gradient_error": 2e-7 if step == harness.FORWARD_BACKWARD else None}
 
 
 @pytest.fixture
@@ -193,11 +229,11 @@ def sample() -> dict[str, Any]:
     rows = [
         _row(case, step, name, 60.0 * ratio, ratio)
         for case in ("64x500", "4096x512")
-        for step in (run.FORWARD, run.FORWARD_BACKWARD)
+        for step in (harness.FORWARD, harness.FORWARD_BACKWARD)
         for name, ratio in ratios.items()
     ]
     machine = {"cpu": "Example CPU", "threads": 2, "isa": "avx2", "gpu": None, "cuda": None}
-    header = {"schema": run.SCHEMA, "created": "2025-01-02T03:04:05+00:00", "quick": False, "device": "cpu"}
+    header = {"schema": harness.SCHEMA, "created": "2025-01-02T03:04:05+00:00", "quick": False, "device": "cpu"}
     return header | {"machine": machine, "versions": {"torch": "2.13.0"}, "commit": "abc", "rows": rows}
 
 
@@ -240,18 +276,30 @@ def test_the_report_takes_the_newest_full_result(tmp_path: Path, sample: dict[st
     quick = sample | {"created": "2025-06-01T00:00:00+00:00", "quick": True}
     for name, result in {"z": older, "b": sample, "c": quick}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
-    found = report.newest(tmp_path, "cpu")
+    found = report.newest(tmp_path, "cpu", "soft_topk")
     assert found is not None
     assert found["commit"] == "abc"
-    assert report.newest(tmp_path, "cuda") is None
+    assert report.newest(tmp_path, "cuda", "soft_topk") is None
+    assert report.newest(tmp_path, "cpu", "attention") is None
     (tmp_path / "d.json").write_text(json.dumps(sample | {"schema": 99}))
     with pytest.raises(report.ReportError, match=r"d\.json: expected schema 1, got 99"):
-        report.newest(tmp_path, "cpu")
+        report.newest(tmp_path, "cpu", "soft_topk")
 
 
-@pytest.mark.parametrize("bar", bars.CPU_BARS, ids=lambda bar: f"{bar.case} {bar.promise}")
+def test_a_result_is_completed_by_earlier_runs_of_the_same_code(tmp_path: Path, sample: dict[str, Any]) -> None:
+    first, second = (row for row in sample["rows"][:1] for _ in range(2))
+    early = {"created": "2024-12-31T00:00:00+00:00", "rows": [first | {"case": "one", "us": 1.0}, second]}
+    late = {"rows": [first | {"case": "one", "us": 2.0}]}
+    for name, result in {"early": early, "other": early | {"commit": "other"}, "late": late}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(sample | result))
+    found = report.newest(tmp_path, "cpu", "soft_topk")
+    assert found is not None
+    assert [(row["case"], row["us"]) for row in found["rows"]] == [("one", 2.0), ("64x500", second["us"])]
+
+
+@pytest.mark.parametrize("bar", CPU_BARS, ids=lambda bar: f"{bar.case} {bar.promise}")
 def test_each_bar_holds_at_its_limit_and_fails_beyond(sample: dict[str, Any], bar: bars.Bar) -> None:
-    row = bars.find(sample, bar.case, bar.step, bar.contestant)
+    row = bars.find(sample, bar.case, bar.step, *bar.contestants)
     assert row is not None
     for factor, holds in ((1.01, True), (0.99, False)):
         ratio = bar.at_least * factor

@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks import bars
-from benchmarks.peers import SAME_PLAN, YARDSTICK
-from benchmarks.run import FORWARD, FORWARD_BACKWARD
+from benchmarks import bars, drawing
+from benchmarks.drawing import INK, OURS, digits, plt, time_label
+from benchmarks.harness import FORWARD, FORWARD_BACKWARD, OK
+from benchmarks.soft_topk.peers import SAME_PLAN, YARDSTICK
+from benchmarks.text import caption
 
-_OURS, _PLAN, _OTHER, _YARD, _INK = "#c2410c", "#1d4e89", "#8a8f98", "#b9bec6", "#22262b"
+_PLAN, _OTHER, _YARD = "#1d4e89", "#8a8f98", "#b9bec6"
 _LINES = {  # contestant: colour, line style of the right panel
     "Sinkhorn-200 log, autograd": ("#1d4e89", "-"),
     "Newton, torch.compile": ("#4f86c6", "-"),
@@ -26,42 +24,15 @@ _LINES = {  # contestant: colour, line style of the right panel
 _LENGTHS = ("64x50", "64x500", "64x5000")
 
 
-def _time(us: float, _: Any = None) -> str:
-    for limit, scale, unit in ((1e3, 1.0, "µs"), (1e6, 1e-3, "ms"), (float("inf"), 1e-6, "s")):
-        if us < limit:
-            return f"{_digits(us * scale)} {unit}"
-    raise AssertionError
-
-
-def _digits(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _spread(times: list[float], factor: float = 1.35) -> list[float]:
-    """Heights for labels of ascending `times` on a log axis, each at least `factor` above the one before."""
-    heights: list[float] = []
-    for time in times:
-        heights.append(max(time, heights[-1] * factor) if heights else time)
-    return heights
-
-
-def _style(axes: Axes) -> None:
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color("#c9cdd3")
-    axes.tick_params(length=0, colors=_INK, labelsize=9)
-    axes.set_axisbelow(True)
-
-
 def _colour(row: dict[str, Any]) -> str:
     if row["ours"]:
-        return _OURS
+        return OURS
     return {SAME_PLAN: _PLAN, YARDSTICK: _YARD}.get(row["relaxation"], _OTHER)
 
 
 def _methods(axes: Axes, result: dict[str, Any], case: str) -> None:
     """Bars: forward + backward; a mark: forward alone. Slowest at the top."""
-    rows = [row for row in result["rows"] if row["case"] == case and row["status"] == "ok"]
+    rows = [row for row in result["rows"] if row["case"] == case and row["status"] == OK]
     both = {row["contestant"]: row for row in rows if row["pass"] == FORWARD_BACKWARD}
     alone = {row["contestant"]: row for row in rows if row["pass"] == FORWARD}
     names = sorted(both, key=lambda name: both[name]["us"])
@@ -71,9 +42,9 @@ def _methods(axes: Axes, result: dict[str, Any], case: str) -> None:
     for y, name in enumerate(names):
         row = both[name]
         axes.barh(y, row["us"] - left, left=left, height=0.62, color=_colour(row))
-        axes.plot(alone[name]["us"], y, "o", ms=5, mfc="white", mec=_INK, mew=1.1)
-        times = "" if row["ours"] else f"   {_digits(row['ratio'])}×"  # noqa: RUF001
-        axes.text(row["us"] * 1.15, y, f"{_time(row['us'])}{times}", va="center", fontsize=8.5, color=_INK)
+        axes.plot(alone[name]["us"], y, "o", ms=5, mfc="white", mec=INK, mew=1.1)
+        times = "" if row["ours"] else f"   {digits(row['ratio'])}×"  # noqa: RUF001
+        axes.text(row["us"] * 1.15, y, f"{time_label(row['us'])}{times}", va="center", fontsize=8.5, color=INK)
     axes.set_xscale("log")
     axes.set_xlim(left, slowest * 8)
     axes.minorticks_off()
@@ -81,7 +52,7 @@ def _methods(axes: Axes, result: dict[str, Any], case: str) -> None:
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
         label.set_color(_colour(both[name]) if both[name]["relaxation"] != YARDSTICK else "#6b7280")
         label.set_fontweight("bold" if both[name]["ours"] else "normal")
-    axes.xaxis.set_major_formatter(FuncFormatter(_time))
+    axes.xaxis.set_major_formatter(FuncFormatter(time_label))
     axes.grid(axis="x", color="#eceef1")
     axes.set_title(
         f"{case.replace('x', ' rows of ')}, forward + backward   (○: forward alone)", loc="left", fontsize=10
@@ -91,7 +62,7 @@ def _methods(axes: Axes, result: dict[str, Any], case: str) -> None:
 def _growth(axes: Axes, result: dict[str, Any]) -> None:
     """Forward + backward over the length of a row, 64 rows."""
     ours = next(row["contestant"] for row in result["rows"] if row["ours"])
-    styles = {ours: (_OURS, "-"), **_LINES}
+    styles = {ours: (OURS, "-"), **_LINES}
     ends: dict[str, float] = {}
     for name, (colour, line) in styles.items():
         rows = [bars.find(result, case, FORWARD_BACKWARD, name) for case in _LENGTHS]
@@ -102,7 +73,7 @@ def _growth(axes: Axes, result: dict[str, Any]) -> None:
             axes.plot([r["n"] for r in found], times, line, color=colour, lw=width, marker="o", ms=4, zorder=layer)
             ends[name] = times[-1]
     names = sorted(ends, key=lambda name: ends[name])
-    for name, height in zip(names, _spread([ends[name] for name in names]), strict=True):
+    for name, height in zip(names, drawing.spread([ends[name] for name in names]), strict=True):
         weight = "bold" if name == ours else "normal"
         axes.text(6300, height, name, va="center", fontsize=8.5, color=styles[name][0], fontweight=weight)
     axes.set_xscale("log")
@@ -110,29 +81,20 @@ def _growth(axes: Axes, result: dict[str, Any]) -> None:
     axes.set_xticks([50, 500, 5000], ["50", "500", "5000"])
     axes.minorticks_off()
     axes.set_xlim(40, 90000)
-    axes.yaxis.set_major_formatter(FuncFormatter(_time))
+    axes.yaxis.set_major_formatter(FuncFormatter(time_label))
     axes.grid(color="#eceef1")
-    axes.set_xlabel("n, length of a row", fontsize=9, loc="left", color=_INK)
+    axes.set_xlabel("n, length of a row", fontsize=9, loc="left", color=INK)
     axes.set_title("64 rows of n, forward + backward", loc="left", fontsize=10)
 
 
-def draw(result: dict[str, Any], case: str, path: Path, caption: str) -> Path:
+def draw(result: dict[str, Any], case: str, path: Path) -> Path:
     """Draws a result's `case` into the PNG `path`."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(12, 4.9), gridspec_kw={"width_ratios": [1.35, 1]}, layout="constrained"
     )
     for axes in (left, right):
-        _style(axes)
+        drawing.style(axes)
     _methods(left, result, case)
     _growth(right, result)
-    figure.suptitle(
-        "Soft top-k: time of a call, log scale. Blue: the same plan; grey: another function",
-        x=0.008,
-        ha="left",
-        fontsize=12,
-        fontweight="bold",
-    )
-    figure.supxlabel(caption, fontsize=7.5, color="#6b7280", x=0.99, ha="right")
-    figure.savefig(path, dpi=144, facecolor="white")
-    plt.close(figure)
-    return path
+    title = "Soft top-k: time of a call, log scale. Blue: the same plan; grey: another function"
+    return drawing.finish(figure, title, caption(result), path)

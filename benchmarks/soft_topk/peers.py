@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 import mmer_fast as mf
-from benchmarks import baselines
-from benchmarks.cases import Case
+from benchmarks import harness
+from benchmarks.soft_topk import baselines
+from benchmarks.soft_topk.cases import Case
 
 Function = Callable[[Tensor, "int | Tensor", float, "Tensor | None"], Tensor]
 
@@ -174,11 +175,6 @@ def select(device: str, names: list[str] | None = None) -> list[Contestant]:
         ValueError: a name that fits no contestant.
     """
     pool = [contestant for contestant in CONTESTANTS if device in contestant.devices]
-    if not names:
-        return pool
-    for name in names:
-        if not any(name in contestant.name for contestant in pool):
-            raise ValueError(f"contestants must be among {', '.join(c.name for c in pool)}, got {name!r}")
-    picked = {c.name for c in pool if c.name == "copy" or any(name in c.name for name in names)}
     ours = {c.name for c in pool if c.backend is not None}
-    return [c for c in pool if c.name in picked or (c.name in ours and not ours & picked)]
+    chosen = harness.select([c.name for c in pool], ours, {"copy"}, names)
+    return [contestant for contestant in pool if contestant.name in chosen]

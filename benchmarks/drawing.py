@@ -1,0 +1,51 @@
+"""What the plots share: colours, axes, labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+OURS, INK = "#c2410c", "#22262b"
+
+
+def time_label(us: float, _: Any = None) -> str:
+    for limit, scale, unit in ((1e3, 1.0, "µs"), (1e6, 1e-3, "ms"), (float("inf"), 1e-6, "s")):
+        if us < limit:
+            return f"{digits(us * scale)} {unit}"
+    raise AssertionError
+
+
+def digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def spread(heights: list[float], factor: float = 1.35) -> list[float]:
+    """Heights for labels of ascending `heights` on a log axis, each at least `factor` above the one before."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] * factor) if placed else height)
+    return placed
+
+
+def style(axes: Axes) -> None:
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color("#c9cdd3")
+    axes.tick_params(length=0, colors=INK, labelsize=9)
+    axes.set_axisbelow(True)
+
+
+def finish(figure: Figure, title: str, caption: str, path: Path) -> Path:
+    """Titles the figure and writes it as a PNG."""
+    figure.suptitle(title, x=0.008, ha="left", fontsize=12, fontweight="bold")
+    figure.supxlabel(caption, fontsize=7.5, color="#6b7280", x=0.99, ha="right")
+    figure.savefig(path, dpi=144, facecolor="white")
+    plt.close(figure)
+    return path

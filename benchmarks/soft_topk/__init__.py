@@ -1,0 +1,1 @@
+"""The benchmark of soft top-k against yardsticks, the same plan in plain PyTorch, and packages."""

@@ -1,0 +1,35 @@
+"""How the harness sees soft top-k."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks import timing
+from benchmarks.harness import Row
+from benchmarks.interface import Operator
+from benchmarks.soft_topk import bars, cases, measure, peers, table
+
+
+def _measure(name: str, parts: list[str] | None, device: str, plan: timing.Plan) -> list[Row]:
+    (case,) = cases.select(device, [name])
+    return measure.measure(case, peers.select(device, parts), device, plan)
+
+
+def _draw(result: dict[str, Any], path: Path) -> Path:
+    from benchmarks.soft_topk import plot
+
+    return plot.draw(result, table.MAIN_CASE, path)
+
+
+OPERATOR = Operator(
+    name="soft_topk",
+    cases=lambda device: [case.name for case in cases.select(device)],
+    contestants=lambda device: [contestant.name for contestant in peers.select(device)],
+    measure=_measure,
+    show=measure.show,
+    section=table.section,
+    draw=_draw,
+    bars={"cpu": bars.CPU_BARS, "cuda": ()},
+    packages=tuple(sorted({c.package for c in peers.CONTESTANTS if c.package})),
+)

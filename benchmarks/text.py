@@ -1,0 +1,28 @@
+"""How figures and machines are written in the README and under plots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def microseconds(value: float) -> str:
+    """Three digits, in the unit that reads best."""
+    for limit, scale, unit in ((1e3, 1.0, "µs"), (1e6, 1e-3, "ms"), (float("inf"), 1e-6, "s")):
+        if value < limit:
+            return f"{three_digits(value * scale)} {unit}"
+    raise AssertionError
+
+
+def three_digits(value: float) -> str:
+    """At least three significant digits, never an exponent."""
+    digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{digits}f}"
+
+
+def caption(result: dict[str, Any]) -> str:
+    machine, versions = result["machine"], result["versions"]
+    if machine["gpu"]:
+        where = f"{machine['gpu']}, CUDA {machine['cuda']}, cold L2"
+    else:
+        where = f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}"
+    return f"{where}; torch {versions['torch']}; commit {result['commit']}, {result['created'][:10]}."
