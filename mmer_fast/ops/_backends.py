@@ -10,9 +10,10 @@ triton     Triton                                   CUDA tensors; CPU under ``TR
 ========== ======================================== ==========================================
 
 The choice, first match wins: the ``backend=`` argument, `use_backend`, the environment variable
-``MMER_FAST_BACKEND``, and else the fastest that can run. A choice that somebody made and that cannot serve raises
-`BackendUnavailable` with every backend's reason; the automatic choice falls back to the reference with one warning.
-The choice depends on the device type alone, so it never breaks a ``torch.compile`` graph.
+``MMER_FAST_BACKEND``, and else the fastest that can run, by a table of the operator. A choice that somebody made and
+that cannot serve raises `BackendUnavailable` with every backend's reason; the automatic choice falls back to the
+reference with one warning.
+The choice depends on the device type, the dtype and sizes alone, so it never breaks a ``torch.compile`` graph.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from mmer_fast import _extension
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 OPERATORS = ("soft_topk", "masked_attention", "packed_attention")
 _PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+# Attention takes Triton until a GPU has measured which of the two is faster (benchmarks/results/).
+_ATTENTION = {**_PREFERENCE, "cuda": ("triton", "cuda")}
+_PREFERENCE_OF = {"masked_attention": _ATTENTION, "packed_attention": _ATTENTION}
 
 
 class BackendUnavailable(RuntimeError):
@@ -181,7 +185,7 @@ def select(
                 f"{operator}: {source}={wanted!r} cannot serve {device} tensors. {_explain(device, cannot)}"
             )
         return wanted
-    for name in _PREFERENCE.get(device, ()):
+    for name in _PREFERENCE_OF.get(operator, _PREFERENCE).get(device, ()):
         if unavailable_reason(name, device) is None and name not in cannot:
             return name
     if not quiet and not torch.compiler.is_compiling():
