@@ -78,9 +78,10 @@ const int32_t* make_cu_seqlens(const Tensor& cu, const char* name, int64_t token
   STD_TORCH_CHECK(cu.device() == q.device(), name, " must be on the device of q");
   const int32_t* ends = static_cast<const int32_t*>(cu.data_ptr());
   if (q.is_cuda()) return ends;  // reading them would wait for the device
-  bool holds = ends[0] >= 0 && ends[cu.size(0) - 1] <= tokens;
+  bool holds = ends[0] == 0 && ends[cu.size(0) - 1] == tokens;
   for (int64_t b = 1; b < cu.size(0); ++b) holds = holds && ends[b] >= ends[b - 1] && ends[b] - ends[b - 1] <= longest;
-  STD_TORCH_CHECK(holds, name, " must not decrease, and stay within the tokens and the longest sample");
+  STD_TORCH_CHECK(holds, name,
+                  " must not decrease, go from 0 to the number of tokens, and stay within the longest sample");
   return ends;
 }
 

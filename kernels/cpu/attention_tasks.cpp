@@ -30,7 +30,7 @@ AttentionTasks attention_cpu_tasks(const AttentionInputs& in) {
 
   if (in.bias != nullptr) {
     tasks.bias_query_chunk = in.bias_queries < kQueryChunk ? at_least_1(in.bias_queries) : kQueryChunk;
-    tasks.bias = in.bias_batches * in.bias_heads * at_least_1(parts_of(in.bias_queries, tasks.bias_query_chunk));
+    tasks.bias = in.bias_batches * in.bias_heads * parts_of(in.bias_queries, tasks.bias_query_chunk);
   }
   return tasks;
 }
