@@ -55,11 +55,12 @@ def attention_backward_queries_kernel(
     m_some = m_queries & (lse != float("-inf"))  # what comes for a query without a key counts for nothing, NaN too
     lse = tl.where(m_some, lse, float("inf"))
     q_rows, do_rows = rows_at(inputs.q, b, h, first + i_start), rows_at(outputs.grad, b, h, first + i_start)
-    b_do = load_rows(do_rows, m_some, inputs.WIDTH, inputs.BLOCK_D)
-    b_o = load_rows((out_ptr + row * inputs.WIDTH, step * inputs.WIDTH), m_some, inputs.WIDTH, inputs.BLOCK_D)
+    b_do = load_rows(do_rows, m_queries, inputs.WIDTH, inputs.BLOCK_D)
+    b_o = load_rows((out_ptr + row * inputs.WIDTH, step * inputs.WIDTH), m_queries, inputs.WIDTH, inputs.BLOCK_D)
     delta = tl.sum(b_do.to(tl.float32) * b_o.to(tl.float32), axis=1)
     if grad_lse_ptr is not None:
-        delta -= tl.load(grad_lse_ptr + i_rows, mask=m_some, other=0.0)
+        delta -= tl.load(grad_lse_ptr + i_rows, mask=m_queries, other=0.0)
+    delta = tl.where(m_some, delta, 0.0)
     tl.store(outputs.lse + i_rows, lse, mask=m_room)
     tl.store(outputs.delta + i_rows, delta, mask=m_room)
 
@@ -76,7 +77,7 @@ def attention_backward_queries_kernel(
         # As m_queries, but of the turn, so that what it loads is read again and not held in registers.
         m_here = i_start + i_block < tl.where(i_first < end, count, 0)
         b_qk = row_products(inputs, q_rows, m_here, b_q, k_rows, m_keys, b_k)
-        b_dp = row_products(inputs, do_rows, m_here & m_some, b_do, v_rows, m_keys, b_v)
+        b_dp = row_products(inputs, do_rows, m_here, b_do, v_rows, m_keys, b_v)
         b_ds = score_slopes(inputs, b, h, b_qk, b_dp, b_m, i_start, i_first, m_queries, m_keys, lse, delta)
         b_dq = product(narrow(b_ds, b_k.dtype), b_k, b_dq)
     store_rows(grad_q_ptr, row, step, m_room, b_dq * inputs.scale, inputs.WIDTH, inputs.BLOCK_D)

@@ -67,10 +67,9 @@ def attention_backward_bias_kernel(
             b_k = load_rows(k_rows, m_keys, inputs.WIDTH, inputs.BLOCK_D)
             b_qk = row_products(inputs, q_rows, m_queries, b_q, k_rows, m_keys, b_k)
             lse, delta = load_statistics(outputs, row, step, m_queries)
-            m_some = m_queries & (lse != float("inf"))
-            b_do = load_rows(do_rows, m_some, inputs.WIDTH, inputs.BLOCK_D)
+            b_do = load_rows(do_rows, m_queries, inputs.WIDTH, inputs.BLOCK_D)
             b_v = load_rows(v_rows, m_keys, inputs.WIDTH, inputs.BLOCK_D)
-            b_dp = row_products(inputs, do_rows, m_some, b_do, v_rows, m_keys, b_v)
+            b_dp = row_products(inputs, do_rows, m_queries, b_do, v_rows, m_keys, b_v)
             b_db += score_slopes(inputs, b, h, b_qk, b_dp, b_m, i_first, i_start, m_queries, m_keys, lse, delta)
 
     i_row = ((i_slice.to(tl.int64) * grad_samples + b_own) * grad_heads + h_own) * grad_queries

@@ -193,5 +193,6 @@ def score_slopes(inputs, b, h, b_qk, b_dp, b_m, i_query, i_key, m_queries, m_key
     if inputs.dropout.seed is not None:
         m_kept = kept(inputs.dropout, b, h, i_query, i_key, BLOCK_M, BLOCK_N)
         b_dp = tl.where(m_kept, b_dp * inputs.dropout.factor, 0.0)
-    b_ds = b_e * (b_dp - delta[:, None])
+    # A query without a key has e = 0, and may have any dP, NaN too.
+    b_ds = tl.where(b_e == 0.0, 0.0, b_e * (b_dp - delta[:, None]))
     return b_ds * b_m[None, :] if inputs.weights.ptr is not None else b_ds

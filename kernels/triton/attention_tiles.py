@@ -40,7 +40,7 @@ TILES: dict[tuple[str, str, int], tuple[tuple[int, Tile], ...]] = {
     ("queries", HALF, 64): ((LONG, Tile(64, 32, 4, 2)),),
     ("queries", HALF, 128): ((LONG, Tile(64, 32, 4, 2)),),
     ("queries", SINGLE, 64): ((LONG, Tile(32, 32, 4, 2)),),
-    ("queries", SINGLE, 128): ((LONG, Tile(16, 16, 4, 1)),),
+    ("queries", SINGLE, 128): ((LONG, Tile(32, 16, 8, 1)),),
     ("keys", HALF, 64): ((256, Tile(32, 64, 4, 1)), (LONG, Tile(32, 128, 8, 2))),
     ("keys", HALF, 128): ((LONG, Tile(32, 32, 4, 2)),),
     ("keys", SINGLE, 64): ((LONG, Tile(32, 16, 4, 2)),),

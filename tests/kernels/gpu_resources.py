@@ -33,7 +33,17 @@ TRITON_CASES = (
     ("backward", 10**6, "bf16"),
 )
 
-Usage = dict[str, int]  # registers, spill: bytes of stack frame and local memory
+# Attention: pass, type, width of a head, whether with weights (and their gradient) and dropout, longest sequence.
+ATTENTION_CASES = (
+    *((way, dtype, width, True, False, 500) for way in ("forward", "queries", "keys", "bias")
+      for dtype in ("bf16", "fp32") for width in (64, 128)),
+    *(("keys", "bf16", 64, True, dropout, 150) for dropout in (False, True)),
+    *((way, "bf16", 64, False, False, 500) for way in ("forward", "queries", "keys")),
+    *((way, "bf16", 64, True, True, 500) for way in ("forward", "queries", "keys")),
+)  # fmt: skip
+SHARED_LIMIT = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}  # KiB of a block
+
+Usage = dict[str, int]  # registers, spill: bytes of stack frame and local memory; Triton's attention: shared memory too
 
 
 def compile_cuda(architecture: str) -> dict[str, Usage]:
@@ -79,11 +89,12 @@ def read_library(library: str) -> dict[str, dict[str, Usage]]:
 
 def readable(mangled: str) -> str:
     """``_ZN4mmer...23soft_topk_forward_shortIfLi8ELi16EEEv...`` -> ``soft_topk_forward_short<float, 8, 16>``."""
-    match = re.search(r"\d+(soft_topk_[a-z_]+)I([fd])((?:Li\d+E)*)E", mangled)
+    match = re.search(r"\d+((?:soft_topk|attention)_[a-z_]+)I(f|d|NS_4HalfE|NS_8BFloat16E)((?:Li\d+E)*)E", mangled)
     if match is None:
         raise ValueError(f"expected a kernel of kernels/cuda, got {mangled}")
-    name, compute, numbers = match.groups()
-    arguments = [{"f": "float", "d": "double"}[compute], *re.findall(r"Li(\d+)E", numbers)]
+    name, storage, numbers = match.groups()
+    types = {"f": "float", "d": "double", "NS_4HalfE": "Half", "NS_8BFloat16E": "BFloat16"}
+    arguments = [types[storage], *re.findall(r"Li(\d+)E", numbers)]
     return f"{name}<{', '.join(arguments)}>"
 
 
@@ -113,6 +124,77 @@ def compile_triton(architecture: str) -> dict[str, Usage]:
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
         compiled = triton.compile(source, target=target, options={"num_warps": shape.warps})
         usage[f"{direction} {dtype} {cols}"] = _cubin_usage(compiled.asm["cubin"])
+    return {**usage, **compile_triton_attention(architecture)}
+
+
+def compile_triton_attention(architecture: str) -> dict[str, Usage]:
+    """What the attention launchers launch, compiled for one architecture instead."""
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.jit import JITFunction
+
+    class Driver:
+        """In the place of a GPU: it says what to compile for. Triton keeps the kernels of a device by its number."""
+
+        def get_current_device(self) -> int:
+            return int(architecture.removeprefix("sm_"))
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
+
+    compiled: dict[str, Any] = {}
+    run = JITFunction.run
+
+    def compile_only(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        if kernel.__name__ == wanted:
+            compiled[wanted] = run(kernel, *args, grid=grid, warmup=True, **options)
+
+    attention = _kernels("attention")
+    triton.runtime.driver.set_active(Driver())
+    JITFunction.run = compile_only
+    usage: dict[str, Usage] = {}
+    try:
+        for way, dtype, width, with_weights, with_dropout, length in ATTENTION_CASES:
+            q = torch.zeros(1, 2, length, width, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
+            lse, m = torch.zeros(1, 2, length), torch.ones(1, length) if with_weights else None
+            bias = torch.zeros(1, 2, length, length) if way == "bias" else None
+            lengths, seed = torch.tensor([length]), torch.tensor([1]) if with_dropout else None
+            dropout_p = 0.1 if with_dropout else 0.0
+            inputs = (
+                q,
+                q,
+                q,
+                m,
+                None,
+                bias,
+                lengths,
+                lengths,
+                None,
+                None,
+                length,
+                length,
+                False,
+                0.125,
+                dropout_p,
+                seed,
+            )
+            wanted = "attention_forward_kernel" if way == "forward" else f"attention_backward_{way}_kernel"
+            if way == "forward":
+                attention.attention_forward(*inputs, False)
+            else:
+                attention.attention_backward(q, None, q, lse, *inputs, False, with_weights, bias is not None)
+            kernel = compiled.pop(wanted)
+            options = f"{' weights' if with_weights else ''}{' dropout' if with_dropout else ''}"
+            name = f"attention {way} {dtype} {width}{options} {length}"
+            usage[name] = {**_cubin_usage(kernel.asm["cubin"]), "shared": kernel.metadata.shared}
+            if kernel.metadata.shared > 1024 * SHARED_LIMIT[architecture]:
+                raise MemoryError(f"{name}: {kernel.metadata.shared} bytes of shared memory on {architecture}")
+    finally:
+        JITFunction.run = run
     return usage
 
 
