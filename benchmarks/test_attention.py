@@ -1,0 +1,59 @@
+"""The case table of attention under pytest-benchmark: ``pytest benchmarks/`` (CPU; slow, and no part of the tests).
+
+Ratios that count come from `benchmarks.run`, where the contestants take turns; this is for a look at one of them, e.g.
+``pytest benchmarks/ -k "L150-fp32 and mmer_fast"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import harness
+from benchmarks.attention import cases, measure, peers
+from benchmarks.attention.cases import Case, Inputs
+from benchmarks.attention.contestants import PLAIN, Contestant
+
+pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (pip install 'mmer_fast[bench]')")
+pytestmark = pytest.mark.filterwarnings("default")  # peers may use what torch deprecates
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@lru_cache(maxsize=1)
+def _inputs(case: Case) -> Inputs:
+    return cases.build(case, "cpu")
+
+
+@lru_cache(maxsize=2)
+def _truth(case: Case, weighted: bool) -> measure.Truth:
+    return measure.solve_reference(_inputs(case), weighted)
+
+
+@pytest.mark.parametrize("contestant", peers.select("cpu"), ids=lambda contestant: contestant.name)
+@pytest.mark.parametrize("step", [harness.FORWARD, harness.FORWARD_BACKWARD])
+@pytest.mark.parametrize("case", [case for case in cases.CASES if "cpu" in case.devices], ids=lambda case: case.name)
+def test_attention(benchmark: Any, case: Case, step: str, contestant: Contestant) -> None:
+    if not contestant.serves(case):
+        pytest.skip("not for this kind of batch")
+    truth = _truth(case, contestant.task != PLAIN)
+    entry = measure.enter(contestant, case, _inputs(case), truth, step)
+    if isinstance(entry, str):
+        assert contestant.backend is None, entry
+        pytest.skip(entry)
+    benchmark.group = f"{case.name} {step}"
+    benchmark.extra_info.update(value_error=entry.value_error, gradient_error=entry.gradient_error)
+    if entry.seconds > 0.5:
+        benchmark.pedantic(entry.call, rounds=2)
+    else:
+        benchmark(entry.call)
