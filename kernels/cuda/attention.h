@@ -10,9 +10,6 @@
 
 namespace mmer {
 
-// Why heads of this width cannot be served; null where they can.
-const char* attention_cuda_unsupported(int64_t width);
-
 // q, k, v, grad_out and out need unit stride within a token; any other stride goes, and 16-byte alignment goes faster.
 // Returns cudaErrorInvalidValue for an unknown dtype, an unsupported width or a grid too large, else the launch's own
 // error.

@@ -124,10 +124,6 @@ struct Forward {
 
 }  // namespace
 
-const char* attention_cuda_unsupported(int64_t width) {
-  return width <= kMaxWidth ? nullptr : "the CUDA attention kernels serve heads of width up to 128";
-}
-
 cudaError_t attention_forward_cuda(const AttentionForwardArgs& args, cudaStream_t stream) {
   return dispatch_attention<Forward>(args.in, args, attention_plan(args.in), stream);
 }

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmer_fast.ops import _validate
 from mmer_fast.ops.lengths import length_mask
 from mmer_fast.ops.philox import attention_keep_mask
 
@@ -85,7 +86,7 @@ def check_key_padding_mask(name: str, value: Tensor | None, shape: tuple[int, in
     """Checks a padding mask of PyTorch's convention, (N, S) bool or floating."""
     if value is None:
         return
-    _check_dtype(name, value)
+    _validate.bool_or_floating_tensor(name, value)
     if value.shape != shape:
         raise ValueError(f"{name} must have shape (N, S) = {shape}, got {tuple(value.shape)}")
 
@@ -101,7 +102,7 @@ def additive(name: str, mask: Tensor, shape: tuple[int, int, int, int]) -> Tenso
     Returns:
         ``(1|N, 1|H, L, S)`` floating, 0 and -inf where the mask is bool.
     """
-    _check_dtype(name, mask)
+    _validate.bool_or_floating_tensor(name, mask)
     batch, heads, queries, keys = shape
     if mask.dim() == 2 and mask.shape == (queries, keys):
         mask = mask[None, None]
@@ -115,12 +116,6 @@ def additive(name: str, mask: Tensor, shape: tuple[int, int, int, int]) -> Tenso
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, device=mask.device).masked_fill(mask, -torch.inf)
-
-
-def _check_dtype(name: str, mask: Tensor) -> None:
-    if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
-        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"{name} must be a bool or floating-point tensor, got {got}")
 
 
 def is_causal_mask(mask: Tensor) -> bool:

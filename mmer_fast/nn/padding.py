@@ -15,7 +15,7 @@ from torch import Tensor
 from mmer_fast.nn.masks import check_key_padding_mask
 from mmer_fast.ops import _validate
 from mmer_fast.ops.lengths import length_mask
-from mmer_fast.ops.packing import PackedLayout, _Segment, packed_layout
+from mmer_fast.ops.packing import PackedLayout, packed_layout
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,7 @@ def find_padding(
         return Padding(None, None)
     if not hard or torch.equal(valid, length_mask(layout.lengths, steps)):
         return Padding(valid, layout)
-    return Padding(valid, _scattered(valid, layout), suffix=False)
-
-
-def _scattered(valid: Tensor, counts: PackedLayout) -> PackedLayout:
-    """The layout of tokens that stand anywhere in their rows; `counts` is that of as many tokens at the front."""
-    sample, time = valid.nonzero(as_tuple=True)
-    position = torch.arange(counts.total, device=valid.device)
-    segment = _Segment(sample, time, position, valid.shape[1])
-    return PackedLayout(counts.cu_seqlens, counts.lengths, counts.max_seqlen, counts.total, (segment,), position)
+    return Padding(valid, layout.at(valid), suffix=False)
 
 
 def reach(valid: Tensor) -> Tensor:

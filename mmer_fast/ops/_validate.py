@@ -44,6 +44,20 @@ def integer_tensor(name: str, value: object) -> Tensor:
     return value
 
 
+def bool_tensor(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a bool tensor, got {got}")
+    return value
+
+
+def bool_or_floating_tensor(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor) or not (value.dtype == torch.bool or value.is_floating_point()):
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a bool or floating-point tensor, got {got}")
+    return value
+
+
 def number(
     name: str,
     value: object,
@@ -88,8 +102,7 @@ def row_number(
     batch_shape = scores.shape[:-1]
     if value.dtype not in _FLOATING and value.dtype not in _INTEGERS:
         raise TypeError(f"{name} must be a floating-point or integer tensor, got {value.dtype}")
-    if value.device != scores.device:
-        raise ValueError(f"{name} must be on the device of scores ({scores.device}), got {value.device}")
+    same_device(name, value, scores, "scores")
     shape = value.shape
     if shape != batch_shape and (len(shape) > len(batch_shape) or not _broadcasts(shape, batch_shape)):
         raise ValueError(
@@ -118,29 +131,35 @@ def ragged(scores: Tensor, lengths: Tensor | None, mask: Tensor | None) -> None:
     batch_shape, n = scores.shape[:-1], scores.shape[-1]
     if lengths is not None:
         integer_tensor("lengths", lengths)
-        _same_device("lengths", lengths, scores)
+        same_device("lengths", lengths, scores, "scores")
         if lengths.shape != batch_shape:
             raise ValueError(
                 f"lengths must have the batch shape {tuple(batch_shape)} of scores {tuple(scores.shape)}, "
                 f"got {tuple(lengths.shape)}"
             )
-        if lengths.numel() > 0 and can_read(lengths):
-            low, high = (int(x) for x in lengths.aminmax())
-            if low < 0 or high > n:
-                row = int((lengths.reshape(-1) < 0).logical_or(lengths.reshape(-1) > n).nonzero()[0])
-                raise ValueError(f"lengths must be within [0, n={n}], got {int(lengths.reshape(-1)[row])} in row {row}")
+        if can_read(lengths):
+            lengths_within("lengths", lengths, "n", n)
     if mask is not None:
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(f"mask must be a bool tensor, got {got}")
-        _same_device("mask", mask, scores)
+        bool_tensor("mask", mask)
+        same_device("mask", mask, scores, "scores")
         if mask.shape != scores.shape:
             raise ValueError(f"mask must have the shape {tuple(scores.shape)} of scores, got {tuple(mask.shape)}")
 
 
-def _same_device(name: str, tensor: Tensor, scores: Tensor) -> None:
-    if tensor.device != scores.device:
-        raise ValueError(f"{name} must be on the device of scores ({scores.device}), got {tensor.device}")
+def same_device(name: str, tensor: Tensor, other: Tensor, other_name: str) -> None:
+    if tensor.device != other.device:
+        raise ValueError(f"{name} must be on the device of {other_name} ({other.device}), got {tensor.device}")
+
+
+def lengths_within(name: str, lengths: Tensor, letter: str, n: int) -> None:
+    """Checks that all `lengths` are within [0, n]; reads them. `letter` is what the dimension is called."""
+    if lengths.numel() == 0:
+        return
+    low, high = (int(x) for x in lengths.aminmax())
+    if low < 0 or high > n:
+        flat = lengths.reshape(-1)
+        row = int((flat < 0).logical_or(flat > n).nonzero()[0])
+        raise ValueError(f"{name} must be within [0, {letter}={n}], got {int(flat[row])} in row {row}")
 
 
 def counts_within(k_row: Tensor | None, k_value: float, lengths: Tensor | None, mask: Tensor | None) -> None:

@@ -50,8 +50,7 @@ def _autocast(x: Tensor) -> Tensor:
 
 
 def _on_device(name: str, x: Tensor, q: Tensor) -> None:
-    if x.device != q.device:
-        raise ValueError(f"{name} must be on the device of q ({q.device}), got {x.device}")
+    _validate.same_device(name, x, q, "q")
 
 
 def _may_read(x: Tensor) -> bool:
@@ -69,19 +68,14 @@ def lengths(name: str, value: Tensor | None, q: Tensor, letter: str, longest: in
     _on_device(name, value, q)
     if value.shape != q.shape[:1]:
         raise ValueError(f"{name} must have shape (B,) = ({q.shape[0]},), got {tuple(value.shape)}")
-    if value.numel() > 0 and _may_read(value):
-        low, high = (int(x) for x in value.aminmax())
-        if low < 0 or high > longest:
-            row = int(((value < 0) | (value > longest)).nonzero()[0])
-            raise ValueError(f"{name} must be within [0, {letter}={longest}], got {int(value[row])} in row {row}")
+    if _may_read(value):
+        _validate.lengths_within(name, value, letter, longest)
 
 
 def mask(value: Tensor | None, q: Tensor, keys: int) -> None:
     if value is None:
         return
-    if not isinstance(value, Tensor) or value.dtype != torch.bool:
-        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"mask must be a bool tensor, got {got}")
+    _validate.bool_tensor("mask", value)
     _on_device("mask", value, q)
     if value.shape != (q.shape[0], keys):
         raise ValueError(

@@ -8,7 +8,7 @@ modalities a sample's tokens stand one modality after the other, so that one att
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,6 +54,13 @@ class PackedLayout:
         """(total,) int64: each token's place within its own sample and modality."""
         times = torch.cat([segment.time for segment in self._segments])
         return times if len(self._segments) == 1 else times.index_select(0, self._order)
+
+    def at(self, valid: Tensor) -> PackedLayout:
+        """The layout of as many tokens that stand anywhere in their rows: where `valid` (B, T) bool is True."""
+        sample, time = valid.nonzero(as_tuple=True)
+        position = torch.arange(self.total, device=valid.device)
+        segment = _Segment(sample, time, position, valid.shape[1])
+        return replace(self, _segments=(segment,), _order=position)
 
     def join(self, tokens: Sequence[Tensor]) -> Tensor:
         """The packed tokens (tokens_i, ...) of each modality, packed by the layouts of their own, as one (total, ...).

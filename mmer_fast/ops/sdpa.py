@@ -98,9 +98,7 @@ def mask_and_bias(attn_mask: Tensor | None, shape: tuple[int, ...]) -> tuple[Ten
     """
     if attn_mask is None:
         return None, None
-    if not isinstance(attn_mask, Tensor) or not (attn_mask.dtype == torch.bool or attn_mask.is_floating_point()):
-        got = attn_mask.dtype if isinstance(attn_mask, Tensor) else type(attn_mask).__name__
-        raise TypeError(f"attn_mask must be a bool or floating-point tensor, got {got}")
+    _validate.bool_or_floating_tensor("attn_mask", attn_mask)
     missing = len(shape) - attn_mask.dim()
     fits = attn_mask.dim() >= 2 and missing >= 0
     if not fits or any(n not in (1, full) for n, full in zip(attn_mask.shape, shape[missing:], strict=True)):
