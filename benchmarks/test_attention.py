@@ -6,12 +6,10 @@ Ratios that count come from `benchmarks.run`, where the contestants take turns; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import harness
 from benchmarks.attention import cases, measure, peers
@@ -20,14 +18,6 @@ from benchmarks.attention.contestants import PLAIN, Contestant
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (pip install 'mmer_fast[bench]')")
 pytestmark = pytest.mark.filterwarnings("default")  # peers may use what torch deprecates
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=1)
@@ -43,17 +33,9 @@ def _truth(case: Case, weighted: bool) -> measure.Truth:
 @pytest.mark.parametrize("contestant", peers.select("cpu"), ids=lambda contestant: contestant.name)
 @pytest.mark.parametrize("step", [harness.FORWARD, harness.FORWARD_BACKWARD])
 @pytest.mark.parametrize("case", [case for case in cases.CASES if "cpu" in case.devices], ids=lambda case: case.name)
-def test_attention(benchmark: Any, case: Case, step: str, contestant: Contestant) -> None:
+def test_attention(measure_entry: Callable[..., None], case: Case, step: str, contestant: Contestant) -> None:
     if not contestant.serves(case):
         pytest.skip("not for this kind of batch")
     truth = _truth(case, contestant.task != PLAIN)
     entry = measure.enter(contestant, case, _inputs(case), truth, step)
-    if isinstance(entry, str):
-        assert contestant.backend is None, entry
-        pytest.skip(entry)
-    benchmark.group = f"{case.name} {step}"
-    benchmark.extra_info.update(value_error=entry.value_error, gradient_error=entry.gradient_error)
-    if entry.seconds > 0.5:
-        benchmark.pedantic(entry.call, rounds=2)
-    else:
-        benchmark(entry.call)
+    measure_entry(contestant, f"{case.name} {step}", entry)
