@@ -11,7 +11,7 @@
 #include <optional>
 #include <vector>
 
-#include "../kernels/common/soft_topk_args.h"
+#include "../kernels/common/dtype.h"
 
 namespace mmer {
 

@@ -6,8 +6,10 @@
 // the samples' ends in cu_seqlens. `query_span` and `key_span` hide the difference.
 #pragma once
 
+#include <cstdint>
+
+#include "dtype.h"
 #include "host_device.h"
-#include "soft_topk_args.h"
 
 namespace mmer {
 

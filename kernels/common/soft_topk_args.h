@@ -7,9 +7,9 @@
 
 #include <cstdint>
 
-namespace mmer {
+#include "dtype.h"
 
-enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+namespace mmer {
 
 // What the rows share in the forward and the backward pass.
 struct SoftTopKRows {

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "attention.h"
+#include "perturbation.h"
 #include "soft_topk.h"
 
 namespace mmer {
@@ -17,6 +18,9 @@ namespace mmer {
   bool attention_backward_tasks(const AttentionBackwardArgs& args, float* parts, int64_t begin, int64_t end);        \
   bool attention_bias_backward_tasks(const AttentionBackwardArgs& args, int64_t begin, int64_t end);                 \
   bool attention_sum_parts_tasks(const AttentionBackwardArgs& args, const float* parts, int64_t begin, int64_t end); \
+  void perturbation_norm_chunks(const PerturbationCpuArgs& call, int64_t begin, int64_t end);                        \
+  void perturbation_apply_chunks(const PerturbationCpuArgs& call, int64_t begin, int64_t end);                       \
+  void perturbation_restore_chunks(const PerturbationCpuArgs& call, int64_t begin, int64_t end);                     \
   }
 
 MMER_DECLARE_VARIANT(baseline)
@@ -96,6 +100,18 @@ bool attention_bias_backward_cpu(const AttentionBackwardArgs& args, int64_t begi
 
 bool attention_sum_parts_cpu(const AttentionBackwardArgs& args, const float* parts, int64_t begin, int64_t end) {
   MMER_DISPATCH(attention_sum_parts_tasks, args, parts, begin, end);
+}
+
+void perturbation_norm_cpu(const PerturbationCpuArgs& call, int64_t begin, int64_t end) {
+  MMER_DISPATCH(perturbation_norm_chunks, call, begin, end);
+}
+
+void perturbation_apply_cpu(const PerturbationCpuArgs& call, int64_t begin, int64_t end) {
+  MMER_DISPATCH(perturbation_apply_chunks, call, begin, end);
+}
+
+void perturbation_restore_cpu(const PerturbationCpuArgs& call, int64_t begin, int64_t end) {
+  MMER_DISPATCH(perturbation_restore_chunks, call, begin, end);
 }
 
 }  // namespace mmer

@@ -9,8 +9,8 @@
 #include <immintrin.h>
 #endif
 
+#include "../common/dtype.h"
 #include "../common/host_device.h"
-#include "../common/soft_topk_args.h"
 
 #define MMER_INLINE inline __attribute__((always_inline))
 #define MMER_INLINE_LAMBDA __attribute__((always_inline))

@@ -29,7 +29,7 @@ import torch
 from mmer_fast import _extension
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
-OPERATORS = ("soft_topk", "masked_attention", "packed_attention")
+OPERATORS = ("soft_topk", "masked_attention", "packed_attention", "perturbation")
 _PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 # Attention takes Triton until a GPU has measured which of the two is faster (benchmarks/results/).
 _ATTENTION = {**_PREFERENCE, "cuda": ("triton", "cuda")}

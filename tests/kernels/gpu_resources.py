@@ -15,7 +15,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,14 @@ ATTENTION_CASES = (
     *(("keys", "bf16", 64, True, dropout, 150) for dropout in (False, True)),
     *((way, "bf16", 64, False, False, 500) for way in ("forward", "queries", "keys")),
     *((way, "bf16", 64, True, True, 500) for way in ("forward", "queries", "keys")),
+)  # fmt: skip
+
+# The weight perturbation: kernel, types of weight and gradient, scope (0: global, 2: awp), whether adaptive.
+PERTURBATION_CASES = (
+    *((kernel, weight, grad, 0, adaptive) for kernel in ("norm", "step") for adaptive in (False, True)
+      for weight, grad in (("fp32", "fp32"), ("bf16", "bf16"), ("fp32", "bf16"), ("fp64", "fp64"))),
+    *((kernel, "fp32", "fp32", 2, False) for kernel in ("norm", "step", "combine")),
+    *(("restore", dtype, dtype, 0, False) for dtype in ("fp16", "fp32", "fp64")),
 )  # fmt: skip
 SHARED_LIMIT = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}  # KiB of a block
 
@@ -89,12 +99,13 @@ def read_library(library: str) -> dict[str, dict[str, Usage]]:
 
 def readable(mangled: str) -> str:
     """``_ZN4mmer...23soft_topk_forward_shortIfLi8ELi16EEEv...`` -> ``soft_topk_forward_short<float, 8, 16>``."""
-    match = re.search(r"\d+((?:soft_topk|attention)_[a-z_]+)I(f|d|NS_4HalfE|NS_8BFloat16E)((?:Li\d+E)*)E", mangled)
+    kernel = r"\d+((?:soft_topk|attention|perturbation)_[a-z_]+)I"
+    match = re.search(kernel + r"(f|d|NS_4HalfE|NS_8BFloat16E)?((?:Li\d+E)*)E", mangled)
     if match is None:
         raise ValueError(f"expected a kernel of kernels/cuda, got {mangled}")
     name, storage, numbers = match.groups()
     types = {"f": "float", "d": "double", "NS_4HalfE": "Half", "NS_8BFloat16E": "BFloat16"}
-    arguments = [types[storage], *re.findall(r"Li(\d+)E", numbers)]
+    arguments = [*([types[storage]] if storage else []), *re.findall(r"Li(\d+)E", numbers)]
     return f"{name}<{', '.join(arguments)}>"
 
 
@@ -124,12 +135,16 @@ def compile_triton(architecture: str) -> dict[str, Usage]:
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
         compiled = triton.compile(source, target=target, options={"num_warps": shape.warps})
         usage[f"{direction} {dtype} {cols}"] = _cubin_usage(compiled.asm["cubin"])
-    return {**usage, **compile_triton_attention(architecture)}
+    return {**usage, **compile_triton_attention(architecture), **compile_triton_perturbation(architecture)}
 
 
-def compile_triton_attention(architecture: str) -> dict[str, Usage]:
-    """What the attention launchers launch, compiled for one architecture instead."""
-    import torch
+@contextmanager
+def _compile_only(architecture: str) -> Iterator[dict[str, Any]]:
+    """Triton launches inside compile for `architecture` instead, those of the kernel ``found["wanted"]`` alone.
+
+    Yields:
+        found: ``found[name]`` is the compiled kernel.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.runtime.jit import JITFunction
@@ -146,18 +161,51 @@ def compile_triton_attention(architecture: str) -> dict[str, Usage]:
         def get_current_target(self) -> GPUTarget:
             return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
 
-    compiled: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     run = JITFunction.run
 
     def compile_only(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        if kernel.__name__ == wanted:
-            compiled[wanted] = run(kernel, *args, grid=grid, warmup=True, **options)
+        if kernel.__name__ == found["wanted"]:
+            found[kernel.__name__] = run(kernel, *args, grid=grid, warmup=True, **options)
 
-    attention = _kernels("attention")
     triton.runtime.driver.set_active(Driver())
     JITFunction.run = compile_only
-    usage: dict[str, Usage] = {}
     try:
+        yield found
+    finally:
+        JITFunction.run = run
+
+
+def compile_triton_perturbation(architecture: str) -> dict[str, Usage]:
+    """What the launchers of the weight perturbation launch, compiled for one architecture instead."""
+    import torch
+
+    perturbation = _kernels("perturbation")
+    types = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    usage: dict[str, Usage] = {}
+    with _compile_only(architecture) as found:
+        for kernel, weight, grad, scope, adaptive in PERTURBATION_CASES:
+            w, g = [torch.zeros(5000, dtype=types[weight])], [torch.zeros(5000, dtype=types[grad])]
+            found["wanted"] = f"perturbation_{kernel}"
+            if kernel == "combine":
+                perturbation.grad_norm(g, w, scope, adaptive)
+            elif kernel == "restore":
+                perturbation.restore_(w, [w[0].clone()])
+            else:
+                perturbation.perturb_(w, g, [w[0].clone()], None, None, 0.5, scope, adaptive)
+            options = f"{' awp' if scope == perturbation.AWP else ''}{' adaptive' if adaptive else ''}"
+            name = f"perturbation {kernel} {weight} {grad}{options}"
+            usage[name] = _cubin_usage(found.pop(found["wanted"]).asm["cubin"])
+    return usage
+
+
+def compile_triton_attention(architecture: str) -> dict[str, Usage]:
+    """What the attention launchers launch, compiled for one architecture instead."""
+    import torch
+
+    attention = _kernels("attention")
+    usage: dict[str, Usage] = {}
+    with _compile_only(architecture) as found:
         for way, dtype, width, with_weights, with_dropout, length in ATTENTION_CASES:
             q = torch.zeros(1, 2, length, width, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
             lse, m = torch.zeros(1, 2, length), torch.ones(1, length) if with_weights else None
@@ -182,19 +230,17 @@ def compile_triton_attention(architecture: str) -> dict[str, Usage]:
                 dropout_p,
                 seed,
             )
-            wanted = "attention_forward_kernel" if way == "forward" else f"attention_backward_{way}_kernel"
+            found["wanted"] = "attention_forward_kernel" if way == "forward" else f"attention_backward_{way}_kernel"
             if way == "forward":
                 attention.attention_forward(*inputs, False)
             else:
                 attention.attention_backward(q, None, q, lse, *inputs, False, with_weights, bias is not None)
-            kernel = compiled.pop(wanted)
+            kernel = found.pop(found["wanted"])
             options = f"{' weights' if with_weights else ''}{' dropout' if with_dropout else ''}"
             name = f"attention {way} {dtype} {width}{options} {length}"
             usage[name] = {**_cubin_usage(kernel.asm["cubin"]), "shared": kernel.metadata.shared}
             if kernel.metadata.shared > 1024 * SHARED_LIMIT[architecture]:
                 raise MemoryError(f"{name}: {kernel.metadata.shared} bytes of shared memory on {architecture}")
-    finally:
-        JITFunction.run = run
     return usage
 
 

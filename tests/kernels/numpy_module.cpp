@@ -6,34 +6,23 @@
 
 #include <new>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <variant>
 
 #include "cpu/dispatch.h"
 #include "cpu/soft_topk.h"
+#include "numpy_arguments.h"
 
 namespace py = pybind11;
 
-void bind_attention(py::module_& module);  // numpy_attention.cpp
+void bind_attention(py::module_& module);     // numpy_attention.cpp
+void bind_perturbation(py::module_& module);  // numpy_perturbation.cpp
 
 namespace {
 
 template <class T>
 using Vector = py::array_t<T, py::array::c_style>;
 using NumberOrRows = std::variant<double, Vector<double>>;
-
-void require(bool condition, const std::string& message) {
-  if (!condition) throw std::invalid_argument(message);
-}
-
-mmer::DType dtype_of(const std::string& name) {
-  if (name == "float32") return mmer::DType::kFloat32;
-  if (name == "float64") return mmer::DType::kFloat64;
-  if (name == "bfloat16") return mmer::DType::kBFloat16;
-  if (name == "float16") return mmer::DType::kFloat16;
-  throw std::invalid_argument("dtype must be float32, float64, bfloat16 or float16, got " + name);
-}
 
 // What holds numbers of `dtype`: bfloat16 and float16 come as their bits, uint16.
 bool holds(const py::array& array, mmer::DType dtype) {
@@ -150,6 +139,7 @@ void backward(const py::array& grad_weights, const py::array& scores, const Vect
 PYBIND11_MODULE(mmer_kernels_numpy, module) {
   module.doc() = "The CPU kernels of mmer_fast over NumPy arrays.";
   bind_attention(module);
+  bind_perturbation(module);
   module.def("cpu_isa", &mmer::cpu_isa_name, "The instruction set in use: baseline, avx2 or avx512.");
   module.def("soft_topk_forward", &forward, py::arg("scores").noconvert(), py::arg("weights").noconvert(),
              py::arg("threshold").noconvert(), py::arg("certificate").noconvert(), py::kw_only(), py::arg("dtype"),

@@ -17,11 +17,14 @@ from typing import Any
 
 import attention_kernel_cases
 import numpy as np
+import perturbation_kernel_cases
 from attention_kernel_cases import AttentionInputs
 from cpu_kernel_cases import ROWS, Inputs, cases
 from guarded_memory import ALLOCATORS, Allocator, untouched
 from numpy_oracle import STORAGE, backward, widen
+from perturbation_kernel_cases import PerturbationInputs
 from run_attention_kernels import AttentionRun
+from run_perturbation_kernels import PerturbationRun
 
 GAP = 5  # entries between two strided rows, all NaN
 MOST_SWEEPS = 10
@@ -160,6 +163,11 @@ def main(module_folder: str, outputs: str, memory: str) -> None:
         print(attention_case, file=sys.stderr)
         attention = AttentionRun(module, AttentionInputs(attention_case), ALLOCATORS[memory]())
         failures += [f"{attention_case}: {problem}" for problem in attention.problems()]
+        count += 1
+    for perturbation_case in perturbation_kernel_cases.cases():
+        print(perturbation_case, file=sys.stderr)
+        perturbation = PerturbationRun(module, PerturbationInputs(perturbation_case), ALLOCATORS[memory]())
+        failures += [f"{perturbation_case}: {problem}" for problem in perturbation.problems()]
         count += 1
     print(json.dumps({"isa": module.cpu_isa(), "cases": count, "failures": failures}))
 

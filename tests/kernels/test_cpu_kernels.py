@@ -17,6 +17,7 @@ from typing import Any
 
 import attention_kernel_cases
 import numpy as np
+import perturbation_kernel_cases
 import pytest
 from cpu_kernel_cases import cases
 
@@ -86,7 +87,8 @@ class Runs:
 
 
 def _assert_clean(report: dict[str, Any]) -> None:
-    assert report["cases"] == len(list(cases())) + len(list(attention_kernel_cases.cases()))
+    every = (cases(), attention_kernel_cases.cases(), perturbation_kernel_cases.cases())
+    assert report["cases"] == sum(len(list(some)) for some in every)
     assert not report["failures"], "\n".join(report["failures"][:20])
 
 

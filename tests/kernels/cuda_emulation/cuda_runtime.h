@@ -6,6 +6,7 @@
 // the wait, by chance too. Shared memory is NaN at first and ends at a page without access.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -18,13 +19,14 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct float2 {
   float x, y;
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 
-extern dim3 threadIdx, blockIdx;  // of the fiber that runs
+extern dim3 threadIdx, blockIdx, gridDim;  // of the fiber that runs
 
 namespace emulation {
 
@@ -48,11 +50,11 @@ inline void __syncwarp() {}  // orders nothing that the kernels need
 
 template <class T>
 T __shfl_xor_sync(unsigned, T x, int distance) {
-  static_assert(sizeof(T) == 4, "one register");
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  bits = emulation::shuffle_xor(bits, distance);
-  std::memcpy(&x, &bits, 4);
+  static_assert(sizeof(T) % 4 == 0, "whole registers");
+  uint32_t bits[sizeof(T) / 4];
+  std::memcpy(bits, &x, sizeof(T));
+  for (uint32_t& part : bits) part = emulation::shuffle_xor(part, distance);
+  std::memcpy(&x, bits, sizeof(T));
   return x;
 }
 
@@ -72,6 +74,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   if (config->dynamicSmemBytes > static_cast<size_t>(limit)) return cudaErrorInvalidValue;
   return emulation::run(*config, [&] { kernel(arguments...); });
 }
+
+using std::max;
+using std::min;
 
 namespace mmer {
 

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <map>
 
+#define CUDART_VERSION 13000
+
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
 
 struct Stream;
@@ -23,4 +25,8 @@ struct cudaLaunchConfig_t {
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device);

@@ -12,7 +12,7 @@
 
 #include "cuda_runtime.h"
 
-dim3 threadIdx, blockIdx;
+dim3 threadIdx, blockIdx, gridDim;
 
 namespace emulation {
 namespace {
@@ -41,6 +41,7 @@ jmp_buf launch;
 sigjmp_buf failure;
 unsigned char *shared_end = nullptr, *shared_begin = nullptr;
 uint64_t random_state = 1;
+int launches = 0, multiprocessors = 3;
 
 void resume(int thread) {
   current = thread;
@@ -125,7 +126,9 @@ void make_shared_memory() {
   if (mprotect(shared_end, page, PROT_NONE) != 0) std::abort();
 }
 
-void on_fault(int) { fail("a memory access out of bounds"); }
+void on_fault(int signal) {
+  fail(signal == SIGILL ? "an access of an unaligned vector" : "a memory access out of bounds");
+}
 
 void run_block(size_t shared_bytes) {
   shared_begin = shared_end - (shared_bytes + 1023) / 1024 * 1024;
@@ -181,11 +184,14 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& t
     make_shared_memory();
     begin_again();
   }
-  struct sigaction action{}, previous_segv, previous_bus;
+  struct sigaction action{}, previous_segv, previous_bus, previous_ill;
   action.sa_handler = on_fault;
   sigaction(SIGSEGV, &action, &previous_segv);
   sigaction(SIGBUS, &action, &previous_bus);
+  sigaction(SIGILL, &action, &previous_ill);  // what -fsanitize=alignment ends in
   body = &thread;
+  gridDim = config.gridDim;
+  ++launches;
   warp_count = static_cast<int>(threads) / kLanes;
   cudaError_t status = cudaSuccess;
   if (sigsetjmp(failure, 1) == 0) {
@@ -196,6 +202,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& t
   }
   sigaction(SIGSEGV, &previous_segv, nullptr);
   sigaction(SIGBUS, &previous_bus, nullptr);
+  sigaction(SIGILL, &previous_ill, nullptr);
   return status;
 }
 
@@ -203,4 +210,14 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& t
 
 void __syncthreads() { emulation::collective(emulation::at_barrier, nullptr); }
 
-extern "C" void emulation_seed(uint64_t seed) { emulation::random_state = seed * 2 + 1; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  return *value = emulation::multiprocessors, cudaSuccess;
+}
+
+extern "C" {
+
+void emulation_seed(uint64_t seed) { emulation::random_state = seed * 2 + 1; }
+int emulation_launches() { return emulation::launches; }
+void emulation_multiprocessors(int count) { emulation::multiprocessors = count; }
+
+}  // extern "C"

@@ -6,7 +6,7 @@
 namespace emulation {
 
 constexpr int kLanes = 32;
-constexpr int kMaxThreads = 128;
+constexpr int kMaxThreads = 256;
 
 // Work on the arguments that the 32 lanes of a warp came with.
 using Collective = void (*)(void* const (&arguments)[kLanes]);

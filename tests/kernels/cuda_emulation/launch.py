@@ -1,4 +1,4 @@
-"""Runs kernels/cuda/attention*.cu on the host (cuda_runtime.h says how): builds them, hands tensors over by ctypes."""
+"""Runs kernels/cuda/*.cu on the host (cuda_runtime.h says how): builds them; hands attention its tensors by ctypes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parents[2] / "kernels"
-SOURCES = [*sorted(HERE.glob("*.cpp")), *sorted((KERNELS / "cuda").glob("attention*.cu"))]
-HEADERS = [*HERE.glob("*.h"), *(KERNELS / "cuda").glob("attention*.*h"), *(KERNELS / "common").glob("*.h")]
+ENTRIES = {"attention": "entry.cpp", "perturbation": "perturbation_entry.cpp"}
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
+FLAGS += ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]  # an unaligned vector ends a launch
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
 
 
@@ -25,12 +25,16 @@ def compiler() -> str | None:
     return shutil.which("g++") or shutil.which("c++")
 
 
-def build(folder: Path) -> Path:
-    """The shared library, built again where a source changed."""
-    digest = hashlib.sha256()
-    for path in sorted([*SOURCES, *HEADERS]):
+def build(folder: Path, operator: str = "attention") -> Path:
+    """The shared library of an operator's kernels, built again where a source changed."""
+    emulation = [HERE / name for name in ("device.cpp", "fibers.cpp", ENTRIES[operator])]
+    sources = [*emulation, *sorted((KERNELS / "cuda").glob(f"{operator}*.cu"))]
+    headers = [*HERE.glob("*.h"), *(KERNELS / "common").glob("*.h"), KERNELS / "cuda" / "attention_warp.cuh"]
+    headers += (KERNELS / "cuda").glob(f"{operator}*.*h")
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for path in sorted([*sources, *headers]):
         digest.update(path.name.encode() + path.read_bytes())
-    library = folder / f"libattention_{digest.hexdigest()[:16]}.so"
+    library = folder / f"lib{operator}_{digest.hexdigest()[:16]}.so"
     if library.exists():
         return library
 
@@ -39,12 +43,12 @@ def build(folder: Path) -> Path:
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
 
     def compile_source(source: Path) -> str:
-        made = folder / f"{source.name}.o"
+        made = folder / f"{operator}_{source.name}.o"
         run([str(compiler()), *FLAGS, "-I", str(HERE), "-x", "c++", "-c", str(source), "-o", str(made)])
         return str(made)
 
     with ThreadPoolExecutor(2) as pool:
-        made = list(pool.map(compile_source, SOURCES))
+        made = list(pool.map(compile_source, sources))
     run([str(compiler()), "-shared", *made, "-o", str(library)])
     return library
 
