@@ -1,5 +1,6 @@
-"""Losses of RobMMR: recognition (Eq. 2-3, 5 and the authors' asymmetric loss) and consistency (Eq. 13).
+"""Losses of RobMMR: recognition (Eq. 2-3, 5 and the authors' asymmetric loss).
 
+The consistency losses (Eq. 13) are `mmer_fast.bernoulli_kl_with_logits` and `softmax_kl_with_logits`.
 All take logits, (B, K) floating, and return a scalar. Labels are (B, K) in {0, 1}, same dtype.
 """
 
@@ -40,27 +41,3 @@ def asymmetric_loss(
     error = 1 - (labels_bk * positive + (1 - labels_bk) * negative)
     focus = error ** (gamma_positive * labels_bk + gamma_negative * (1 - labels_bk))
     return -scale * (likelihood * focus).mean()
-
-
-def bernoulli_kl(target_bk: Tensor, logits_bk: Tensor) -> Tensor:
-    """KL(p ‖ p̃) of K independent Bernoulli variables, summed over labels, mean over samples: RobMMR Eq. 13.
-
-    p = σ(target), p̃ = σ(logits). Σ_k p log(p/p̃) + (1−p) log((1−p)/(1−p̃)), from log-sigmoids, so it is
-    finite and has a correct gradient for logits of any size.
-    """
-    p_bk = torch.sigmoid(target_bk)
-    positive = F.logsigmoid(target_bk) - F.logsigmoid(logits_bk)
-    negative = F.logsigmoid(-target_bk) - F.logsigmoid(-logits_bk)
-    return (p_bk * positive + torch.sigmoid(-target_bk) * negative).sum(dim=-1).mean()
-
-
-def softmax_kl(target_bk: Tensor, logits_bk: Tensor) -> Tensor:
-    """KL of softmaxes *over the sigmoid probabilities* across labels, mean over all B K entries: the authors'
-    code.
-
-    It is kept to reproduce that code. Probabilities lie within [0, 1], so both softmaxes are nearly uniform
-    and the gradient is orders of magnitude below that of the recognition loss.
-    """
-    target = torch.softmax(torch.sigmoid(target_bk), dim=-1)
-    log_perturbed = torch.log_softmax(torch.sigmoid(logits_bk), dim=-1)
-    return F.kl_div(log_perturbed, target, reduction="none").mean()

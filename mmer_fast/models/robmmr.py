@@ -113,6 +113,7 @@ class RobMMR(nn.Module):
         features: Mapping[str, Tensor],
         lengths: Mapping[str, Tensor],
         masks: Mapping[str, Tensor] | None = None,
+        offsets: Mapping[str, Tensor] | None = None,
     ) -> RobMMROutput:
         """Label logits of a batch: D(E^m([E^x(x ∘ m)])), Algorithm 1 lines 4 and 10.
 
@@ -120,11 +121,13 @@ class RobMMR(nn.Module):
             features: modality → (B, T, F), floating; values beyond the length are ignored, NaN included.
             lengths: modality → (B,) integer, 0 to T; 0 is a missing modality.
             masks: modality → (B, T), the multiplier m of Eq. 10; None multiplies by nothing.
+            offsets: modality → (N, D), floating, added to what `embeddings` makes of its N tokens, after any mask;
+                the tokens that count, sample after sample (`zero_offsets` has the shapes). None adds nothing.
 
         Raises:
             ValueError: a modality is absent or has another shape than announced.
         """
-        encodings = self.encode(features, lengths, masks)
+        encodings = self.encode(features, lengths, masks, offsets)
         return RobMMROutput(self.decode(*self.fuse(encodings)), encodings)
 
     def encode(
@@ -132,6 +135,7 @@ class RobMMR(nn.Module):
         features: Mapping[str, Tensor],
         lengths: Mapping[str, Tensor],
         masks: Mapping[str, Tensor] | None = None,
+        offsets: Mapping[str, Tensor] | None = None,
     ) -> Encodings:
         """Unimodal encodings H^x = E^x(x ∘ m); arguments as in `forward`."""
         self._check(features, lengths)
@@ -143,8 +147,24 @@ class RobMMR(nn.Module):
             mask_n = None
             if masks is not None:
                 mask_n = mf.pack(_fit(masks[name], x_btf.shape[1]), layout)
-            encodings.hidden[name] = self._encode_one(name, mf.pack(x_btf, layout), layout, mask_n)
+            offset_nd = None if offsets is None else self._offset(name, offsets, layout)
+            encodings.hidden[name] = self._encode_one(name, mf.pack(x_btf, layout), layout, mask_n, offset_nd)
         return encodings
+
+    def zero_offsets(self, features: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Offsets of 0 for `forward` with these arguments: modality → (N, D), in the dtype of the features.
+
+        N is the sum of the lengths; where padding counts (`padding_mask` False), B times the padded length. Reads the
+        lengths, which on CUDA waits for the device.
+        """
+        self._check(features, lengths)
+        zeros = {}
+        for name in self.modalities:
+            x_btf = features[name]
+            padded = x_btf.shape[0] * self._padded_steps(x_btf)
+            tokens = int(lengths[name].sum()) if self.config.padding_mask else padded
+            zeros[name] = x_btf.new_zeros(tokens, self.config.dim)
+        return zeros
 
     def fuse(self, encodings: Encodings) -> tuple[Tensor, Spans]:
         """H^m = E^m([H^x]): the tokens (N, D) of all modalities of each sample, and where each sample's are."""
@@ -167,13 +187,17 @@ class RobMMR(nn.Module):
         }
         return temporal_masks(scores, encodings.lengths, self.config)
 
-    def _encode_one(self, name: str, x_nf: Tensor, layout: mf.PackedLayout, mask_n: Tensor | None) -> Tensor:
+    def _encode_one(
+        self, name: str, x_nf: Tensor, layout: mf.PackedLayout, mask_n: Tensor | None, offset_nd: Tensor | None
+    ) -> Tensor:
         masks_features = self.config.masked_input == "features"
         if mask_n is not None and masks_features:
             x_nf = x_nf * mask_n[:, None]
         x_nd = self.embeddings[name](x_nf)
         if mask_n is not None and not masks_features:
             x_nd = x_nd * mask_n[:, None]
+        if offset_nd is not None:
+            x_nd = x_nd + offset_nd
         if self.config.positions == "sinusoidal":
             x_nd = x_nd + sinusoidal_positions(layout.time, x_nd.shape[1], x_nd.dtype)
         return self.unimodal_encoders[name](x_nd, Spans.of(layout))
@@ -183,9 +207,21 @@ class RobMMR(nn.Module):
         if self.config.padding_mask:
             return x_btf, lengths_b
         x_btf = x_btf.masked_fill(~length_mask(lengths_b, x_btf.shape[1])[..., None], 0.0)
-        missing = max(self.config.padded_length or 1, x_btf.shape[1]) - x_btf.shape[1]
+        missing = self._padded_steps(x_btf) - x_btf.shape[1]
         x_btf = F.pad(x_btf, (0, 0, 0, missing)) if missing else x_btf
         return x_btf, torch.full_like(lengths_b, x_btf.shape[1])
+
+    def _padded_steps(self, x_btf: Tensor) -> int:
+        """T after `_pad`, where padding counts."""
+        return max(self.config.padded_length or 1, x_btf.shape[1])
+
+    def _offset(self, name: str, offsets: Mapping[str, Tensor], layout: mf.PackedLayout) -> Tensor:
+        if name not in offsets:
+            raise ValueError(f"offsets must hold modality {name!r}; got {sorted(offsets)}")
+        expected = (layout.total, self.config.dim)
+        if offsets[name].shape != expected:
+            raise ValueError(f"offsets[{name!r}] must have shape {expected}, got {tuple(offsets[name].shape)}")
+        return offsets[name]
 
     def _check(self, features: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> None:
         for name, size in self.modalities.items():

@@ -12,6 +12,11 @@ its prediction. This is the yardstick for faster forms of the step.
 prediction is the reference that the perturbed network has to reproduce (as in virtual adversarial training);
 with a gradient through it, L_p could fall by making the *clean* prediction worse, and it would be the
 gradient of the clean weights taken while the perturbed ones are in place.
+
+**The ablations of APP** (`TrainConfig.perturbation`) change the third pass alone. "random" perturbs the weights in
+another direction. "fgsm" and "pgd" leave the weights alone and move the embeddings; L_p is then the recognition loss
+of the moved embeddings, and what moves them is a constant of it. FGSM's gradient falls off the first backward pass;
+PGD takes `pgd_steps` more passes, whose gradients of the parameters are never computed.
 """
 
 from __future__ import annotations
@@ -22,15 +27,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import mmer_fast as mf
 from mmer_fast.data import Batch
 from mmer_fast.models import RobMMR
-from mmer_fast.models.losses import asymmetric_loss, bernoulli_kl, binary_cross_entropy, softmax_kl
+from mmer_fast.models.losses import asymmetric_loss, binary_cross_entropy
+from mmer_fast.ops.kl_divergence import bernoulli_kl_with_logits, softmax_kl_with_logits
 from mmer_fast.training.config import TrainConfig
-from mmer_fast.training.perturbation import perturbed_, perturbed_parameters
+from mmer_fast.training.perturbation import (
+    Offsets,
+    fgsm_offsets,
+    perturbed_parameters,
+    pgd_offsets,
+    random_directions,
+)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 RECOGNITION_LOSSES: dict[str, Loss] = {"bce": binary_cross_entropy, "asymmetric": asymmetric_loss}
-CONSISTENCY_LOSSES: dict[str, Loss] = {"bernoulli": bernoulli_kl, "softmax": softmax_kl}
+CONSISTENCY_LOSSES: dict[str, Loss] = {
+    "bernoulli": bernoulli_kl_with_logits,
+    "softmax": softmax_kl_with_logits,
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,8 @@ class StepResult:
     """What a step computed, detached and on the device.
 
     Attributes:
-        losses: (3,) L_r, L_m, L_p, not weighted; 0 for a pass that was left out.
+        losses: (3,) L_r, L_m, L_p, not weighted; 0 for a pass that was left out. With "fgsm" and "pgd" the third is
+            L_r of the moved embeddings, here and in `gradient_ratio`.
         logits: (B, K) of the clean pass.
         gradient_ratio: ‖∇L_p‖ / ‖∇(L_r + ρ L_m)‖ over all parameters, scalar; None when not measured.
     """
@@ -53,7 +70,7 @@ class Algorithm1:
 
     Args:
         model: the network; its parameters receive the gradients.
-        config: ρ, σ, γ, losses and the scope of the perturbation.
+        config: ρ, σ, γ, losses, and what is perturbed how.
     """
 
     def __init__(self, model: RobMMR, config: TrainConfig) -> None:
@@ -77,10 +94,13 @@ class Algorithm1:
 
         # Emotion recognition, lines 3-6. The graph stays where the masks will send gradients into the
         # encoders.
-        clean = model(batch.features, batch.lengths)
+        offsets = self._zero_offsets(batch) if config.sigma > 0 and config.perturbation == "fgsm" else None
+        clean = model(batch.features, batch.lengths, offsets=offsets)
         loss_r = self.recognition_loss(clean.logits, batch.labels)
         loss_r.backward(retain_graph=config.rho > 0 and model.config.reversal == "scores")
-        gradient = _copy_gradients(self.perturbed) if config.app_gradient == "recognition" else None
+        g = self._copy_of_g()
+        if offsets is not None:
+            offsets = fgsm_offsets(offsets, config.embedding_radius)
 
         # Adversarial temporal masking, lines 7-12.
         if config.rho > 0:
@@ -89,18 +109,49 @@ class Algorithm1:
             loss_m = self.recognition_loss(masked.logits, batch.labels)
             (config.rho * loss_m).backward()
 
-        # Adversarial parameter perturbation, lines 13-17.
+        # Adversarial parameter perturbation, lines 13-17; or adversarial embeddings in its place.
         if config.sigma > 0:
             before = _copy_gradients(model.parameters()) if measure_ratio else None
-            gradient = gradient or _copy_gradients(self.perturbed)
-            with perturbed_(self.perturbed, gradient, config.gamma, config.perturbation_norm):
-                noisy = model(batch.features, batch.lengths)
-                loss_p = self.consistency_loss(clean.logits.detach(), noisy.logits)
+            if config.perturbation in ("gradient", "random"):
+                direction = random_directions(self.perturbed) if config.perturbation == "random" else g
+                with mf.perturbed(self.perturbed, config.gamma, scope=config.perturbation_norm, grads=direction):
+                    noisy = model(batch.features, batch.lengths)
+                    loss_p = self.consistency_loss(clean.logits.detach(), noisy.logits)
+                    (config.sigma * loss_p).backward()
+            else:
+                offsets = self._pgd_offsets(batch) if offsets is None else offsets
+                loss_p = self._loss_at(offsets, batch)
                 (config.sigma * loss_p).backward()
             ratio = None if before is None else _gradient_ratio(model.parameters(), before) / config.sigma
 
         losses = torch.stack([loss_r.detach(), loss_m.detach(), loss_p.detach()])
         return StepResult(losses, clean.logits.detach(), ratio)
+
+    def _copy_of_g(self) -> list[Tensor | None] | None:
+        """g of Eq. 14, where it has to be copied before L_m adds to it; None: lines 13-17 find it in `.grad`."""
+        config = self.config
+        needed = config.sigma > 0 and config.rho > 0 and config.perturbation == "gradient"
+        if not needed or config.app_gradient == "total":
+            return None
+        return [None if p.grad is None else p.grad.clone() for p in self.perturbed]
+
+    def _zero_offsets(self, batch: Batch) -> dict[str, Tensor]:
+        """Offsets of the embeddings that change nothing and receive a gradient."""
+        zeros = self.model.zero_offsets(batch.features, batch.lengths)
+        return {name: zeros_nd.requires_grad_() for name, zeros_nd in zeros.items()}
+
+    def _pgd_offsets(self, batch: Batch) -> dict[str, Tensor]:
+        return pgd_offsets(
+            lambda offsets: self._loss_at(offsets, batch),
+            self.model.zero_offsets(batch.features, batch.lengths),
+            self.config.embedding_radius,
+            self.config.pgd_steps,
+        )
+
+    def _loss_at(self, offsets: Offsets, batch: Batch) -> Tensor:
+        """L_r with moved embeddings."""
+        moved = self.model(batch.features, batch.lengths, offsets=offsets)
+        return self.recognition_loss(moved.logits, batch.labels)
 
 
 def _copy_gradients(parameters: Iterable[Tensor]) -> list[Tensor]:

@@ -20,15 +20,31 @@ class TrainConfig:
 
     Attributes:
         rho: ρ, weight of the masked loss L_m; 0 leaves ATM out.
-        sigma: σ, weight of the consistency loss L_p; 0 leaves APP out.
+        sigma: σ, weight of the consistency loss L_p, or of what `perturbation` puts in its place; 0 leaves APP out.
+        perturbation: what the third pass of Algorithm 1 perturbs, and its loss.
+
+            - "gradient": APP. Weights of E^m along g (Eq. 14); loss L_p.
+            - "random": Table 2's "- g (+ random perturbation)". APP with standard normal numbers for g; same γ, same
+              parameters, same L_p.
+            - "fgsm", "pgd": Table 2's rows of those names, which have ρ = 0 as well. No weight is perturbed: the
+              embeddings, which the unimodal encoders read, are moved up L_r within an L∞ ball, by the fast gradient
+              sign method (Goodfellow et al. 2015) or projected gradient descent (Madry et al. 2018). The loss is, as in
+              adversarial training, L_r of the moved embeddings against the *labels*, not a consistency with the clean
+              prediction. γ, `perturbation_norm`, `perturbed`, `app_gradient` and `consistency_loss` have no effect.
         gamma: γ, the norm of the perturbation of Eq. 14. **The paper gives no value.** With one norm over all
             of E^m and σ = 1, 0.03 leaves the compact network free to learn the embedded data, 0.1 slows it
             down, and at 0.3 it ends up ignoring its input. The authors' code has 1, a tensor each.
         perturbation_norm: "global" (one norm over all perturbed parameters, the paper's text) or "tensor"
             (one each).
         perturbed: parameters of E^m that are perturbed: the weight matrices of "projections" (attention and
-            feed-forward), of "attention" or "feed_forward" alone, or "all" (biases and LayerNorm too).
+            feed-forward), of "attention" alone (Table 2's "- FNN_ε") or "feed_forward" alone ("- Attention_ε"), or
+            "all" (biases and LayerNorm too).
         app_gradient: g of Eq. 14: the gradient of "recognition" (L_r) or "total" (L_r + ρ L_m).
+        embedding_radius: r, the largest change of an entry of an embedding by "fgsm" or "pgd". **The paper gives no
+            value.** Embeddings come out of a LayerNorm, so the unit is the standard deviation of their entries at the
+            start of training. With ρ = 0 and σ = 1, 0.01 leaves the compact network free to learn the embedded
+            data; at 0.03 ("fgsm") it still ignores its input after 4 epochs.
+        pgd_steps: steps of "pgd" up L_r, each a forward and a backward pass; of size 2.5 r/`pgd_steps`.
         recognition_loss: L_r and L_m: "bce" (Eq. 2-3) or "asymmetric" (the authors' code).
         consistency_loss: L_p: "bernoulli" (Eq. 13 for K sigmoid outputs) or "softmax" (the authors' code).
         learning_rate, weight_decay: of AdamW.
@@ -48,10 +64,13 @@ class TrainConfig:
 
     rho: float = 0.1
     sigma: float = 1.0
+    perturbation: Literal["gradient", "random", "fgsm", "pgd"] = "gradient"
     gamma: float = 0.03
     perturbation_norm: Literal["global", "tensor"] = "global"
     perturbed: Literal["projections", "attention", "feed_forward", "all"] = "projections"
     app_gradient: Literal["recognition", "total"] = "recognition"
+    embedding_radius: float = 0.01
+    pgd_steps: int = 3
     recognition_loss: Literal["bce", "asymmetric"] = "bce"
     consistency_loss: Literal["bernoulli", "softmax"] = "bernoulli"
     learning_rate: float = 5e-5
@@ -71,9 +90,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("learning_rate", "gamma"):
+        for name in ("learning_rate", "gamma", "embedding_radius"):
             _require(self, name, getattr(self, name) > 0, "positive")
-        for name in ("epochs", "batch_size", "log_every"):
+        for name in ("epochs", "batch_size", "log_every", "pgd_steps"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("rho", "sigma", "weight_decay", "warmup", "checkpoint_every", "seed"):
             _require(self, name, getattr(self, name) >= 0, "at least 0")

@@ -1,13 +1,14 @@
-"""Adversarial parameter perturbation (APP), RobMMR Eq. 14: a step of the weights up the loss, and back.
+"""What the third pass of Algorithm 1 perturbs, and in which direction: weights of E^m (APP), or embeddings (FGSM, PGD).
 
-Subtracting the step again would not restore the weights (in float32 it leaves a few per cent of them
-changed), so the original values are kept in a stash for the duration.
+`mf.perturbed` moves weights and puts them back. Embeddings are not moved but given offsets (`RobMMR.forward`), so
+nothing has to be put back there.
+
+Shape suffixes: n tokens of a modality end to end, d width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,17 @@ from torch import Tensor, nn
 from mmer_fast.models.attention import MultiHeadAttention
 from mmer_fast.models.transformer import FeedForward
 
+Offsets = Mapping[str, Tensor]
+"""Modality → (N, D), what is added to the embeddings of its tokens."""
+
 
 def perturbed_parameters(encoder: nn.Module, which: str) -> list[nn.Parameter]:
     """The parameters of `encoder` (E^m) that APP perturbs, each once, frozen ones left out.
 
     Args:
         which: "all", or the weight matrices of "projections" (attention and feed-forward layers: the
-            Attention_ε and FNN_ε of the paper), of "attention" or of "feed_forward".
+            Attention_ε and FNN_ε of the paper), of "attention" (Attention_ε alone, Table 2's "- FNN_ε") or of
+            "feed_forward" (FNN_ε alone, Table 2's "- Attention_ε").
     """
     if which == "all":
         chosen: list[nn.Parameter] = list(encoder.parameters())
@@ -37,56 +42,45 @@ def perturbed_parameters(encoder: nn.Module, which: str) -> list[nn.Parameter]:
     return [parameter for parameter in chosen if parameter.requires_grad]
 
 
-def perturbation(gradients: Sequence[Tensor], radius: float, norm: str) -> tuple[list[Tensor], Tensor]:
-    """ε = γ g/‖g‖₂ (Eq. 14).
-
-    The norm accumulates in float64, so that it neither overflows nor underflows before g does. Where it is
-    zero or not finite, ε is 0; that is decided on the device, without waiting for it.
-
-    Args:
-        gradients: g, tensors of any shape.
-        radius: γ.
-        norm: "global" (one norm over all tensors) or "tensor" (one for each).
-
-    Returns:
-        ε in the shapes and dtypes of g; and the norms that were divided by, (1,) or (len(g),), float64.
-    """
-    gradients = list(gradients)
-    norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float64))
-    if norm == "global":
-        norms = torch.linalg.vector_norm(norms).reshape(1)
-    scales = radius / norms
-    usable = norms.isfinite() & scales.to(torch.float32).isfinite()
-    steps = torch._foreach_mul(gradients, scales.expand(len(gradients)).unbind())
-    kept = usable.expand(len(gradients)).unbind()
-    zipped = zip(kept, steps, gradients, strict=True)
-    return [torch.where(keep, step, 0.0).to(g.dtype) for keep, step, g in zipped], norms
+def random_directions(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Standard normal numbers from torch's generator in the shapes of `parameters`, in the place of g in Eq. 14."""
+    return [torch.randn_like(parameter) for parameter in parameters]
 
 
-@contextmanager
-def perturbed_(
-    parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor], radius: float, norm: str = "global"
-) -> Iterator[Tensor]:
-    """Within the block the parameters hold θ + ε, in place; afterwards θ again, bit for bit.
-
-    They are restored after exceptions too. Run forward *and* backward of the perturbed loss inside the block.
+def fgsm_offsets(zeros: Offsets, radius: float) -> dict[str, Tensor]:
+    """The fast gradient sign method (Goodfellow et al. 2015): r sign(∇_e L).
 
     Args:
-        parameters: θ; same storage before, during and after.
-        gradients: g of Eq. 14, one for each parameter, same shape.
-        radius: γ.
-        norm: "global" or "tensor", see `perturbation`.
-
-    Yields:
-        The norms of g, as `perturbation` returns them.
+        zeros: the offsets of 0 with which L was computed; `.grad` has ∇_e L.
+        radius: r, in the L∞ norm.
     """
-    with torch.no_grad():
-        stash = [parameter.clone() for parameter in parameters]
-        steps, norms = perturbation(gradients, radius, norm)
-    try:
-        with torch.no_grad():
-            torch._foreach_add_(list(parameters), steps)
-        yield norms
-    finally:
-        with torch.no_grad():
-            torch._foreach_copy_(list(parameters), stash)
+    offsets = {}
+    for name, zeros_nd in zeros.items():
+        assert zeros_nd.grad is not None
+        offsets[name] = radius * zeros_nd.grad.sign()
+    return offsets
+
+
+def pgd_offsets(loss: Callable[[Offsets], Tensor], like: Offsets, radius: float, steps: int) -> dict[str, Tensor]:
+    """Projected gradient descent (Madry et al. 2018), here up the loss, within the L∞ ball of radius r around 0.
+
+        δ ~ U(−r, r)  from torch's generator,   then `steps` times   δ ← clip(δ + 2.5 r/steps sign(∇_δ L), −r, r)
+
+    The factor 2.5 lets a walk reach the border from anywhere in the ball. `.grad` of no parameter is touched.
+
+    Args:
+        loss: L, a scalar, of offsets; run forward and backward `steps` times.
+        like: modality → (N, D), of the shapes, dtypes and device of the offsets.
+        radius: r.
+        steps: at least 1.
+    """
+    step = 2.5 * radius / steps
+    offsets = {name: torch.empty_like(x_nd).uniform_(-radius, radius) for name, x_nd in like.items()}
+    for _ in range(steps):
+        leaves = [x_nd.requires_grad_() for x_nd in offsets.values()]
+        gradients = torch.autograd.grad(loss(offsets), leaves)
+        offsets = {
+            name: (x_nd.detach() + step * gradient_nd.sign()).clamp(-radius, radius)
+            for (name, x_nd), gradient_nd in zip(offsets.items(), gradients, strict=True)
+        }
+    return offsets

@@ -126,6 +126,85 @@ def test_classifier_dropout_zeroes_training_logits_only(batch: Batch) -> None:
     assert (model.eval()(features, lengths).logits != 0).all()
 
 
+PADDED = {"padding_mask": False, "padded_length": 8}
+
+
+def random_offsets(model: RobMMR, features: dict[str, Tensor], lengths: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.randn_like(x) for name, x in model.zero_offsets(features, lengths).items()}
+
+
+@pytest.mark.parametrize("changes", [*VARIANTS, PADDED, {"padding_mask": False}], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_offsets_are_added_at_the_foot_of_the_unimodal_encoders(batch: Batch, changes: dict, masked: bool) -> None:
+    features, lengths, _ = batch
+    model = small_model(**changes)
+    masks = model.temporal_masks(model.encode(features, lengths)) if masked else None
+    offsets = random_offsets(model, features, lengths)
+    moved = model(features, lengths, masks, offsets)
+    plain = model(features, lengths, masks).logits
+    assert not torch.allclose(moved.logits, plain)
+    torch.testing.assert_close(model.encode(features, lengths, masks, offsets).hidden, moved.encodings.hidden)
+    for name, x_nd in offsets.items():
+        model.unimodal_encoders[name].register_forward_pre_hook(lambda _, inputs, o=x_nd: (inputs[0] + o, *inputs[1:]))
+    torch.testing.assert_close(moved.logits, model(features, lengths, masks).logits)
+
+
+@pytest.mark.parametrize("changes", [*VARIANTS, PADDED], ids=str)
+def test_zero_offsets_change_nothing_and_receive_a_gradient(batch: Batch, changes: dict) -> None:
+    features, lengths, labels = batch
+    model = small_model(**changes)
+    zeros = model.zero_offsets(features, lengths)
+    tokens = {name: 4 * 8 if changes is PADDED else int(n.sum()) for name, n in lengths.items()}
+    assert {name: (tuple(x.shape), x.dtype) for name, x in zeros.items()} == {
+        name: ((n, 8), torch.float64) for name, n in tokens.items()
+    }
+    logits = model(features, lengths, offsets={name: x.requires_grad_() for name, x in zeros.items()}).logits
+    assert torch.equal(logits, model(features, lengths).logits)
+    binary_cross_entropy(logits, labels).backward()
+    for x in zeros.values():
+        assert x.grad is not None
+        assert (x.grad.abs().sum(1) > 0).all()
+
+
+def test_offsets_stand_in_the_order_of_the_samples_and_padding_does_not_matter(batch: Batch) -> None:
+    features, lengths, _ = batch
+    model = small_model()
+    offsets = random_offsets(model, features, lengths)
+    longer = {
+        name: torch.nn.functional.pad(
+            x.masked_fill((torch.arange(x.shape[1]) >= lengths[name][:, None])[..., None], float("nan")),
+            (0, 0, 0, 5),
+            value=float("nan"),
+        )
+        for name, x in features.items()
+    }
+    together = model(features, lengths, offsets=offsets).logits
+    assert torch.equal(model(longer, lengths, offsets=offsets).logits, together)
+    split = {name: x.split(lengths[name].tolist()) for name, x in offsets.items()}
+    for b in range(4):
+        alone = model(
+            {name: x[b : b + 1] for name, x in features.items()},
+            {name: n[b : b + 1] for name, n in lengths.items()},
+            offsets={name: parts[b] for name, parts in split.items()},
+        )
+        torch.testing.assert_close(alone.logits[0], together[b])
+
+
+@pytest.mark.parametrize(
+    ("offsets", "message"),
+    [
+        ({"words": torch.zeros(3, 8)}, r"offsets must hold modality 'frames'; got \['words'\]"),
+        ({"words": torch.zeros(3, 8), "frames": torch.zeros(2, 8)}, r"offsets\['frames'\] must have shape \(1, 8\)"),
+        ({"words": torch.zeros(3, 5), "frames": torch.zeros(1, 8)}, r"offsets\['words'\] must have shape \(3, 8\)"),
+    ],
+)
+def test_wrong_offsets_are_named(offsets: dict[str, Tensor], message: str) -> None:
+    features = {"words": torch.zeros(2, 2, 5).double(), "frames": torch.zeros(2, 2, 3).double()}
+    lengths = {"words": torch.tensor([1, 2]), "frames": torch.tensor([0, 1])}
+    with pytest.raises(ValueError, match=message):
+        small_model()(features, lengths, offsets=offsets)
+
+
 @pytest.mark.parametrize(
     ("features", "message"),
     [

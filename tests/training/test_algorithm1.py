@@ -10,9 +10,10 @@ from small_training import MODEL, TRAIN, small_data, small_model
 from torch import Tensor
 from torch.func import functional_call
 
+from mmer_fast import bernoulli_kl_with_logits, softmax_kl_with_logits
 from mmer_fast.data import Batch, SequenceDataset
 from mmer_fast.models import RobMMR
-from mmer_fast.models.losses import asymmetric_loss, bernoulli_kl, binary_cross_entropy, softmax_kl
+from mmer_fast.models.losses import asymmetric_loss, binary_cross_entropy
 from mmer_fast.training import Algorithm1, TrainConfig
 
 PAPER = {"rho": 0.1, "sigma": 1.0, "gamma": 0.5}
@@ -40,7 +41,7 @@ def problem(reversal: str = "mask_network") -> tuple[RobMMR, Batch]:
 def gradients_of_eq_15(model: RobMMR, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
     """∇(L_r + ρ L_m + σ L_p) by autograd on one graph, with ε and the target of L_p as constants."""
     recognition = {"bce": binary_cross_entropy, "asymmetric": asymmetric_loss}[config.recognition_loss]
-    consistency = {"bernoulli": bernoulli_kl, "softmax": softmax_kl}[config.consistency_loss]
+    consistency = {"bernoulli": bernoulli_kl_with_logits, "softmax": softmax_kl_with_logits}[config.consistency_loss]
     parameters = dict(model.named_parameters())
     clean = model(batch.features, batch.lengths)
     l_r = recognition(clean.logits, batch.labels)
@@ -156,17 +157,3 @@ def test_the_published_consistency_loss_is_inert_and_the_papers_is_not() -> None
         ratios[name] = result.gradient_ratio.item()
     assert ratios["authors"] < 1e-3
     assert ratios["paper"] > 1e-2
-
-
-def test_weights_come_back_when_the_perturbed_pass_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, batch = problem()
-    algorithm = Algorithm1(model, TRAIN)
-    before = [p.detach().clone() for p in model.parameters()]
-
-    def fail(*_: Tensor) -> Tensor:
-        raise MemoryError
-
-    monkeypatch.setattr(algorithm, "consistency_loss", fail)
-    with pytest.raises(MemoryError):
-        algorithm.accumulate_gradients(batch)
-    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
