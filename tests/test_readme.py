@@ -32,6 +32,14 @@ def test_the_example_of_attention_runs():
     assert (names["mask"].grad != 0).sum() == names["lengths"].sum()
 
 
+def test_the_example_of_perturbation_runs():
+    names = run(EXAMPLES[2])
+    assert names["info"].names == ("weight",)
+    assert names["info"].skipped.item() is False
+    assert all(p.grad.isfinite().all() for p in names["model"].parameters())
+    assert len(names["optimizer"].state_dict()["state"]) == 2
+
+
 def test_the_measured_table_is_there():
     (table,) = re.findall(r"<!-- benchmark:soft_topk:cpu -->\n(.*?)<!-- /benchmark -->", README, flags=re.DOTALL)
     assert "| 64x500 |" in table, "run make bench"
