@@ -66,11 +66,11 @@ double block_norm(const C* w, const C* g, int64_t n) {
 template <class C>
 double chunk_norm(const void* weight, DType weight_dtype, const void* grad, DType grad_dtype, int64_t begin,
                   int64_t end) {
-  C w_buffer[kPerturbationBlock], g_buffer[kPerturbationBlock];
-  double norms[kPerturbationChunk / kPerturbationBlock];
+  C w_buffer[kNormBlock], g_buffer[kNormBlock];
+  double norms[kPerturbationChunk / kNormBlock];
   int64_t blocks = 0;
-  for (int64_t i = begin; i < end; i += kPerturbationBlock) {
-    const int64_t n = end - i < kPerturbationBlock ? end - i : kPerturbationBlock;
+  for (int64_t i = begin; i < end; i += kNormBlock) {
+    const int64_t n = end - i < kNormBlock ? end - i : kNormBlock;
     const C* w = weight == nullptr ? nullptr : stage(weight, weight_dtype, i, n, w_buffer);
     norms[blocks++] = block_norm(w, stage(grad, grad_dtype, i, n, g_buffer), n);
   }
@@ -106,12 +106,12 @@ void move(const C* w, const C* g, int64_t n, const PerturbationStep& step, C* ou
 template <class C>
 void move_chunk(const PerturbationTensor& tensor, int64_t begin, int64_t end, const PerturbationStep& step,
                 bool adaptive, bool streaming) {
-  C w_buffer[kPerturbationBlock], g_buffer[kPerturbationBlock], moved[kPerturbationBlock];
+  C w_buffer[kMoveBlock], g_buffer[kMoveBlock], moved[kMoveBlock];
   const int64_t bytes = entry_bytes(tensor.weight_dtype);
   char* weight = static_cast<char*>(tensor.weight);
   char* stash = static_cast<char*>(tensor.stash);
-  for (int64_t i = begin; i < end; i += kPerturbationBlock) {
-    const int64_t n = end - i < kPerturbationBlock ? end - i : kPerturbationBlock;
+  for (int64_t i = begin; i < end; i += kMoveBlock) {
+    const int64_t n = end - i < kMoveBlock ? end - i : kMoveBlock;
     copy_bytes(stash + i * bytes, weight + i * bytes, n * bytes, streaming);
     if (!step.moves()) continue;
     const C* w = stage(tensor.weight, tensor.weight_dtype, i, n, w_buffer);

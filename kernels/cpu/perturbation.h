@@ -22,8 +22,7 @@ struct PerturbationCpuArgs {
 
 // parts, weight_parts.
 void perturbation_norm_cpu(const PerturbationCpuArgs& call, int64_t begin, int64_t end);
-// stash = weight, then the step of args.norms and args.weight_norms. From the last chunk to the first: the norms' pass
-// has left the last gradients in the caches.
+// stash = weight, then the step of args.norms and args.weight_norms.
 void perturbation_apply_cpu(const PerturbationCpuArgs& call, int64_t begin, int64_t end);
 // weight = stash.
 void perturbation_restore_cpu(const PerturbationCpuArgs& call, int64_t begin, int64_t end);

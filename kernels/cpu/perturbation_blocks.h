@@ -7,7 +7,10 @@
 namespace mmer {
 inline namespace MMER_VARIANT {
 
-constexpr int64_t kPerturbationBlock = 1024;  // entries in flight: a few of these fit the first cache
+// Entries in flight. A long block is read at the speed of memory; where the copy of a block is written around the
+// caches before the block is, short ones keep both streams going.
+constexpr int64_t kNormBlock = 2048;
+constexpr int64_t kMoveBlock = 512;
 
 // All arithmetic is in double, of which a register holds half as many as floats: memory is slower still.
 typedef double Wide __attribute__((vector_size(kVectorBytes)));
