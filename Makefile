@@ -32,8 +32,9 @@ help:
 train: $(VENV)/train
 	$(BIN)/mmer-fast train --data synthetic --preset compact --out $(OUT)
 
+# A file of tests stays in one process: what its fixtures build is built once.
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.run --device cpu --out benchmarks/results

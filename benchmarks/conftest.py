@@ -26,7 +26,8 @@ def measure_entry(benchmark: Any) -> Callable[[Any, str, Any], None]:
             assert contestant.backend is None, entry
             pytest.skip(entry)
         benchmark.group = group
-        benchmark.extra_info.update(value_error=entry.value_error, gradient_error=entry.gradient_error)
+        errors = ("value_error", "gradient_error", "changed")
+        benchmark.extra_info.update({name: getattr(entry, name) for name in errors if hasattr(entry, name)})
         if entry.seconds > 0.5:
             benchmark.pedantic(entry.call, rounds=2)
         else:

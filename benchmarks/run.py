@@ -22,9 +22,10 @@ from benchmarks import bars, machine, timing
 from benchmarks.attention.benchmark import OPERATOR as ATTENTION
 from benchmarks.harness import SCHEMA, WrongResultError
 from benchmarks.interface import Operator
+from benchmarks.perturbation.benchmark import OPERATOR as PERTURBATION
 from benchmarks.soft_topk.benchmark import OPERATOR as SOFT_TOPK
 
-OPERATORS: tuple[Operator, ...] = (SOFT_TOPK, ATTENTION)
+OPERATORS: tuple[Operator, ...] = (SOFT_TOPK, ATTENTION, PERTURBATION)
 
 
 def header(device: str, quick: bool, copy_gbps: float) -> dict[str, Any]:

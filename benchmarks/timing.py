@@ -144,7 +144,12 @@ def interleave(calls: dict[str, Call], estimates: dict[str, float], plan: Plan, 
 
 def copy_bandwidth(device: str) -> float:
     """GB/s (read + written) of a copy far larger than any cache: the machine's ceiling, for its description."""
+    call, moved = large_copy(device)
+    return moved / min(TURNS[device](call, 0.05)[0] for _ in range(3)) * 1e-9
+
+
+def large_copy(device: str) -> tuple[Call, int]:
+    """The copy of `copy_bandwidth`, and how many bytes it reads and writes."""
     source = torch.zeros((256 if device == "cuda" else 16) * 2**20, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    seconds = [TURNS[device](lambda: target.copy_(source), 0.05)[0] for _ in range(3)]
-    return 2 * source.numel() * source.element_size() / min(seconds) * 1e-9
+    return lambda: target.copy_(source), 2 * source.numel() * source.element_size()

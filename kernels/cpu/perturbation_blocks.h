@@ -1,6 +1,8 @@
 // Blocks of a flat tensor on their way through the perturbation: staged in the compute type, widened to double, copied.
 #pragma once
 
+#include <type_traits>
+
 #include "perturbation.h"
 #include "simd.h"
 
@@ -12,7 +14,7 @@ inline namespace MMER_VARIANT {
 constexpr int64_t kNormBlock = 2048;
 constexpr int64_t kMoveBlock = 512;
 
-// All arithmetic is in double, of which a register holds half as many as floats: memory is slower still.
+// A register of doubles, and the floats that become one.
 typedef double Wide __attribute__((vector_size(kVectorBytes)));
 typedef float Narrow __attribute__((vector_size(kVectorBytes / 2)));
 constexpr int kWideLanes = kVectorBytes / 8;
@@ -26,6 +28,26 @@ MMER_INLINE Wide load_wide(const double* p) {
   Wide wide;
   std::memcpy(&wide, p, sizeof wide);
   return wide;
+}
+// Half types by way of floats.
+template <class Half>
+MMER_INLINE Wide load_wide(const Half* p) {
+  Narrow narrow;
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__F16C__))
+  constexpr bool bfloat16 = std::is_same<Half, BFloat16>::value;
+#if defined(__AVX512F__)
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m256 floats =
+      bfloat16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)) : _mm256_cvtph_ps(bits);
+#else
+  const __m128i bits = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  const __m128 floats = bfloat16 ? _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(bits), 16)) : _mm_cvtph_ps(bits);
+#endif
+  std::memcpy(&narrow, &floats, sizeof narrow);
+#else
+  for (int j = 0; j < kWideLanes; ++j) narrow[j] = to_compute(p[j]);
+#endif
+  return __builtin_convertvector(narrow, Wide);
 }
 MMER_INLINE void store_wide(float* p, Wide wide) {
   const Narrow narrow = __builtin_convertvector(wide, Narrow);
@@ -67,8 +89,7 @@ const C* stage(const void* data, DType dtype, int64_t begin, int64_t n, C* buffe
 
 template <class C, class S>
 MMER_INLINE void unstage_as(const C* from, void* data, int64_t begin, int64_t n) {
-  S* first = static_cast<S*>(data) + begin;
-  for (int64_t i = 0; i < n; ++i) from_compute(static_cast<float>(from[i]), first + i);
+  round_row(from, n, static_cast<S*>(data) + begin);
 }
 
 // Back to storage of another type, rounded to nearest even.

@@ -12,7 +12,7 @@ import numbers
 import torch
 from torch import Tensor
 
-_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
 
@@ -32,7 +32,7 @@ def can_read(tensor: Tensor) -> bool:
 def floating_tensor(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.dtype not in _FLOATING:
+    if value.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {value.dtype}")
     return value
 
@@ -100,7 +100,7 @@ def row_number(
     if not isinstance(value, Tensor):
         return None, number(name, value, minimum=minimum, maximum=maximum, above=above)
     batch_shape = scores.shape[:-1]
-    if value.dtype not in _FLOATING and value.dtype not in _INTEGERS:
+    if value.dtype not in FLOATING and value.dtype not in _INTEGERS:
         raise TypeError(f"{name} must be a floating-point or integer tensor, got {value.dtype}")
     same_device(name, value, scores, "scores")
     shape = value.shape

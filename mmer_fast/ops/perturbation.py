@@ -34,6 +34,7 @@ _SCHEMAS = {
     ),
     "restore_": "(Tensor(a!)[] params, Tensor[] stash) -> ()",
 }
+_PLAIN = (Tensor, torch.nn.Parameter)
 # Operators of one schema each; "" is the compiled one, whose kernel the dispatcher picks by device.
 _SUFFIX = {"cpu": "", "cuda": "", "triton": "_triton", "reference": "_reference"}
 
@@ -244,14 +245,15 @@ def _dense(name: str, tensors: list[Tensor]) -> None:
         if tensor.layout != torch.strided:
             raise TypeError(f"{name}[{i}] must be dense, got {tensor.layout}")
         if tensor.device != tensors[0].device:
-            raise ValueError(
-                f"{name}[{i}] must be on the device of {name}[0] ({tensors[0].device}), got {tensor.device}"
-            )
+            expected = tensors[0].device
+            raise ValueError(f"{name}[{i}] must be on the device of {name}[0] ({expected}), got {tensor.device}")
 
 
 def _fit(name: str, tensors: list[Tensor], other: str, others: list[Tensor], *, dtype: bool) -> None:
     if len(tensors) != len(others):
         raise ValueError(f"{name} must hold a tensor for each of the {len(others)} {other}, got {len(tensors)}")
+    if _all_fit(tensors, others, dtype):  # a look is cheaper than words
+        return
     _dense(name, tensors)
     _validate.same_device(f"{name}[0]", tensors[0], others[0], other)
     for i, (tensor, like) in enumerate(zip(tensors, others, strict=True)):
@@ -263,6 +265,17 @@ def _fit(name: str, tensors: list[Tensor], other: str, others: list[Tensor], *, 
             raise ValueError(f"{name}[{i}] must have the dtype {like.dtype} of {other}[{i}], got {tensor.dtype}")
 
 
+def _all_fit(tensors: list[Tensor], others: list[Tensor], dtype: bool) -> bool:
+    device = others[0].device
+    for tensor, like in zip(tensors, others, strict=True):
+        kind = tensor.dtype if isinstance(tensor, Tensor) else None
+        if kind not in _validate.FLOATING or (dtype and kind != like.dtype):
+            return False
+        if tensor.shape != like.shape or tensor.device != device or tensor.layout is not torch.strided:
+            return False
+    return True
+
+
 def check_distinct(lists: dict[str, list[Tensor]], names: Sequence[str] | None = None) -> None:
     """Checks that no two tensors share memory, and that none overlaps itself: each is written once.
 
@@ -272,14 +285,15 @@ def check_distinct(lists: dict[str, list[Tensor]], names: Sequence[str] | None =
     Raises:
         ValueError: naming the tensors.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
         return
     spans = []
     for name, tensors in lists.items():
         for i, t in enumerate(tensors):
-            if t.numel() == 0 or not _validate.is_plain(t):
+            reach = t.numel()
+            if reach == 0 or type(t) not in _PLAIN:
                 continue
-            start, reach = t.data_ptr(), t.numel()
+            start = t.data_ptr()
             if not t.is_contiguous():
                 extents = [(size - 1, stride) for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1]
                 if any(stride == 0 for _, stride in extents):

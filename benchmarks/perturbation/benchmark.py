@@ -1,0 +1,35 @@
+"""How the harness sees the weight perturbation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks import timing
+from benchmarks.harness import Row
+from benchmarks.interface import Operator
+from benchmarks.perturbation import bars, cases, measure, peers, table
+
+
+def _measure(name: str, parts: list[str] | None, device: str, plan: timing.Plan) -> list[Row]:
+    (case,) = (case for case in cases.CASES if case.name == name)
+    return measure.measure(case, peers.select(device, parts), device, plan)
+
+
+def _draw(result: dict[str, Any], path: Path) -> Path:
+    from benchmarks.perturbation import plot
+
+    return plot.draw(result, path)
+
+
+OPERATOR = Operator(
+    name="perturbation",
+    cases=lambda device: [case.name for case in cases.CASES],
+    contestants=lambda device: [contestant.name for contestant in peers.select(device)],
+    measure=_measure,
+    show=measure.show,
+    section=table.section,
+    draw=_draw,
+    bars={"cpu": bars.CPU_BARS, "cuda": bars.CUDA_BARS},
+    packages=tuple(sorted({c.package for c in peers.CONTESTANTS if c.package})),
+)
