@@ -76,7 +76,10 @@ class TestEqualsTorch:
             assert (a - b).abs().max() <= 1e-11
 
 
-@pytest.mark.parametrize("options", [{"activation": "gelu"}, {"activation": torch.tanh}, {"bias": False}], ids=str)
+OPTIONS = {"gelu": {"activation": "gelu"}, "tanh": {"activation": torch.tanh}, "no bias": {"bias": False}}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_other_options(options):
     check(stacks(**options, batch_first=True), batch(), SUFFIX)
 
