@@ -8,7 +8,8 @@ RobMMR's APP (Ge et al. 2023, Eq. 12-14), SAM (Foret et al. 2021), ASAM (Kwon et
 choices of its arguments. `mmer_fast.optim.SAM` is the optimizer made of it, `mmer_fast.ops` has the bare operators.
 """
 
-from mmer_fast.perturbation.context import Perturbation, PerturbationInfo, perturb_, perturbed
+from mmer_fast.perturbation.context import perturb_, perturbed
+from mmer_fast.perturbation.handle import Perturbation, PerturbationInfo
 from mmer_fast.perturbation.stash import release_stash
 
 __all__ = ["Perturbation", "PerturbationInfo", "perturb_", "perturbed", "release_stash"]

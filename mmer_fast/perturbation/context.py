@@ -1,17 +1,9 @@
-"""`perturbed` and its split form: find, perturb, restore whatever happens.
-
-An interrupt may come between any two lines of Python. The operator is therefore called through C alone (`_run_once`),
-so that whether it has run is never in doubt; and a handle that nobody restored restores when it goes away.
-"""
+"""`perturbed` and its split form: find parameters and gradients, check them, perturb."""
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from itertools import starmap
 from typing import Any
 
 import torch
@@ -19,154 +11,9 @@ from torch import Tensor, nn
 
 from mmer_fast.ops import _backends, _validate
 from mmer_fast.ops import perturbation as operators
-from mmer_fast.perturbation import sharded, stash, versions
+from mmer_fast.perturbation import sharded, stash
+from mmer_fast.perturbation.handle import Perturbation, PerturbationInfo, modified_text
 from mmer_fast.perturbation.selection import Grads, Named, Select, Target, choose, gradients
-
-
-@dataclass(frozen=True)
-class PerturbationInfo:
-    """What a perturbation did, as tensors on the device: reading them waits for it, nothing else does.
-
-    Attributes:
-        names: of the parameters that were perturbed, in order.
-    """
-
-    names: tuple[str, ...]
-    _norms: Tensor
-    _factors: Tensor
-    _inv_scale: float | Tensor | None
-    _global: bool
-
-    @property
-    def norm(self) -> Tensor:
-        """float64, the norm of the gradients (times `inv_scale`): ``()``, or one for each of `names`."""
-        return self._shaped(self._norms if self._inv_scale is None else self._norms * self._inv_scale)
-
-    @property
-    def factor(self) -> Tensor:
-        """float64, what multiplied the gradients (those times `inv_scale`); 0 where nothing moved. Shape of `norm`."""
-        return self._shaped(self._factors if self._inv_scale is None else self._factors / self._inv_scale)
-
-    @property
-    def skipped(self) -> Tensor:
-        """bool, whether a norm was not finite, so that the weights were left alone. Shape of `norm`."""
-        return self._shaped(~self._norms.isfinite())
-
-    def _shaped(self, x: Tensor) -> Tensor:
-        return x.reshape(()) if self._global else x
-
-
-class Perturbation:
-    """Parameters that are perturbed, until `restore_`. Made by `perturb_`.
-
-    Attributes:
-        info: what was done.
-    """
-
-    info: PerturbationInfo
-    _active = False
-    _hooks: Sequence[Any] = ()
-
-    def __init__(self, named: Named, values: list[Tensor], records: list[stash.Record], backend: str) -> None:
-        self._named, self._values, self._records, self._backend = named, values, records, backend
-        self._stash = [record.stash_for(value) for record, value in zip(records, values, strict=True)]
-        # A DTensor counts versions of its own, beside those of its local values.
-        watched = {id(t): t for t in (*(p for _, p in named), *values)}
-        self._watched = [t for t in watched.values() if not t.is_inference()]
-        self._versions: list[int] | None = None
-        self._number = 0
-        self._module: nn.Module | None = None
-        self._active = False
-
-    @property
-    def active(self) -> bool:
-        """Whether the parameters are perturbed now."""
-        return self._active
-
-    def restore_(self) -> None:
-        """Gives the parameters their bits back, in place.
-
-        Raises:
-            RuntimeError: they are restored already, or were modified while they were perturbed (by an optimizer's step
-                or load_state_dict inside the block): they are restored all the same, and that modification is lost.
-        """
-        if not self._active:
-            raise RuntimeError("these parameters are restored already: a perturbation is restored once")
-        modified = self._restore()
-        if modified:
-            raise RuntimeError(_modified(modified))
-
-    def _perturb(self, *arguments: Any) -> None:
-        results: list[tuple[Tensor, Tensor]] = []
-        operator = operators.bare_operator("perturb_", self._backend)
-        try:
-            for record in self._records:
-                record.perturbed = True
-            self._active = True
-            _run_once(operator, (self._values, arguments[0], self._stash, *arguments[1:]), results)
-            self._number = versions.next_number()
-            self._versions = [t._version for t in self._watched]
-            versions.write(self._watched, [self._number] * len(self._watched))
-            torch.clear_autocast_cache()  # casts of the weights, which autocast keeps by their addresses
-        except BaseException:
-            self._active = bool(results)  # the stash is older than the weights unless the operator has run
-            self._restore() if results else self._forget()
-            raise
-        self._norms, self._factors = results[0]
-
-    def _restore(self) -> list[str]:
-        """Restores; returns the names of parameters that somebody else has changed in between."""
-        modified = []
-        if self._versions is not None:
-            modified = [name for name, p in self._named if not p.is_inference() and p._version != self._number]
-        done: list[None] = []
-        try:
-            self._finish(done)
-        except BaseException:  # an interrupt in the middle: first the weights, then the interrupt
-            if self._active:
-                self._finish(done)
-            raise
-        return modified
-
-    def _finish(self, done: list[None]) -> None:
-        if not done:
-            _run_once(operators.bare_operator("restore_", self._backend), (self._values, self._stash), done)
-        if self._versions is not None:
-            versions.write(self._watched, self._versions)
-        torch.clear_autocast_cache()
-        self._forget()
-
-    def _forget(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        for record in self._records:
-            record.perturbed = False
-        self._active = False
-        if self._module is not None:
-            sharded.drop_gathered(self._module)
-
-    def _guard_state_dicts(self, module: nn.Module) -> None:
-        """While perturbed, state dicts hold the clean weights."""
-        hooks: list[Any] = []
-        self._hooks = hooks
-        perturbed = {id(parameter) for _, parameter in self._named}
-        for owner in module.modules():
-            if not perturbed.isdisjoint(map(id, owner._parameters.values())):
-                hooks.append(owner.register_state_dict_post_hook(_save_clean_values))
-
-    def __del__(self) -> None:
-        if sys.is_finalizing():
-            return
-        for hook in self._hooks:
-            hook.remove()
-        if self._active:
-            self._restore()
-            warnings.warn(
-                "a perturbation that nobody restored was restored because its handle went away: keep what perturb_ "
-                "returns, and call its restore_()",
-                ResourceWarning,
-                stacklevel=2,
-            )
 
 
 class _Perturbed(AbstractContextManager[PerturbationInfo]):
@@ -184,9 +31,9 @@ class _Perturbed(AbstractContextManager[PerturbationInfo]):
         assert self._handle is not None
         if not self._handle.active:
             return
-        modified = self._handle._restore()
+        modified = self._handle.restore_now()
         if modified and kind is None:
-            raise RuntimeError(_modified(modified))
+            raise RuntimeError(modified_text(modified))
 
 
 def perturbed(
@@ -325,27 +172,11 @@ def perturb_(
 
     handle = Perturbation(named, values, records, chosen_backend)
     if module is not None:
-        handle._module = module
-        handle._guard_state_dicts(module)
-    handle._perturb(slopes, norms, weight_norms, float(radius), number, adaptive)
-    handle.info = PerturbationInfo(
-        tuple(name for name, _ in named), handle._norms, handle._factors, inv_scale, scope == "global"
-    )
+        handle.guard(module)
+    norms, factors = handle.perturb_now(slopes, norms, weight_norms, float(radius), number, adaptive)
+    names = tuple(name for name, _ in named)
+    handle.info = PerturbationInfo(names, norms, factors, inv_scale, scope == "global")
     return handle
-
-
-def _run_once(operator: Any, arguments: tuple[Any, ...], results: list[Any]) -> None:
-    """results.append(operator(*arguments)) without a moment in which an interrupt finds the one done, not the other."""
-    with torch._C._AutoDispatchBelowADInplaceOrView():  # below autograd too: nothing is recorded
-        results.extend(starmap(operator, (arguments,)))
-
-
-def _save_clean_values(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
-    for name, parameter in module._parameters.items():
-        if parameter is not None and prefix + name in state_dict:
-            clean = stash.clean_values(parameter)
-            if clean is not None:
-                state_dict[prefix + name] = sharded.like(parameter, clean)
 
 
 def _same_device(named: Named, values: Sequence[Tensor]) -> None:
@@ -354,11 +185,3 @@ def _same_device(named: Named, values: Sequence[Tensor]) -> None:
             raise ValueError(
                 f"parameter {name!r} must be on the device of {named[0][0]!r} ({values[0].device}), got {value.device}"
             )
-
-
-def _modified(names: list[str]) -> str:
-    shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return (
-        f"parameter {shown} was modified while perturbed; the weights of before the perturbation are back and that "
-        "modification is lost. Put optimizer.step() and load_state_dict() after the block"
-    )
