@@ -1,7 +1,5 @@
-// Blocks of a flat tensor on their way through the perturbation: staged in the compute type, widened to double, copied.
+// Entries of a flat tensor on their way through the perturbation: widened to double and rounded back, copied.
 #pragma once
-
-#include <type_traits>
 
 #include "perturbation.h"
 #include "simd.h"
@@ -19,86 +17,108 @@ typedef double Wide __attribute__((vector_size(kVectorBytes)));
 typedef float Narrow __attribute__((vector_size(kVectorBytes / 2)));
 constexpr int kWideLanes = kVectorBytes / 8;
 
-MMER_INLINE Wide load_wide(const float* p) {
-  Narrow narrow;
-  std::memcpy(&narrow, p, sizeof narrow);
-  return __builtin_convertvector(narrow, Wide);
-}
-MMER_INLINE Wide load_wide(const double* p) {
-  Wide wide;
-  std::memcpy(&wide, p, sizeof wide);
-  return wide;
-}
-// Half types by way of floats.
-template <class Half>
-MMER_INLINE Wide load_wide(const Half* p) {
-  Narrow narrow;
-#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__F16C__))
-  constexpr bool bfloat16 = std::is_same<Half, BFloat16>::value;
+// As many halves as doubles fill a register, and floats.
 #if defined(__AVX512F__)
+MMER_INLINE __m256 half_floats(const BFloat16* p) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  const __m256 floats =
-      bfloat16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)) : _mm256_cvtph_ps(bits);
-#else
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+MMER_INLINE __m256 half_floats(const Float16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+MMER_INLINE void store_floats(__m256 x, BFloat16* p) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
+  const __mmask8 nan = _mm256_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  const __m256i rounded = _mm256_mask_mov_epi32(_mm256_srli_epi32(up, 16), nan, _mm256_set1_epi32(0x7FC0));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtepi32_epi16(rounded));
+}
+MMER_INLINE void store_floats(__m256 x, Float16* p) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__AVX2__) && defined(__F16C__)
+MMER_INLINE __m128 half_floats(const BFloat16* p) {
   const __m128i bits = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-  const __m128 floats = bfloat16 ? _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(bits), 16)) : _mm_cvtph_ps(bits);
-#endif
-  std::memcpy(&narrow, &floats, sizeof narrow);
+  return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(bits), 16));
+}
+MMER_INLINE __m128 half_floats(const Float16* p) {
+  return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+MMER_INLINE void store_floats(__m128 x, BFloat16* p) {
+  const __m128i bits = _mm_castps_si128(x);
+  const __m128i odd = _mm_and_si128(_mm_srli_epi32(bits, 16), _mm_set1_epi32(1));
+  const __m128i up = _mm_add_epi32(_mm_add_epi32(bits, _mm_set1_epi32(0x7FFF)), odd);
+  const __m128i nan = _mm_castps_si128(_mm_cmpunord_ps(x, x));
+  const __m128i rounded = _mm_blendv_epi8(_mm_srli_epi32(up, 16), _mm_set1_epi32(0x7FC0), nan);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(rounded, rounded));
+}
+MMER_INLINE void store_floats(__m128 x, Float16* p) {
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
 #else
+template <class Half>
+MMER_INLINE Narrow half_floats(const Half* p) {
+  Narrow narrow;
   for (int j = 0; j < kWideLanes; ++j) narrow[j] = to_compute(p[j]);
+  return narrow;
+}
+template <class Half>
+MMER_INLINE void store_floats(Narrow x, Half* p) {
+  for (int j = 0; j < kWideLanes; ++j) from_compute(x[j], p + j);
+}
 #endif
-  return __builtin_convertvector(narrow, Wide);
+
+// From any storage type and back, rounded to nearest even; half types by way of floats.
+template <class Storage>
+MMER_INLINE Wide load_wide(const Storage* p) {
+  if constexpr (sizeof(Storage) == 8) {
+    Wide wide;
+    std::memcpy(&wide, p, sizeof wide);
+    return wide;
+  } else {
+    Narrow narrow;
+    if constexpr (sizeof(Storage) == 4) {
+      std::memcpy(&narrow, p, sizeof narrow);
+    } else {
+      const auto floats = half_floats(p);
+      std::memcpy(&narrow, &floats, sizeof narrow);
+    }
+    return __builtin_convertvector(narrow, Wide);
+  }
 }
-MMER_INLINE void store_wide(float* p, Wide wide) {
-  const Narrow narrow = __builtin_convertvector(wide, Narrow);
-  std::memcpy(p, &narrow, sizeof narrow);
+template <class Storage>
+MMER_INLINE void store_wide(Storage* p, Wide wide) {
+  if constexpr (sizeof(Storage) == 8) {
+    std::memcpy(p, &wide, sizeof wide);
+  } else {
+    const Narrow narrow = __builtin_convertvector(wide, Narrow);
+    if constexpr (sizeof(Storage) == 4) {
+      std::memcpy(p, &narrow, sizeof narrow);
+    } else {
+      decltype(half_floats(p)) floats;
+      std::memcpy(&floats, &narrow, sizeof narrow);
+      store_floats(floats, p);
+    }
+  }
 }
-MMER_INLINE void store_wide(double* p, Wide wide) { std::memcpy(p, &wide, sizeof wide); }
+
+// The same of one entry.
+template <class Storage>
+MMER_INLINE double entry_wide(Storage x) {
+  return static_cast<double>(to_compute(x));
+}
+MMER_INLINE void store_entry(double* p, double x) { *p = x; }
+template <class Storage>
+MMER_INLINE void store_entry(Storage* p, double x) {
+  from_compute(static_cast<float>(x), p);
+}
 
 MMER_INLINE int64_t entry_bytes(DType dtype) {
   switch (dtype) {
     case DType::kFloat64: return 8;
     case DType::kFloat32: return 4;
     default: return 2;
-  }
-}
-
-template <class S, class C>
-MMER_INLINE const C* stage_as(const void* data, int64_t begin, int64_t n, C* buffer) {
-  const S* first = static_cast<const S*>(data) + begin;
-  if constexpr (sizeof(S) == sizeof(C)) {
-    return first;  // the same type: half types are narrower than any compute type
-  } else {
-    convert_row(first, n, buffer);
-    return buffer;
-  }
-}
-
-// n entries from `begin` on in the compute type: where they are, or converted into the buffer.
-template <class C>
-const C* stage(const void* data, DType dtype, int64_t begin, int64_t n, C* buffer) {
-  switch (dtype) {
-    case DType::kFloat32: return stage_as<float>(data, begin, n, buffer);
-    case DType::kBFloat16: return stage_as<BFloat16>(data, begin, n, buffer);
-    case DType::kFloat16: return stage_as<Float16>(data, begin, n, buffer);
-    default:
-      if constexpr (sizeof(C) == 8) return stage_as<double>(data, begin, n, buffer);
-      return nullptr;  // float64 computes in double
-  }
-}
-
-template <class C, class S>
-MMER_INLINE void unstage_as(const C* from, void* data, int64_t begin, int64_t n) {
-  round_row(from, n, static_cast<S*>(data) + begin);
-}
-
-// Back to storage of another type, rounded to nearest even.
-template <class C>
-void unstage(const C* from, void* data, DType dtype, int64_t begin, int64_t n) {
-  switch (dtype) {
-    case DType::kFloat32: return unstage_as<C, float>(from, data, begin, n);
-    case DType::kBFloat16: return unstage_as<C, BFloat16>(from, data, begin, n);
-    default: return unstage_as<C, Float16>(from, data, begin, n);
   }
 }
 

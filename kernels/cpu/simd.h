@@ -324,81 +324,20 @@ MMER_INLINE void from_compute(float x, Float16* out) {
   std::memcpy(out, &half, 2);
 }
 
-// Half types as many at a time as floats fill a register: bits in memory to floats, and back rounded to nearest even.
-#if defined(__AVX512F__)
-constexpr int kHalfLanes = 16;
-MMER_INLINE void widen_halves(const BFloat16* in, float* out) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in));
-  _mm512_storeu_si512(out, _mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-MMER_INLINE void widen_halves(const Float16* in, float* out) {
-  _mm512_storeu_ps(out, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in))));
-}
-MMER_INLINE void round_halves(const float* in, BFloat16* out) {
-  const __m512 x = _mm512_loadu_ps(in);
-  const __m512i bits = _mm512_castps_si512(x);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
-  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  const __m512i rounded = _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), nan, _mm512_set1_epi32(0x7FC0));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi32_epi16(rounded));
-}
-MMER_INLINE void round_halves(const float* in, Float16* out) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtps_ph(_mm512_loadu_ps(in), _MM_FROUND_TO_NEAREST_INT));
-}
-#elif defined(__AVX2__) && defined(__F16C__)
-constexpr int kHalfLanes = 8;
-MMER_INLINE void widen_halves(const BFloat16* in, float* out) {
-  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-}
-MMER_INLINE void widen_halves(const Float16* in, float* out) {
-  _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in))));
-}
-MMER_INLINE void round_halves(const float* in, BFloat16* out) {
-  const __m256 x = _mm256_loadu_ps(in);
-  const __m256i bits = _mm256_castps_si256(x);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
-  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-  const __m256i rounded = _mm256_blendv_epi8(_mm256_srli_epi32(up, 16), _mm256_set1_epi32(0x7FC0), nan);
-  const __m128i low = _mm256_castsi256_si128(rounded), high = _mm256_extracti128_si256(rounded, 1);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_packus_epi32(low, high));
-}
-MMER_INLINE void round_halves(const float* in, Float16* out) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_cvtps_ph(_mm256_loadu_ps(in), _MM_FROUND_TO_NEAREST_INT));
-}
-#else
-constexpr int kHalfLanes = 1;
-template <class Half>
-MMER_INLINE void widen_halves(const Half* in, float* out) {
-  *out = to_compute(*in);
-}
-template <class Half>
-MMER_INLINE void round_halves(const float* in, Half* out) {
-  from_compute(*in, out);
-}
-#endif
-
-// Converts n entries.
+// Converts n entries; the loops vectorise (F16C on AVX2, AVX-512 conversions there).
 template <class Storage, class Compute>
 MMER_INLINE void convert_row(const Storage* in, int64_t n, Compute* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = to_compute(in[i]);
+}
+#if defined(__AVX512F__)
+MMER_INLINE void convert_row(const Float16* in, int64_t n, float* out) {
   int64_t i = 0;
-  if constexpr (sizeof(Storage) == 2 && sizeof(Compute) == 4) {
-    for (; i + kHalfLanes <= n; i += kHalfLanes) widen_halves(in + i, out + i);
+  for (; i + 16 <= n; i += 16) {
+    _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i))));
   }
   for (; i < n; ++i) out[i] = to_compute(in[i]);
 }
-
-// The same back, rounded to nearest even.
-template <class Compute, class Storage>
-MMER_INLINE void round_row(const Compute* in, int64_t n, Storage* out) {
-  int64_t i = 0;
-  if constexpr (sizeof(Storage) == 2 && sizeof(Compute) == 4) {
-    for (; i + kHalfLanes <= n; i += kHalfLanes) round_halves(in + i, out + i);
-  }
-  for (; i < n; ++i) from_compute(static_cast<float>(in[i]), out + i);
-}
+#endif
 
 // Stores whole vectors of the compute type as the storage type.
 MMER_INLINE void store_as(Vec<float> v, float* out) { store(out, v); }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+import inspect
 import warnings
 
 import pytest
@@ -21,6 +22,8 @@ IDS = torch.arange(3, 24).reshape(3, 7)
 LENGTHS = torch.tensor([7, 4, 2])
 RIGHT = torch.arange(7) < LENGTHS[:, None]
 LEFT = RIGHT.flip(1)
+# The argument by which a model takes its cache has this name since transformers 5.24.
+CACHE = "cache" if "cache" in inspect.signature(transformers.LlamaForCausalLM.forward).parameters else "past_key_values"
 # float32, logits of size 10; against a computation in the same precision.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -125,8 +128,8 @@ def test_a_prompt_in_parts_equals_the_whole(mask, part):
         stop = start + part
         seen = None if mask is None else mask[:, :stop].long()
         out = model(
-            IDS[:, start:stop], position_ids=positions[:, start:stop], attention_mask=seen, past_key_values=past,
-            use_cache=True,
+            IDS[:, start:stop], position_ids=positions[:, start:stop], attention_mask=seen, use_cache=True,
+            **{CACHE: past},
         )  # fmt: skip
         past = out.past_key_values
         parts.append(out.logits)
