@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,4 +24,29 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+
+
+def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` with a new folder beside `path` and move it there in one step, once its files are on disk.
+
+    Where `write` fails nothing is left of it.
+
+    Raises:
+        FileExistsError: `path` exists and is not an empty folder.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} exists already")
+    partial = path.with_name(f".partial-{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    try:
+        partial.mkdir()
+        write(partial)
+        for file in partial.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -63,6 +63,7 @@ def test_training_leaves_its_files(run: Path, data: Path) -> None:
         "curves.png",
         "metrics.json",
         "model.safetensors",
+        "report.html",
         "state.safetensors",
         "train.log",
     ]

@@ -1,18 +1,19 @@
 """Data sets: formats, validation, batching and the embedded synthetic default.
 
-data = load("features.npz")            # or "train_valid_test.pt", or "synthetic"
+data = load("features.npz")            # or any file or folder of FORMATS, or "synthetic"
 loader = DataLoader(SequenceDataset(data.splits["train"]), batch_size=64, collate_fn=collate)
 """
 
 from mmer_fast.data.batching import Batch, SequenceDataset, collate
 from mmer_fast.data.containers import MultiModalData, Split
 from mmer_fast.data.errors import DataError
-from mmer_fast.data.loading import load
+from mmer_fast.data.loading import FORMATS, load
 from mmer_fast.data.npz import read_npz, write_npz
 from mmer_fast.data.synthetic import make_synthetic
 from mmer_fast.data.tailor_pt import read_tailor_pt
 
 __all__ = [
+    "FORMATS",
     "Batch",
     "DataError",
     "MultiModalData",

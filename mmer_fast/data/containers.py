@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mmer_fast.data.errors import DataError
+from mmer_fast.data.padding import blocks
 
 SPLITS = ("train", "valid", "test")
 
@@ -150,10 +151,16 @@ def _check_modality(name: str, split: Split, modality: str, size: int) -> None:
     if outside.size:
         i = outside[0]
         raise DataError(f"{key} lengths: expected values in [0, {steps}]; got {lengths[i]} for sample {i}")
-    finite = np.isfinite(values)
-    if not finite.all():
-        i, t, _ = np.argwhere(~finite)[0]
-        raise DataError(f"{key}: expected finite values; got {np.sum(~finite)} others, first in sample {i}, step {t}")
-    padding = np.arange(steps) >= lengths[:, None]
-    if values[padding].any():
-        raise DataError(f"{key}: expected zeros past each sample's length; got other values")
+    bad, first = 0, ""
+    for block in blocks(values):
+        finite = np.isfinite(values[block])
+        if not finite.all():
+            i, t, _ = np.argwhere(~finite)[0]
+            first = first or f"sample {block.start + i}, step {t}"
+            bad += int(np.sum(~finite))
+    if bad:
+        raise DataError(f"{key}: expected finite values; got {bad} others, first in {first}")
+    for block in blocks(values):
+        padding = np.arange(steps) >= lengths[block, None]
+        if values[block][padding].any():
+            raise DataError(f"{key}: expected zeros past each sample's length; got other values")

@@ -1,42 +1,85 @@
-"""One door for every data set: `load` chooses the reader."""
+"""One door for every data set: `load` finds the format and its reader."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmer_fast.data import csd, mmgcn, mmin, mmsa, mult, npz, safetensors_file, tailor_pt, univa
 from mmer_fast.data.containers import MultiModalData
 from mmer_fast.data.errors import DataError
-from mmer_fast.data.npz import read_npz
+from mmer_fast.data.formats import PICKLE_SUFFIXES, Format, Source
+from mmer_fast.data.sequences import describe
 from mmer_fast.data.synthetic import make_synthetic
-from mmer_fast.data.tailor_pt import read_tailor_pt
 
-_READERS = {".npz": read_npz, ".pt": read_tailor_pt}
+# In the order in which they are tried.
+FORMATS: dict[str, Format] = {
+    module.FORMAT.name: module.FORMAT
+    for module in (npz, safetensors_file, tailor_pt, univa, mmsa, mult, mmgcn, csd, mmin)
+}
+SYNTHETIC = "synthetic"
 
 
-def load(source: str | Path, *, modalities: Sequence[str] | None = None, seed: int = 0) -> MultiModalData:
+def load(
+    source: str | Path, *, modalities: Sequence[str] | None = None, seed: int = 0, format: str | None = None
+) -> MultiModalData:
     """Load and validate a data set.
 
     Args:
-        source: ``"synthetic"`` for the embedded default, else the path of a ``.npz`` (see `npz`) or of a
-            TAILOR/MMER ``.pt`` file (see `tailor_pt`).
+        source: ``"synthetic"`` for the embedded default, else the path of a file or folder in one of the formats
+            of `FORMATS`.
         modalities: keep only these, in this order; all when None.
         seed: of the synthetic data set; files ignore it.
+        format: a name in `FORMATS`; None finds it out.
 
     Raises:
-        DataError: the file is missing, a directory, of an unknown kind, unreadable or inconsistent, or
-            ``modalities`` names one that the data set lacks.
+        DataError: the file is missing, of an unknown kind, unreadable or inconsistent, or ``modalities`` names
+            one that the data set lacks.
     """
-    data = make_synthetic(seed) if str(source) == "synthetic" else _read_file(Path(source))
+    data = make_synthetic(seed) if str(source) == SYNTHETIC else read_unchecked(source, format)[1].check()
     return data if modalities is None else data.select(modalities)
 
 
-def _read_file(path: Path) -> MultiModalData:
-    if path.is_dir():
-        raise DataError(f"{path}: expected a file; got a directory")
-    if not path.is_file():
-        raise DataError(f'{path}: no such file (expected a path, or "synthetic" for the embedded data set)')
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path}: expected one of {', '.join(_READERS)}; got suffix {path.suffix or 'none'!r}")
-    return reader(path)
+def read_unchecked(path: str | Path, format: str | None = None) -> tuple[Format, MultiModalData]:
+    """The format of a file or folder, and its data as they are: values may not be finite (see
+    `MultiModalData.check`).
+
+    Raises:
+        DataError: as `load`, short of what the check finds.
+    """
+    source = Source(path)
+    try:
+        if not source.path.exists():
+            raise DataError(f'{path}: no such file (expected a path, or "{SYNTHETIC}" for the embedded data set)')
+        chosen = _detect(source) if format is None else named(format)
+        return chosen, chosen.read(source)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except MemoryError:
+        raise DataError(f"{path}: does not fit into memory") from None
+
+
+def named(format: str) -> Format:
+    """The format of that name; DataError where there is none."""
+    if format not in FORMATS:
+        raise DataError(f"format: expected one of {', '.join(FORMATS)}; got {format!r}")
+    return FORMATS[format]
+
+
+def _detect(source: Source) -> Format:
+    for candidate in FORMATS.values():
+        if candidate.detect(source):
+            return candidate
+    if source.path.is_dir():
+        folders = ", ".join(f.title for f in FORMATS.values() if not f.suffix)
+        got = ", ".join(source.files[:6]) + (", ..." if len(source.files) > 6 else "")
+        raise DataError(f"{source.path}: expected a file, or {folders}; got a directory with {got or 'nothing in it'}")
+    if source.is_pickle:
+        pickles = ", ".join(f.title for f in FORMATS.values() if f.suffix == ".pkl")
+        content = source.content
+        got = ", ".join(str(key)[:40] for key in list(content)[:8]) if isinstance(content, dict) else describe(content)
+        raise DataError(
+            f"{source.path}: expected {pickles}; got {'the keys ' if isinstance(content, dict) else ''}{got}"
+        )
+    suffixes = [*dict.fromkeys(f.suffix for f in FORMATS.values() if f.suffix), ".csd", *PICKLE_SUFFIXES[1:]]
+    raise DataError(f"{source.path}: expected one of {', '.join(suffixes)}; got suffix {source.suffix or 'none'!r}")

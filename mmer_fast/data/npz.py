@@ -1,75 +1,81 @@
-"""Plain ``.npz`` data sets: the format to convert everything else to.
+"""Plain ``.npz`` data sets: the format to convert everything else to. The keys are those of `flat`, and
 
-    {split}_{modality}            (N, T, D) float, for each split in train, valid, test
-    {split}_{modality}_lengths    (N,) integer, optional; without it lengths come from all-zero rows
-    {split}_labels                (N, K) multi-hot: bool, integer or float holding only 0 and 1
-    {split}_extras_{name}         (N, ...) anything else known about the samples, optional
     label_names                   (K,) strings, optional
 
-Nothing in such a file can execute: arrays of Python objects are refused (``allow_pickle=False``).
+Nothing in such a file can execute: arrays of Python objects are refused (``allow_pickle=False``). A large
+array that is stored without compression is mapped from the file, read-only, so a data set may be larger than
+memory; its checksum is verified all the same.
 """
 
 from __future__ import annotations
 
+import mmap
 import zipfile
 import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from mmer_fast._files import write_atomically
-from mmer_fast.data.containers import SPLITS, MultiModalData, Split
+from mmer_fast.data.containers import MultiModalData
 from mmer_fast.data.errors import DataError
-from mmer_fast.data.padding import derive_lengths, derived_note, zero_past_lengths
+from mmer_fast.data.flat import assemble, flatten
+from mmer_fast.data.formats import Format, Source
 
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError)
+MAP_FROM = 32 << 20  # bytes; smaller arrays are read into memory
+_ALIGNMENT = 64
+_PADDING_FIELD = 0xD935  # the extra field of a zip entry that says: these bytes only align what follows
 
 
 def read_npz(path: str | Path) -> MultiModalData:
-    """Read a ``.npz`` data set in the layout of this module.
-
-    Values past a given length are padding whatever they hold, and are set to zero (with a note).
+    """Read a ``.npz`` data set in the layout of `flat`.
 
     Raises:
         DataError: naming the key, what was expected and what came.
     """
-    path = Path(path)
-    arrays = _read_arrays(path)
-    label_names = _label_names(path, arrays)
-    _refuse_unknown_keys(path, arrays)
-    modalities = _modalities(path, arrays)
-    notes: list[str] = []
-    splits = {split: _read_split(path, arrays, split, modalities, notes) for split in SPLITS}
-    sizes = {modality: splits["train"].features[modality].shape[2] for modality in modalities}
-    if label_names is None:
-        label_names = [f"label_{k}" for k in range(splits["train"].labels.shape[1])]
-        notes.append("labels are numbered: the file has no label_names")
-    return MultiModalData(splits, label_names, sizes, str(path), list(dict.fromkeys(notes))).check()
+    return _read(Source(path)).check()
 
 
-def write_npz(data: MultiModalData, path: str | Path) -> None:
-    """Write a data set, compressed, so that a reader sees either the old file or the whole new one.
+def write_npz(data: MultiModalData, path: str | Path, *, compress: bool = True) -> None:
+    """Write a data set so that a reader sees either the old file or the whole new one.
+
+    Args:
+        compress: False stores the arrays as they are: larger, quicker to read, and mapped instead of loaded.
 
     Raises:
         DataError: ``data`` is inconsistent, or ``path`` does not end in ``.npz``.
+        OSError: the file cannot be written; nothing is left of it.
     """
     path = Path(path)
     if path.suffix.lower() != ".npz":
         raise DataError(f"{path}: expected suffix .npz; got {path.suffix or 'none'!r}")
     data.check()
-    arrays: dict[str, np.ndarray] = {"label_names": np.array(data.label_names, dtype=np.str_)}
-    for name, split in data.splits.items():
-        for modality in data.modalities:
-            arrays[f"{name}_{modality}"] = split.features[modality]
-            arrays[f"{name}_{modality}_lengths"] = split.lengths[modality]
-        arrays[f"{name}_labels"] = split.labels
-        arrays.update({f"{name}_extras_{extra}": values for extra, values in split.extras.items()})
+    arrays = {"label_names": np.array(data.label_names, dtype=np.str_), **flatten(data)}
 
     def write(partial: Path) -> None:
-        with partial.open("wb") as file:  # given a name, NumPy would add .npz to it
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        with zipfile.ZipFile(partial, "w", allowZip64=True) as archive:
+            for key, values in arrays.items():
+                _write_array(archive, f"{key}.npy", values, compress)
 
     write_atomically(path, write)
+
+
+def _write_array(archive: zipfile.ZipFile, name: str, values: np.ndarray, compress: bool) -> None:
+    entry = zipfile.ZipInfo(name)  # dated 1980: the same data give the same bytes
+    entry.compress_type = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+    if not compress:
+        assert archive.fp is not None
+        header = 30 + len(name.encode()) + 20  # of the entry, with the sizes of zip64
+        gap = -(archive.fp.tell() + header + 4) % _ALIGNMENT
+        entry.extra = _PADDING_FIELD.to_bytes(2, "little") + gap.to_bytes(2, "little") + bytes(gap)
+    with archive.open(entry, "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(values), allow_pickle=False)
+
+
+def _read(source: Source) -> MultiModalData:
+    arrays = _read_arrays(source.path)
+    return assemble(source.path, arrays, _label_names(source.path, arrays))
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -77,16 +83,60 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:  # NumPy leaves a file open that it opened itself and could not read
         try:
             archive = np.load(file, allow_pickle=False)
-        except _UNREADABLE as error:
-            raise DataError(f"{path}: not a readable .npz file ({error})") from error
+        except Exception as error:  # a damaged file can raise anything
+            raise DataError(f"{path}: not a readable .npz file ({str(error)[:200]})") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise DataError(f"{path}: expected an .npz archive; got a single array")
         for key in archive.files:
             try:
-                arrays[key] = archive[key]
-            except _UNREADABLE as error:
-                raise DataError(f"{path}: key {key} cannot be read ({error})") from error
+                values = _mapped(file, archive, key)
+                arrays[key] = archive[key] if values is None else values
+            except Exception as error:
+                raise DataError(f"{path}: key {key} cannot be read ({str(error)[:200]})") from error
+            if not isinstance(arrays[key], np.ndarray):
+                raise DataError(f"{path}: {key}: expected an array (.npy); got another kind of file")
     return arrays
+
+
+def _mapped(file: IO[bytes], archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray | None:
+    """A stored array as a read-only map of the file; None where it is small, compressed or of a rare kind."""
+    if archive.zip is None or f"{key}.npy" not in archive.zip.namelist():
+        return None
+    entry = archive.zip.getinfo(f"{key}.npy")
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < MAP_FROM or entry.flag_bits & 1:
+        return None
+    file.seek(entry.header_offset)
+    header = file.read(30)
+    start = file.tell() + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    file.seek(start)
+    version = np.lib.format.read_magic(file)
+    if header[:4] != b"PK\x03\x04" or version not in ((1, 0), (2, 0)):
+        return None
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read_header(file)
+    if dtype.hasobject:
+        return None  # to be refused by NumPy
+    if start + entry.file_size > file.seek(0, 2):
+        raise EOFError("the file ends before the array does")
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    file.seek(start)
+    _check_sum(file, entry)
+    file.seek(start)
+    np.lib.format.read_magic(file)
+    read_header(file)
+    if file.tell() - start + int(np.prod(shape, dtype=object)) * dtype.itemsize != entry.file_size:
+        raise ValueError("the array's size does not fit its shape")
+    return np.ndarray(shape, dtype, buffer=mapped, offset=file.tell(), order="F" if fortran_order else "C")
+
+
+def _check_sum(file: IO[bytes], entry: zipfile.ZipInfo) -> None:
+    """Hold the bytes at the file's position to the entry's checksum."""
+    value, left = 0, entry.file_size
+    while left:
+        chunk = file.read(min(left, 4 << 20))
+        value, left = zlib.crc32(chunk, value), left - len(chunk)
+    if value != entry.CRC:
+        raise zipfile.BadZipFile(f"Bad CRC-32 for file {entry.filename!r}")
 
 
 def _label_names(path: Path, arrays: dict[str, np.ndarray]) -> list[str] | None:
@@ -98,88 +148,11 @@ def _label_names(path: Path, arrays: dict[str, np.ndarray]) -> list[str] | None:
     return [str(name) for name in names]
 
 
-def _refuse_unknown_keys(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    for key in arrays:
-        if not key.startswith(tuple(f"{split}_" for split in SPLITS)):
-            raise DataError(f"{path}: unknown key {key}; expected label_names or {{split}}_{{modality}} and the like")
-
-
-def _modalities(path: Path, arrays: dict[str, np.ndarray]) -> list[str]:
-    """The modalities in file order, the same in every split."""
-    found: dict[str, list[str]] = {}
-    for split in SPLITS:
-        rest = [key.removeprefix(f"{split}_") for key in arrays if key.startswith(f"{split}_")]
-        if not rest:
-            raise DataError(f"{path}: no keys for split {split}; expected {split}_labels and {split}_{{modality}}")
-        if "labels" not in rest:
-            raise DataError(f"{path}: missing key {split}_labels")
-        found[split] = [
-            name
-            for name in rest
-            if name != "labels" and not name.startswith("extras_") and not name.endswith("_lengths")
-        ]
-        for name in rest:
-            owner = name.removesuffix("_lengths")
-            if name.endswith("_lengths") and not name.startswith("extras_") and owner not in found[split]:
-                raise DataError(f"{path}: key {split}_{name} has no array {split}_{owner} to belong to")
-    names = found["train"]
-    if not names:
-        raise DataError(f"{path}: no modality; expected keys train_{{modality}}, e.g. train_text")
-    for split in SPLITS[1:]:
-        for name in names:
-            if name not in found[split]:
-                raise DataError(f"{path}: missing key {split}_{name}")
-        for name in found[split]:
-            if name not in names:
-                raise DataError(f"{path}: missing key train_{name} (there is {split}_{name})")
-    return names
-
-
-def _read_split(
-    path: Path, arrays: dict[str, np.ndarray], split: str, modalities: list[str], notes: list[str]
-) -> Split:
-    labels = _labels(path, f"{split}_labels", arrays[f"{split}_labels"])
-    features, lengths = {}, {}
-    for modality in modalities:
-        key = f"{split}_{modality}"
-        values = _features(path, key, arrays[key], len(labels))
-        given = arrays.get(f"{key}_lengths")
-        if given is None:
-            values, lengths[modality], moved = derive_lengths(values)
-            notes.append(derived_note(modality, moved))
-        else:
-            lengths[modality] = _lengths(path, f"{key}_lengths", given, values.shape)
-            if zero_past_lengths(values, lengths[modality]):
-                notes.append(f"{modality}: values past the given lengths set to zero")
-        features[modality] = values
-    prefix = f"{split}_extras_"
-    extras = {key.removeprefix(prefix): values for key, values in arrays.items() if key.startswith(prefix)}
-    return Split(features, lengths, labels, extras)
-
-
-def _labels(path: Path, key: str, values: np.ndarray) -> np.ndarray:
-    if values.ndim != 2 or values.dtype.kind not in "buif":
-        raise DataError(f"{path}: key {key}: expected (N, K) of 0 and 1; got {values.dtype} of shape {values.shape}")
-    wrong = values[(values != 0) & (values != 1)]
-    if wrong.size:
-        raise DataError(f"{path}: key {key}: expected only 0 and 1; got {wrong[0]}")
-    return values.astype(np.uint8)
-
-
-def _features(path: Path, key: str, values: np.ndarray, n: int) -> np.ndarray:
-    if values.ndim != 3 or values.dtype.kind != "f":
-        raise DataError(f"{path}: key {key}: expected (N, T, D) floats; got {values.dtype} of shape {values.shape}")
-    if len(values) != n:
-        raise DataError(f"{path}: key {key}: expected {n} samples, as many as labels; got {len(values)}")
-    with np.errstate(over="ignore"):  # what overflows becomes inf, which the check of finite values names
-        return values.astype(np.float32, copy=False)
-
-
-def _lengths(path: Path, key: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    n, steps, _ = shape
-    if values.dtype.kind not in "iu" or values.shape != (n,):
-        raise DataError(f"{path}: key {key}: expected ({n},) integers; got {values.dtype} of shape {values.shape}")
-    outside = values[(values < 0) | (values > steps)]
-    if outside.size:
-        raise DataError(f"{path}: key {key}: expected values in [0, {steps}]; got {outside[0]}")
-    return values.astype(np.int64)
+FORMAT = Format(
+    name="npz",
+    title="a .npz data set",
+    detect=lambda source: source.suffix == ".npz",
+    read=_read,
+    write=lambda data, path: write_npz(data, path),
+    suffix=".npz",
+)

@@ -17,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from mmer_fast._files import write_atomically
 from mmer_fast.data.containers import SPLITS, MultiModalData, Split
 from mmer_fast.data.errors import DataError
-from mmer_fast.data.padding import derive_lengths, derived_note
+from mmer_fast.data.formats import Format, Source
+from mmer_fast.data.labels import EMOTIONS, numbered
 from mmer_fast.data.safe_load import load_plain
+from mmer_fast.data.sequences import describe, pad
 
 PAD, BOS, EOS, FIRST_LABEL = 0, 2, 3, 4
 MODALITY_KEYS = {
@@ -34,7 +38,8 @@ MODALITY_KEYS = {
     "aud": "audio",
 }
 MOSEI_KEYS = {"src-text", "src-visual", "src-audio"}
-MOSEI_LABELS = ["happy", "sad", "anger", "surprise", "disgust", "fear"]
+MOSEI_LABELS = EMOTIONS
+SPECIAL = {"<blank>": PAD, "<unk>": 1, "<s>": BOS, "</s>": EOS}
 
 
 def read_tailor_pt(path: str | Path) -> MultiModalData:
@@ -47,7 +52,34 @@ def read_tailor_pt(path: str | Path) -> MultiModalData:
     Raises:
         DataError: naming the split, key and sample, what was expected and what came.
     """
-    path = Path(path)
+    return _read(Source(path)).check()
+
+
+def write_tailor_pt(data: MultiModalData, path: str | Path) -> None:
+    """Write the layout of TAILOR and MMER (or NEMu, for its modalities), whole or not at all.
+
+    Label names go into ``dict`` unless they are the six of CMU-MOSEI, which readers of the layout know. Lengths
+    are left to be derived from all-zero rows, and extras are left out.
+
+    Raises:
+        DataError: a modality is none of the layout's.
+    """
+    keys = {name: key for key, name in reversed(MODALITY_KEYS.items())}
+    unknown = [name for name in data.modalities if name not in keys]
+    if unknown:
+        raise DataError(f"TAILOR .pt holds the modalities {', '.join(keys)}; got {', '.join(unknown)}")
+    content: dict[str, Any] = {}
+    for name, split in data.splits.items():
+        content[name] = {keys[modality]: list(split.features[modality]) for modality in data.modalities}
+        content[name]["tgt"] = [[BOS, *(np.flatnonzero(row) + FIRST_LABEL).tolist(), EOS] for row in split.labels]
+    if data.label_names != MOSEI_LABELS or {keys[name] for name in data.modalities} != MOSEI_KEYS:
+        ids = {name: FIRST_LABEL + k for k, name in enumerate(data.label_names)}
+        content["dict"] = {"tgt": SPECIAL | ids}
+    write_atomically(Path(path), lambda partial: torch.save(content, partial))
+
+
+def _read(source: Source) -> MultiModalData:
+    path = source.path
     content = load_plain(path)
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a dict of {', '.join(SPLITS)}; got {type(content).__name__}")
@@ -66,7 +98,7 @@ def read_tailor_pt(path: str | Path) -> MultiModalData:
             features[name], lengths[name] = _modality(where, raw[split][key], len(labels), name, notes)
         splits[split] = Split(features, lengths, labels)
     sizes = {MODALITY_KEYS[key]: splits["train"].features[MODALITY_KEYS[key]].shape[2] for key in keys}
-    return MultiModalData(splits, label_names, sizes, str(path), list(dict.fromkeys(notes))).check()
+    return MultiModalData(splits, label_names, sizes, str(path), list(dict.fromkeys(notes)))
 
 
 def _section(path: Path, content: dict, split: str) -> dict:
@@ -125,8 +157,7 @@ def _label_names(
         return _vocabulary_names(path, vocabulary)
     if count == len(MOSEI_LABELS) and keys == MOSEI_KEYS:
         return list(MOSEI_LABELS)
-    notes.append(f"labels are numbered: the file does not name its {count} labels")
-    return [f"label_{k}" for k in range(count)]
+    return numbered(count, notes)
 
 
 def _vocabulary_names(path: Path, vocabulary: Any) -> list[str]:
@@ -155,21 +186,7 @@ def _multi_hot(where: str, ids: list[list[int]], n_labels: int) -> np.ndarray:
 
 def _modality(where: str, samples: Any, n: int, name: str, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     rows = _sample_arrays(where, samples, n)
-    steps = np.array([len(row) for row in rows], dtype=np.int64)
-    padded_ntd = np.zeros((n, max(1, steps.max()), rows[0].shape[1]), dtype=np.float32)
-    with np.errstate(over="ignore"):  # what overflows becomes inf and is reported as such
-        for i, row in enumerate(rows):
-            padded_ntd[i, : len(row)] = row
-    if name == "audio":
-        silent = np.isneginf(padded_ntd)
-        if silent.any():
-            padded_ntd[silent] = 0
-            notes.append("audio: -inf replaced by 0")
-    if len(set(steps.tolist())) > 1:
-        return padded_ntd, steps
-    padded_ntd, lengths, moved = derive_lengths(padded_ntd)
-    notes.append(derived_note(name, moved))
-    return padded_ntd, lengths
+    return pad(name, [row.shape for row in rows], rows, notes)
 
 
 def _sample_arrays(where: str, samples: Any, n: int) -> list[np.ndarray]:
@@ -181,11 +198,20 @@ def _sample_arrays(where: str, samples: Any, n: int) -> list[np.ndarray]:
     rows = []
     for i, sample in enumerate(samples):
         if not isinstance(sample, np.ndarray) or sample.ndim not in (1, 2) or sample.dtype.kind != "f":
-            what = (
-                f"{sample.dtype} of shape {sample.shape}" if isinstance(sample, np.ndarray) else type(sample).__name__
-            )
-            raise DataError(f"{where}: sample {i}: expected (T, D) floats; got {what}")
+            raise DataError(f"{where}: sample {i}: expected (T, D) floats; got {describe(sample)}")
         rows.append(np.atleast_2d(sample))
+        if rows[-1].shape[1] == 0:
+            raise DataError(f"{where}: sample {i}: expected (T, D >= 1) floats; got shape {sample.shape}")
         if rows[-1].shape[1] != rows[0].shape[1]:
             raise DataError(f"{where}: sample {i}: expected {rows[0].shape[1]} features; got {rows[-1].shape[1]}")
     return rows
+
+
+FORMAT = Format(
+    name="tailor",
+    title="train_valid_test.pt of TAILOR, MMER, HHMPN or NEMu",
+    detect=lambda source: source.suffix in (".pt", ".pth"),
+    read=_read,
+    write=lambda data, path: write_tailor_pt(data, path),
+    suffix=".pt",
+)

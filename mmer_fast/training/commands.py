@@ -1,8 +1,7 @@
-"""The commands of `mmer-fast`: train, evaluate, predict."""
+"""The commands of `mmer-fast`: train, evaluate, predict; those for data files are in `mmer_fast.data.commands`."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -11,32 +10,30 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 from rich.console import Console
 
-from mmer_fast._files import write_atomically
 from mmer_fast.data import MultiModalData, load
-from mmer_fast.data.synthetic import SHIFT_MISSING, SHIFT_NONE, SHIFT_UNINFORMATIVE
+from mmer_fast.data import commands as data_commands
 from mmer_fast.models import RobMMR
 from mmer_fast.models.robmmr import check_outline
-from mmer_fast.report import plot_curves
+from mmer_fast.report.tables import shift_names
+from mmer_fast.training.api import REPORT_FILE, train_and_report
 from mmer_fast.training.config import preset as preset_configs
-from mmer_fast.training.display import TrainingDisplay, metrics_table, recall_lines
+from mmer_fast.training.display import metrics_table
 from mmer_fast.training.evaluate import evaluate as evaluate_split
 from mmer_fast.training.evaluate import predict_probabilities
+from mmer_fast.training.observers import check_tensorboard
+from mmer_fast.training.predictions import Predictions, check_suffix, identifiers
 from mmer_fast.training.run import (
     CONFIG_FILE,
-    CURVES_FILE,
-    LOG_FILE,
     RunConfig,
     RunError,
     check_same,
     describe_data,
     holds_run,
     load_best,
-    train_run,
 )
 
 app = typer.Typer(
@@ -63,7 +60,7 @@ class SplitName(str, Enum):
     test = "test"
 
 
-DataOption = Annotated[str, typer.Option(help='A .npz or .pt data file, or "synthetic" for the embedded data set.')]
+DataOption = Annotated[str, typer.Option(help='A data file or folder (see inspect), or "synthetic", the embedded one.')]
 RunOption = Annotated[Path, typer.Option("--run", help="Directory of a finished training.")]
 DeviceOption = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", or "auto": cuda if there is one.')]
 SplitOption = Annotated[SplitName, typer.Option(help="Which part of the data.")]
@@ -75,7 +72,7 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help='A .npz or .pt data file. Default: "synthetic", the embedded data set; on --resume the same.'
+            help='A data file or folder (see inspect). Default: "synthetic", the embedded one; on --resume the same.'
         ),
     ] = None,
     preset: Annotated[
@@ -98,9 +95,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out from its last checkpoint.")
     ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also log for TensorBoard, into the directory tensorboard of --out.")
+    ] = False,
 ) -> None:
     """Train a model; shows progress, then the metrics of the epoch that was best on the validation split."""
-    chosen = _device(device)
+    chosen = choose_device(device)
+    if tensorboard:
+        check_tensorboard()
     stored = _stored_run(out, resume)
     asked = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "seed": seed}
     model_config, train_config = _configs(stored, preset, {**asked, "checkpoint_every": checkpoint_every})
@@ -115,7 +117,7 @@ def train(
     if stored:
         check_same(stored, config)
     _make_directory(out)
-    _train_and_report(config, loaded, out, chosen, Console())
+    _train_and_show(config, loaded, out, chosen, tensorboard)
 
 
 @app.command()
@@ -134,52 +136,51 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
-        Console().print(metrics_table({split.value: result}, str(run), _shift_names(loaded)))
+        Console().print(metrics_table({split.value: result}, str(run), shift_names(loaded.source)))
 
 
 @app.command()
 def predict(
     run: RunOption,
     data: DataOption,
-    out: Annotated[Path, typer.Option(help="A .csv or .npz file for the label probabilities.")],
+    out: Annotated[Path, typer.Option(help="A .csv, .npz or .jsonl file for the label probabilities.")],
     split: SplitOption = SplitName.test,
     device: DeviceOption = "auto",
 ) -> None:
     """Write the probability of every label for every sample of a split."""
-    if out.suffix not in (".csv", ".npz"):
-        raise RunError(f"--out must end in .csv or .npz, got {out}")
+    check_suffix(out)
     if not os.access(out.absolute().parent, os.W_OK):
         raise RunError(f"--out: cannot write to the directory {out.absolute().parent}")
     model, header, loaded = _model_and_data(run, data, device)
-    probabilities_nk = predict_probabilities(model, loaded.splits[split.value]).numpy()
-    write = _write_csv if out.suffix == ".csv" else _write_npz
-    write_atomically(out, lambda path: write(path, header["label_names"], probabilities_nk, header["threshold"]))
+    part = loaded.splits[split.value]
+    probabilities_nk = predict_probabilities(model, part).numpy()
+    Predictions(probabilities_nk, header["label_names"], header["threshold"], identifiers(part)).write(out)
     Console().print(f"{len(probabilities_nk)} samples written to {out}", soft_wrap=True, highlight=False)
 
 
-def _train_and_report(
-    config: RunConfig, data: MultiModalData, out: Path, device: torch.device, console: Console
+data_commands.register(app)
+
+
+def _train_and_show(
+    config: RunConfig, data: MultiModalData, out: Path, device: torch.device, tensorboard: bool
 ) -> None:
-    steps = -(-len(data.splits["train"]) // config.train.batch_size)
+    console = Console()
     try:
-        with TrainingDisplay(console, out / LOG_FILE, config.train.epochs, steps) as display:
-            sizes = ", ".join(f"{name} {size}" for name, size in config.data["modalities"].items())
-            display.say(f"{data.source}: {len(data.splits['train'])} training samples; {sizes}; on {device}")
-            for note in data.notes:
-                display.say(f"note: {note}")
-            results = train_run(config, data, out, device, display)
-            for line in recall_lines(results["mask_recall"]):
-                display.say(line)
+        results = train_and_report(config, data, out, device, console, tensorboard=tensorboard)
     except KeyboardInterrupt:
         typer.echo(f"interrupted; go on with: mmer-fast train --out {out} --resume", err=True)
         raise typer.Exit(130) from None
-    plot_curves(results["history"], out / CURVES_FILE, best_epoch=results["best_epoch"])
     title = f"epoch {results['best_epoch']} of {config.train.epochs}, best validation {results['selection']}"
-    console.print(metrics_table({name: results[name] for name in ("valid", "test")}, title, _shift_names(data)))
-    console.print(f"written to {out}", soft_wrap=True, highlight=False)
+    console.print(metrics_table({name: results[name] for name in ("valid", "test")}, title, shift_names(data.source)))
+    console.print(f"written to {out}; to look at: {out / REPORT_FILE}", soft_wrap=True, highlight=False)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device that `--device` names.
+
+    Raises:
+        RunError: it names none, or one that this machine lacks.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -230,14 +231,6 @@ def _configs(stored: RunConfig | None, preset: Preset | None, overrides: dict[st
         raise RunError(str(error)) from None
 
 
-def _shift_names(data: MultiModalData) -> dict[str, str]:
-    """What the codes of the extra `shift` mean, where that is known."""
-    if data.source != "synthetic":
-        return {}
-    codes = {SHIFT_NONE: "as in training", SHIFT_UNINFORMATIVE: "text is noise", SHIFT_MISSING: "text missing"}
-    return {str(code): name for code, name in codes.items()}
-
-
 def _modalities(names: str | None, stored: RunConfig | None) -> list[str] | None:
     if names is not None:
         return [name.strip() for name in names.split(",")]
@@ -245,22 +238,8 @@ def _modalities(names: str | None, stored: RunConfig | None) -> list[str] | None
 
 
 def _model_and_data(run: Path, source: str, device: str) -> tuple[RobMMR, dict[str, Any], MultiModalData]:
-    model, header = load_best(run, _device(device))
+    model, header = load_best(run, choose_device(device))
     data = load(source, modalities=list(model.modalities))
     if data.modalities != model.modalities:
         raise RunError(f"{source}: expected the feature sizes {model.modalities}; got {data.modalities}")
     return model, header, data
-
-
-def _write_csv(path: Path, labels: list[str], probabilities_nk: np.ndarray, threshold: float) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["sample", *labels, "predicted"])
-        for i, row in enumerate(probabilities_nk):
-            predicted = ";".join(label for label, p in zip(labels, row, strict=True) if p > threshold)
-            writer.writerow([i, *(f"{p:.6f}" for p in row), predicted])
-
-
-def _write_npz(path: Path, labels: list[str], probabilities_nk: np.ndarray, threshold: float) -> None:
-    with open(path, "wb") as file:
-        np.savez(file, probabilities=probabilities_nk, label_names=np.array(labels), threshold=np.array(threshold))

@@ -6,6 +6,7 @@ Shape suffixes: n samples, t time, k labels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,28 +27,46 @@ def _device(model: RobMMR) -> torch.device:
 
 
 @torch.inference_mode()
+def predict_logits(model: RobMMR, split: Split, batch_size: int = 256) -> Tensor:
+    """Label logits (N, K), float32 on the CPU, in the order of the split. Leaves the model in eval mode."""
+    model.eval()
+    logits_nk = torch.empty(len(split), model.labels)
+    for batch in batches(split, sorted_batches(split, batch_size), _device(model)):
+        logits_nk[batch.index.cpu()] = model(batch.features, batch.lengths).logits.float().cpu()
+    return logits_nk
+
+
 def predict_probabilities(model: RobMMR, split: Split, batch_size: int = 256) -> Tensor:
     """Label probabilities (N, K), float32 on the CPU, in the order of the split. Leaves the model in eval
     mode.
     """
-    model.eval()
-    probabilities_nk = torch.empty(len(split), model.labels)
-    for batch in batches(split, sorted_batches(split, batch_size), _device(model)):
-        logits_bk = model(batch.features, batch.lengths).logits
-        probabilities_nk[batch.index.cpu()] = logits_bk.sigmoid().float().cpu()
-    return probabilities_nk
+    return predict_logits(model, split, batch_size).sigmoid()
 
 
-def evaluate(model: RobMMR, split: Split, *, threshold: float = 0.5, batch_size: int = 256) -> dict[str, Any]:
+def evaluate(
+    model: RobMMR,
+    split: Split,
+    *,
+    threshold: float = 0.5,
+    batch_size: int = 256,
+    recognition_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> dict[str, Any]:
     """Metrics of `multilabel_metrics` over a split; where it has the extra `shift`, also for each of its
     values.
 
+    Args:
+        recognition_loss: of logits and labels (N, K), to be evaluated as well.
+
     Returns:
-        The metrics, and "samples"; "shift": value → metrics of that subset, if there is such an extra.
+        The metrics, and "samples"; "recognition": that loss; "shift": value → metrics of that subset, if there is such
+        an extra.
     """
-    probabilities_nk = predict_probabilities(model, split, batch_size)
+    logits_nk = predict_logits(model, split, batch_size)
+    probabilities_nk = logits_nk.sigmoid()
     labels_nk = torch.from_numpy(split.labels)
     result = _metrics(probabilities_nk, labels_nk, threshold)
+    if recognition_loss is not None:
+        result["recognition"] = recognition_loss(logits_nk, labels_nk.to(logits_nk.dtype)).item()
     if "shift" in split.extras:
         shift_n = np.asarray(split.extras["shift"])
         result["shift"] = {}

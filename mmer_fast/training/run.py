@@ -6,6 +6,8 @@ model.safetensors  weights of the best epoch, and how to build the model around 
 metrics.json       history, validation and test metrics of the best epoch
 curves.png         losses and micro-F1 by epoch
 train.log          one line an epoch
+report.html        all of it to look at, in one file
+tensorboard/       with --tensorboard
 """
 
 from __future__ import annotations

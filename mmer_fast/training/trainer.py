@@ -211,7 +211,8 @@ class Trainer:
     def _finish_epoch(self) -> None:
         progress, config = self.progress, self.config
         self._check_finite()
-        valid = evaluate(self.model, self.valid_split, threshold=config.threshold)
+        loss = self.algorithm.recognition_loss
+        valid = evaluate(self.model, self.valid_split, threshold=config.threshold, recognition_loss=loss)
         valid.pop("shift", None)
         ratios = progress.gradient_ratios
         record = {

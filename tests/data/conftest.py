@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mmer_fast.data import MultiModalData, Split
+from mmer_fast.data.labels import EMOTIONS
 
 
 def _split(rng: np.random.Generator, n: int) -> Split:
@@ -31,6 +32,26 @@ def make_small() -> Callable[[], MultiModalData]:
         return MultiModalData(splits, ["a", "b", "c"], {"text": 5, "video": 3}, "made for a test").check()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def emotional() -> MultiModalData:
+    """A tiny data set that every format can hold: text, video, audio and the six emotions."""
+    rng = np.random.default_rng(1)
+    splits = {}
+    for split, n in (("train", 7), ("valid", 4), ("test", 5)):
+        features, lengths = {}, {}
+        for name, size in (("text", 5), ("video", 3), ("audio", 4)):
+            lengths[name] = rng.integers(1, 7, size=n)
+            lengths[name][0] = 6  # in every split a sequence of full length
+            if name == "text":
+                lengths[name][1] = 0
+            x = rng.standard_normal((n, 6, size)).astype(np.float32)
+            x[np.arange(6) >= lengths[name][:, None]] = 0
+            features[name] = x
+        splits[split] = Split(features, lengths, rng.integers(0, 2, size=(n, 6), dtype=np.uint8))
+        splits[split].labels[2] = 0
+    return MultiModalData(splits, list(EMOTIONS), {"text": 5, "video": 3, "audio": 4}, "made for a test").check()
 
 
 @pytest.fixture

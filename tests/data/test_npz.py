@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmer_fast.data import DataError, load, read_npz, write_npz
+from mmer_fast.data import DataError, SequenceDataset, collate, load, npz, read_npz, write_npz
 
 
 def _arrays() -> dict[str, np.ndarray]:
@@ -43,11 +43,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(make_small, tmp_path, m
     path = tmp_path / "d.npz"
     path.write_bytes(b"old")
 
-    def fail(file, **arrays):
+    def fail(file, array, **kwargs):
         file.write(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(np, "savez_compressed", fail)
+    monkeypatch.setattr(np.lib.format, "write_array", fail)
     with pytest.raises(OSError, match="disk full"):
         write_npz(make_small(), path)
     assert path.read_bytes() == b"old"
@@ -178,12 +178,68 @@ def test_load_names_the_file_and_what_is_wrong_with_it(tmp_path):
         "empty.npz": "not a readable .npz",
         "flipped.npz": "key train_text cannot be read .*CRC",
         "single.npz": "got a single array",
-        "table.csv": "expected one of .npz, .pt; got suffix '.csv'",
+        "table.csv": r"expected one of \.npz, \.safetensors, \.pt, \.pkl, \.csd, .*; got suffix '\.csv'",
         "absent.npz": "no such file",
         ".": "got a directory",
     }.items():
         with pytest.raises(DataError, match=message):
             load(tmp_path / name)
+
+
+def _large(make_small, tmp_path, monkeypatch):
+    """A file whose arrays are mapped, and its data."""
+    monkeypatch.setattr(npz, "MAP_FROM", 1)
+    data = make_small()
+    write_npz(data, tmp_path / "d.npz", compress=False)
+    return data, tmp_path / "d.npz"
+
+
+def test_large_stored_arrays_are_mapped_aligned_and_read_only(make_small, tmp_path, monkeypatch):
+    data, path = _large(make_small, tmp_path, monkeypatch)
+    again = load(path)
+    for name, split in again.splits.items():
+        for modality, values in split.features.items():
+            assert np.array_equal(values, data.splits[name].features[modality])
+            assert not values.flags.writeable
+            assert not values.flags.owndata
+            assert values.flags.aligned
+            assert values.ctypes.data % 64 == 0
+    path.unlink()  # the map keeps the file
+    batch = collate(SequenceDataset(again.splits["train"]).__getitems__([0, 2]))
+    assert batch.features["text"].is_contiguous()
+
+
+def test_a_mapped_array_is_copied_where_it_has_to_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz, "MAP_FROM", 1)
+    arrays = _arrays()
+    arrays["train_text"][1, :2] = 0
+    arrays["valid_audio"] = np.asfortranarray(arrays["valid_audio"])
+    arrays["valid_text_lengths"] = np.array([5, 4])
+    path = _save(tmp_path / "d.npz", arrays)
+    before = path.read_bytes()
+    data = read_npz(path)
+    assert data.splits["train"].lengths["text"][1] == 3
+    assert np.array_equal(data.splits["valid"].features["audio"], arrays["valid_audio"])
+    assert not data.splits["valid"].features["text"][1, 4].any()
+    assert path.read_bytes() == before
+
+
+def test_damage_in_a_mapped_file_is_found(make_small, tmp_path, monkeypatch):
+    _, path = _large(make_small, tmp_path, monkeypatch)
+    whole = path.read_bytes()
+    position = whole.index(b"train_text.npy") + 400
+    path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+    with pytest.raises(DataError, match=r"key train_text cannot be read .*CRC"):
+        load(path)
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_the_same_data_give_the_same_bytes(make_small, tmp_path, compress):
+    for name in ("a.npz", "b.npz"):
+        write_npz(make_small(), tmp_path / name, compress=compress)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    with np.load(tmp_path / "a.npz") as stored:
+        assert stored["train_text"].dtype == np.float32
 
 
 def test_load_selects_modalities(tmp_path):

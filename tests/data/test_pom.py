@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from mmer_fast.data import SequenceDataset, load
+from mmer_fast.data import FORMATS, SequenceDataset, load
+from mmer_fast.data.inspection import summarise
 
 
 def test_both_formats_hold_the_same_data(pom_dir):
@@ -38,6 +40,26 @@ def test_front_padding_is_gone_and_no_feature_row_is_lost(pom_dir):
 
 def _rows(features):
     return features[features.any(axis=2)]
+
+
+@pytest.mark.parametrize("name", ["npz", "safetensors", "tailor"])
+def test_converted_it_is_the_same(pom_dir, tmp_path, name):
+    data = load(pom_dir / "pom_train_valid_test.pt")
+    FORMATS[name].write(data, tmp_path / f"pom{FORMATS[name].suffix}")
+    back = load(tmp_path / f"pom{FORMATS[name].suffix}")
+    assert back.label_names == data.label_names
+    for split, expected in data.splits.items():
+        assert np.array_equal(back.splits[split].labels, expected.labels)
+        for modality in data.modalities:
+            assert np.array_equal(back.splits[split].lengths[modality], expected.lengths[modality])
+            assert np.array_equal(back.splits[split].features[modality], expected.features[modality])
+
+
+def test_inspecting_it(pom_dir):
+    summary = summarise(load(pom_dir / "pom.npz"), "npz")
+    assert summary["problem"] is None
+    assert summary["splits"]["train"]["modalities"]["video"]["missing"] > 100
+    assert all(0.3 < share < 0.7 for share in summary["splits"]["train"]["prevalence"].values())
 
 
 def test_a_batch_of_it(pom_dir):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from argparse import Namespace
 from collections import OrderedDict, deque
 from pathlib import Path
 
@@ -88,11 +89,19 @@ def test_tensors_and_containers_become_arrays_and_builtins(tmp_path):
     assert back["b"][1:] == ["s", 1.5, True]
 
 
+def test_strings_objects_and_settings_become_builtins(tmp_path):
+    value = {"id": np.array(["a", "bc"]), "words": np.array(["x", 3, [1.0]], object), "settings": Namespace(lr=0.1)}
+    back = load_plain(_write(tmp_path / "d.pt", value, WRITERS["zip"]))
+    assert back["id"].tolist() == ["a", "bc"]
+    assert back["words"] == ["x", 3, [1.0]]
+    assert back["settings"] == {"lr": 0.1}
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (np.array([{}], dtype=object), "dtype 'O8' are refused"),
-        (np.array(["a"]), "dtype 'U1' are refused"),
+        (np.array(["2026-01-01"], dtype="M8[D]"), "dtype 'M8' are refused"),
+        (np.ones(2, complex), "dtype 'c16' are refused"),
         (np.zeros(1, dtype=[("a", "f4")]), "refused"),
         (torch.device("cpu"), r"asks for torch\.device"),
         (torch.eye(2).to_sparse(), r"asks for torch\._utils\._rebuild_sparse_tensor"),
@@ -105,7 +114,7 @@ def test_other_values_are_refused(tmp_path, value, message):
 
 def test_a_class_of_the_users_is_named(tmp_path):
     path = _write(tmp_path / "d.pt", deque([1]), WRITERS["zip"])
-    with pytest.raises(DataError, match=r"asks for collections\.deque; expected only tensors and numeric arrays"):
+    with pytest.raises(DataError, match=r"asks for collections\.deque; expected only tensors and plain arrays"):
         load_plain(path)
 
 

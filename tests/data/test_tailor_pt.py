@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from argparse import Namespace
+
 import numpy as np
 import pytest
 import torch
@@ -113,7 +115,7 @@ def test_hhmpn_dictionary_names_the_labels(tmp_path, nested):
     names = ["joy", "grief", "rage", "awe", "scorn", "dread", "calm"]
     words = {"<blank>": 0, "<unk>": 1, "<s>": 2, "</s>": 3} | {name: 4 + k for k, name in enumerate(names)}
     content = _content() | {
-        "settings": {"max_len": 60},
+        "settings": Namespace(max_len=60),  # as its authors' code saves them
         "dict": {"src": {}, "tgt": words} if nested else words,
     }
     data = _load(tmp_path, content)

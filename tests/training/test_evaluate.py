@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mmer_fast.data import Split
 from mmer_fast.metrics import multilabel_metrics
-from mmer_fast.training.evaluate import evaluate, mask_recall, predict_probabilities
+from mmer_fast.models.losses import binary_cross_entropy
+from mmer_fast.training.evaluate import evaluate, mask_recall, predict_logits, predict_probabilities
 
 
 def test_probabilities_come_in_the_order_of_the_split() -> None:
@@ -38,6 +39,15 @@ def test_metrics_of_subsets_are_those_of_their_samples() -> None:
         expected = multilabel_metrics(probabilities[torch.from_numpy(chosen)], split.labels[chosen])
         assert subset["micro_f1"] == expected["micro_f1"]
     assert "shift" not in evaluate(model, data.splits["valid"])
+
+
+def test_the_loss_is_that_of_all_samples_together() -> None:
+    data = small_data()
+    model, split = small_model(data), data.splits["test"]
+    assert "recognition" not in evaluate(model, split)
+    got = evaluate(model, split, batch_size=7, recognition_loss=binary_cross_entropy)["recognition"]
+    logits, labels = predict_logits(model, split), torch.from_numpy(split.labels).float()
+    assert got == pytest.approx(binary_cross_entropy(logits, labels).item(), rel=1e-6)
 
 
 class ModelWithScores(torch.nn.Module):

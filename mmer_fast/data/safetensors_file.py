@@ -1,0 +1,105 @@
+"""safetensors data sets: the arrays of `flat`, with label names and the order of the modalities in the header.
+
+    metadata: {"label_names": JSON list of K strings, "modalities": JSON list}, both optional
+
+The format holds numbers only, so extras of strings are left out when writing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+
+from mmer_fast._files import write_atomically
+from mmer_fast.data.containers import SPLITS, MultiModalData
+from mmer_fast.data.errors import DataError
+from mmer_fast.data.flat import assemble, flatten
+from mmer_fast.data.formats import Format, Source
+
+
+def read_safetensors(path: str | Path) -> MultiModalData:
+    """Read a ``.safetensors`` data set in the layout of this module.
+
+    Raises:
+        DataError: naming the key, what was expected and what came.
+    """
+    return _read(Source(path)).check()
+
+
+def write_safetensors(data: MultiModalData, path: str | Path) -> None:
+    """Write a data set so that a reader sees either the old file or the whole new one.
+
+    Raises:
+        DataError: ``data`` is inconsistent, or safetensors is not installed.
+        OSError: the file cannot be written; nothing is left of it.
+    """
+    _require_package(Path(path))
+    from safetensors.numpy import save_file
+
+    data.check()
+    arrays = {key: np.ascontiguousarray(x) for key, x in flatten(data).items() if x.dtype.kind in "biuf"}
+    metadata = {"label_names": json.dumps(data.label_names), "modalities": json.dumps(list(data.modalities))}
+
+    def write(partial: Path) -> None:
+        try:
+            save_file(arrays, partial, metadata)
+        except Exception as error:
+            if isinstance(error, OSError):
+                raise
+            raise OSError(str(error)) from error
+
+    write_atomically(Path(path), write)
+
+
+def _read(source: Source) -> MultiModalData:
+    path = source.path
+    _require_package(path)
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except Exception as error:  # a damaged file can raise anything
+        raise DataError(f"{path}: not a readable .safetensors file ({str(error)[:200]})") from error
+    label_names = _names(path, metadata, "label_names")
+    return assemble(path, _ordered(path, arrays, _names(path, metadata, "modalities")), label_names)
+
+
+def _names(path: Path, metadata: dict[str, str], key: str) -> list[str] | None:
+    if key not in metadata:
+        return None
+    try:
+        names = json.loads(metadata[key])
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path}: metadata {key}: expected a JSON list of strings; got {metadata[key][:80]!r}")
+    return names
+
+
+def _ordered(path: Path, arrays: dict[str, np.ndarray], modalities: list[str] | None) -> dict[str, np.ndarray]:
+    """The arrays with those of the named modalities first; the file sorts them by name."""
+    first = [f"{split}_{name}" for split in SPLITS for name in modalities or []]
+    missing = [key for key in first if key not in arrays]
+    if missing:
+        raise DataError(f"{path}: metadata modalities: there is no array {missing[0]}")
+    return {key: arrays[key] for key in first} | arrays
+
+
+def _require_package(path: Path) -> None:
+    if importlib.util.find_spec("safetensors") is None:
+        raise DataError(f"{path}: needs the package safetensors: pip install 'mmer_fast[train]'")
+
+
+FORMAT = Format(
+    name="safetensors",
+    title="a .safetensors data set",
+    detect=lambda source: source.suffix == ".safetensors",
+    read=_read,
+    write=lambda data, path: write_safetensors(data, path),
+    suffix=".safetensors",
+)

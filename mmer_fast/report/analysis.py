@@ -1,0 +1,167 @@
+"""Everything that a report says about one run, computed once: results from its files, the rest from model and data.
+
+Where the data cannot be read any more a run still has its files: the parts that need data are then None, and `notes`
+says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmer_fast.data import DataError, MultiModalData, load
+from mmer_fast.report.calibration import Calibration, calibration
+from mmer_fast.report.explanation import Explanation, chosen_samples, explain
+from mmer_fast.report.labels import LabelResult, label_results
+from mmer_fast.report.timing import StepTiming, measure_step
+from mmer_fast.training.checkpoint import CheckpointError, read_json
+from mmer_fast.training.evaluate import predict_probabilities
+from mmer_fast.training.run import METRICS_FILE, RunConfig, RunError, describe_data, load_best
+
+SPLIT = "test"
+"""Part of the data that per-label results, calibration and explained samples come from."""
+
+
+@dataclass
+class RunAnalysis:
+    """A run as a report shows it.
+
+    Attributes:
+        name: unique among the runs of a report.
+        config: its configuration, and what its data was.
+        metrics: contents of `metrics.json`.
+        notes: what the reader should know, one sentence each.
+        labels: results of each label; None without data, as all that follows.
+        calibration: of its probabilities.
+        samples: explained ones.
+        parts: for each of `samples`, the code of the part of the data that it belongs to, if there are any.
+        timing: of a step; None also where it was not asked for.
+    """
+
+    name: str
+    config: RunConfig
+    metrics: Mapping[str, Any]
+    notes: list[str] = field(default_factory=list)
+    labels: list[LabelResult] | None = None
+    calibration: Calibration | None = None
+    samples: list[Explanation] = field(default_factory=list)
+    parts: list[str | None] = field(default_factory=list)
+    timing: StepTiming | None = None
+
+
+class DataCache:
+    """Data sets of several runs, each read once.
+
+    Args:
+        given: used for every run in place of what its configuration names: a data set, or where to read it.
+    """
+
+    def __init__(self, given: MultiModalData | str | Path | None = None) -> None:
+        self.given = given
+        self.read: dict[str, MultiModalData] = {}
+        self.chosen: dict[str, list[tuple[str, int]]] = {}
+
+    def get(self, config: RunConfig) -> MultiModalData:
+        """The data of a run, with its modalities in its order.
+
+        Raises:
+            DataError: it cannot be read, or lacks a modality.
+            RunError: its feature sizes or labels differ from those of the run.
+        """
+        if isinstance(self.given, MultiModalData):
+            data = self.given
+        else:
+            source = str(self.given or config.data["source"])
+            if source not in self.read:
+                self.read[source] = load(source)
+            data = self.read[source]
+        data = data.select(list(config.data["modalities"]))
+        for what, expected, got in (
+            ("feature sizes", config.data["modalities"], data.modalities),
+            ("labels", config.data["label_names"], data.label_names),
+        ):
+            if expected != got:
+                raise RunError(f"{data.source}: expected the {what} {expected}; got {got}")
+        return data
+
+    def samples(self, config: RunConfig, probabilities_nk: np.ndarray, labels_nk: np.ndarray) -> list[tuple[str, int]]:
+        """The samples to explain: those of the first run on the same data, so that runs can be compared."""
+        key = str(config.data["checksum"].get(SPLIT)) + str(len(labels_nk))
+        return self.chosen.setdefault(key, chosen_samples(probabilities_nk, labels_nk))
+
+
+def analyse(directory: Path, name: str, cache: DataCache, device: torch.device, *, timing: bool = True) -> RunAnalysis:
+    """Analyse a finished run.
+
+    Args:
+        directory: of the run.
+        name: to show.
+        cache: where its data comes from.
+        device: to compute on.
+        timing: also measure a training step.
+
+    Raises:
+        CheckpointError: a file of the run is missing or damaged.
+        RunError, DataError: data that was given does not fit or cannot be read.
+    """
+    config = RunConfig.read(directory)
+    analysis = RunAnalysis(name, config, _read_metrics(directory))
+    try:
+        data = cache.get(config)
+    except (DataError, RunError) as error:
+        if cache.given is not None:
+            raise
+        analysis.notes.append(f"No per-label results, calibration and masks, since the data is not there: {error}")
+        return analysis
+    if config.train.rho == 0:
+        analysis.notes.append("Adversarial masking was off (rho = 0): the mask scores are those of untrained networks.")
+    if describe_data(data)["checksum"] != config.data["checksum"]:
+        analysis.notes.append(
+            "The data is not what the run was trained on: per-label results, calibration and masks are of other "
+            "samples."
+        )
+    analysis.notes += data.notes
+    _compute(analysis, directory, data, cache, device, timing)
+    return analysis
+
+
+def _compute(
+    analysis: RunAnalysis, directory: Path, data: MultiModalData, cache: DataCache, device: torch.device, timing: bool
+) -> None:
+    model, header = load_best(directory, device)
+    split, threshold = data.splits[SPLIT], header["threshold"]
+    probabilities_nk = predict_probabilities(model, split)
+    labels_nk = torch.from_numpy(split.labels)
+    analysis.labels = label_results(probabilities_nk, labels_nk, data.label_names, threshold)
+    analysis.calibration = calibration(probabilities_nk, labels_nk)
+    for title, index in cache.samples(analysis.config, probabilities_nk.numpy(), split.labels):
+        analysis.samples.append(explain(model, data, SPLIT, index, threshold=threshold, title=title))
+        analysis.parts.append(str(split.extras["shift"][index]) if "shift" in split.extras else None)
+    if timing:
+        analysis.timing = measure_step(model, analysis.config.train, data.splits["train"])
+
+
+def _read_metrics(directory: Path) -> dict[str, Any]:
+    path = directory / METRICS_FILE
+    metrics = read_json(path)
+    if not isinstance(metrics, dict) or not {"valid", "test", "history", "best_epoch"} <= set(metrics):
+        raise CheckpointError(f"{path} does not hold the metrics of a run: train it to the end, or again")
+    return metrics
+
+
+def unique_names(directories: Sequence[Path]) -> list[str]:
+    """A name for every run: that of its directory, or its whole path where two have the same.
+
+    Raises:
+        RunError: a directory is given twice, or there is none.
+    """
+    resolved = [directory.resolve() for directory in directories]
+    if not resolved or len(set(resolved)) != len(resolved):
+        raise RunError(f"expected one or more different runs; got {', '.join(map(str, directories)) or 'none'}")
+    short = [path.name for path in resolved]
+    return short if len(set(short)) == len(short) else [str(directory) for directory in directories]

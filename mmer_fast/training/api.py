@@ -1,0 +1,315 @@
+"""Training and using a run from Python:
+
+    run = mmer_fast.training.train("features.npz", "runs/mine", preset="compact", epochs=20)
+    run.metrics["test"]["micro_f1"]
+    run.predict("features.npz", split="test").write(Path("probabilities.jsonl"))
+    run.explain(7).modalities["text"].masked
+    run.report(compare_with=["runs/other"])
+
+A run is its directory; `Run("runs/mine")` opens one that is there. The command line does the same through this module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+
+from mmer_fast.data import MultiModalData, Split, load
+from mmer_fast.models import RobMMR
+from mmer_fast.models.robmmr import check_outline
+from mmer_fast.training.checkpoint import read_json
+from mmer_fast.training.config import preset as preset_configs
+from mmer_fast.training.display import TrainingDisplay, recall_lines
+from mmer_fast.training.evaluate import evaluate, predict_probabilities
+from mmer_fast.training.observers import Observers, TensorBoardLog
+from mmer_fast.training.predictions import Predictions, identifiers
+from mmer_fast.training.run import (
+    CURVES_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    RunConfig,
+    RunError,
+    check_same,
+    describe_data,
+    holds_run,
+    load_best,
+    train_run,
+)
+from mmer_fast.training.trainer import Observer
+
+if TYPE_CHECKING:
+    from mmer_fast.report import Explanation
+
+REPORT_FILE, TENSORBOARD_DIRECTORY = "report.html", "tensorboard"
+DataSource = MultiModalData | str | Path
+
+
+def train(
+    data: DataSource,
+    out: str | Path,
+    *,
+    preset: str = "compact",
+    modalities: Sequence[str] | None = None,
+    device: str | torch.device = "auto",
+    resume: bool = False,
+    tensorboard: bool = False,
+    show: bool = True,
+    **settings: Any,
+) -> Run:
+    """Train a model and leave a run in a directory, `report.html` for people included.
+
+    Args:
+        data: a data set, a path that `mmer_fast.data.load` reads, or "synthetic".
+        out: the directory, made if need be; must not hold a run, unless `resume`.
+        preset: "paper", "authors" or "compact".
+        modalities: use only these, in this order; None: all.
+        device: "auto" is cuda if there is one.
+        resume: go on with the run in `out` from its last checkpoint, which must have the same configuration and data.
+        tensorboard: write `out`/tensorboard as well; needs the package tensorboard.
+        show: progress and results on standard output; `train.log` is written in any case.
+        settings: fields of `RobMMRConfig` or `TrainConfig` by name, in place of the preset's: `epochs=20, dim=256`.
+
+    Raises:
+        RunError: `out` holds a run already (or, with `resume`, another one), or a setting is unknown or out of range.
+        DataError: the data cannot be read or used.
+        TrainingError: training diverged.
+    """
+    directory = Path(out)
+    if holds_run(directory) != resume:
+        raise RunError(
+            f"{directory}: " + ("no run to resume" if resume else "already holds a run; resume=True goes on")
+        )
+    loaded = _data(data, modalities)
+    try:
+        model_config, train_config = _with_settings(preset, settings)
+        check_outline(loaded.modalities, len(loaded.label_names))
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    config = RunConfig(model_config, train_config, describe_data(loaded))
+    if resume:
+        check_same(RunConfig.read(directory), config)
+    directory.mkdir(parents=True, exist_ok=True)
+    chosen = _device(device)
+    train_and_report(config, loaded, directory, chosen, Console(quiet=not show), tensorboard=tensorboard)
+    return Run(directory, chosen)
+
+
+def train_and_report(
+    config: RunConfig,
+    data: MultiModalData,
+    directory: Path,
+    device: torch.device,
+    console: Console,
+    *,
+    tensorboard: bool = False,
+) -> dict[str, Any]:
+    """Train, or go on training, in a directory, showing progress; then draw the curves and write the report.
+
+    Args:
+        config: of the run.
+        data: as `config` describes it.
+        directory: existing.
+        device: to train on.
+        console: for progress.
+        tensorboard: log for TensorBoard too.
+
+    Returns:
+        What is in `metrics.json`.
+
+    Raises:
+        TrainingError, CheckpointError: as `train_run`.
+        RunError: tensorboard is missing.
+    """
+    from mmer_fast.report import plot_curves, write_report  # matplotlib only where something is drawn
+
+    steps = -(-len(data.splits["train"]) // config.train.batch_size)
+    with ExitStack() as stack:
+        observers: list[Observer] = []
+        if tensorboard:
+            log = TensorBoardLog(directory / TENSORBOARD_DIRECTORY, steps, config.train.log_every)
+            observers.append(stack.enter_context(log))
+        display = stack.enter_context(TrainingDisplay(console, directory / LOG_FILE, config.train.epochs, steps))
+        sizes = ", ".join(f"{name} {size}" for name, size in config.data["modalities"].items())
+        display.say(f"{data.source}: {len(data.splits['train'])} training samples; {sizes}; on {device}")
+        for note in data.notes:
+            display.say(f"note: {note}")
+        results = train_run(config, data, directory, device, Observers([display, *observers]))
+        for line in recall_lines(results["mask_recall"]):
+            display.say(line)
+    plot_curves(results["history"], directory / CURVES_FILE, best_epoch=results["best_epoch"])
+    write_report([directory], directory / REPORT_FILE, data=data, device=device)
+    return results
+
+
+class Run:
+    """A finished training in its directory.
+
+    Args:
+        directory: of the run.
+        device: to compute on; "auto" is cuda if there is one.
+    """
+
+    def __init__(self, directory: str | Path, device: str | torch.device = "auto") -> None:
+        self.directory = Path(directory)
+        self.device = _device(device)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory)!r})"
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """Configuration of model and training, and what the data was.
+
+        Raises:
+            CheckpointError: the directory holds no run.
+        """
+        return RunConfig.read(self.directory)
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Contents of `metrics.json`: "valid", "test", "mask_recall", "best_epoch", "selection", "history".
+
+        Raises:
+            CheckpointError: the training has not ended.
+        """
+        metrics: dict[str, Any] = read_json(self.directory / METRICS_FILE)
+        return metrics
+
+    @property
+    def model(self) -> RobMMR:
+        """The model of the chosen epoch, in eval mode.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        return self._best[0]
+
+    @cached_property
+    def _best(self) -> tuple[RobMMR, dict[str, Any]]:
+        return load_best(self.directory, self.device)
+
+    def evaluate(self, data: DataSource | None = None, split: str = "test") -> dict[str, Any]:
+        """Metrics on a split, as `mmer_fast.training.evaluate.evaluate`.
+
+        Args:
+            data: with the labels of the run; None: what the run was trained on.
+            split: "train", "valid" or "test".
+
+        Raises:
+            RunError: other feature sizes or labels, or an unknown split.
+            DataError: the data cannot be read.
+        """
+        loaded = self.load(data)
+        self._check_labels(loaded)
+        return evaluate(self.model, _split(loaded, split), threshold=self._best[1]["threshold"])
+
+    def predict(self, data: DataSource | None = None, split: str = "test") -> Predictions:
+        """Label probabilities of a split; arguments and errors as in `evaluate`, whatever labels the data has."""
+        part = _split(self.load(data), split)
+        header = self._best[1]
+        probabilities = predict_probabilities(self.model, part).numpy()
+        return Predictions(probabilities, header["label_names"], header["threshold"], identifiers(part))
+
+    def explain(self, sample: int | str, data: DataSource | None = None, split: str = "test") -> Explanation:
+        """Masks and probabilities of one sample.
+
+        Args:
+            sample: its index in the split, or its identifier where the data has any.
+            data, split: as in `evaluate`.
+
+        Raises:
+            RunError: there is no such sample or split; other feature sizes or labels.
+            DataError: the data cannot be read.
+        """
+        from mmer_fast.report.explanation import explain, find_sample
+
+        loaded = self.load(data)
+        self._check_labels(loaded)
+        index = find_sample(_split(loaded, split), sample, split)
+        return explain(self.model, loaded, split, index, threshold=self._best[1]["threshold"])
+
+    def report(
+        self,
+        out: str | Path | None = None,
+        *,
+        compare_with: Iterable[Run | str | Path] = (),
+        data: DataSource | None = None,
+    ) -> Path:
+        """Write a report about this run, or one that compares it with others; returns its path.
+
+        Args:
+            out: the file; None: `report.html` in the directory of the run.
+            compare_with: other runs.
+            data: in place of what the runs were trained on.
+
+        Raises:
+            CheckpointError: a run is not finished.
+            RunError: a run is given twice, or the data has other labels or features.
+            DataError: data that was given cannot be read.
+        """
+        from mmer_fast.report import write_report
+
+        others = [other.directory if isinstance(other, Run) else Path(other) for other in compare_with]
+        path = self.directory / REPORT_FILE if out is None else Path(out)
+        write_report([self.directory, *others], path, data=data, device=self.device)
+        return path
+
+    def load(self, data: DataSource | None = None) -> MultiModalData:
+        """A data set with the modalities of the model, in their order; None: what the run was trained on.
+
+        Raises:
+            RunError: a modality has another size.
+            DataError: the data cannot be read, or lacks a modality.
+        """
+        loaded = _data(self.config.data["source"] if data is None else data, list(self.model.modalities))
+        if loaded.modalities != self.model.modalities:
+            raise RunError(
+                f"{loaded.source}: expected the feature sizes {self.model.modalities}; got {loaded.modalities}"
+            )
+        return loaded
+
+    def _check_labels(self, data: MultiModalData) -> None:
+        expected = self._best[1]["label_names"]
+        if data.label_names != expected:
+            raise RunError(f"{data.source}: expected the labels {expected}; got {data.label_names}")
+
+
+def _split(data: MultiModalData, name: str) -> Split:
+    if name not in data.splits:
+        raise RunError(f"split: expected one of {', '.join(data.splits)}; got {name!r}")
+    return data.splits[name]
+
+
+def _data(data: DataSource, modalities: Sequence[str] | None) -> MultiModalData:
+    if isinstance(data, MultiModalData):
+        return data.check() if modalities is None else data.check().select(modalities)
+    return load(data, modalities=modalities)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def _with_settings(name: str, settings: dict[str, Any]) -> tuple[Any, Any]:
+    """The configurations of a preset with other values.
+
+    Raises:
+        ValueError: an unknown preset or setting, or a value out of range.
+    """
+    configs: list[Any] = list(preset_configs(name))
+    left = dict(settings)
+    for i, config in enumerate(configs):
+        known = {field.name for field in dataclasses.fields(config)}
+        configs[i] = dataclasses.replace(config, **{key: left.pop(key) for key in known & set(left)})
+    if left:
+        raise ValueError(f"unknown setting(s) {', '.join(sorted(left))}; see RobMMRConfig and TrainConfig")
+    return configs[0], configs[1]

@@ -1,0 +1,121 @@
+"""Predicted probabilities as files: .csv for spreadsheets, .npz for NumPy, .jsonl for what reads lines of JSON.
+
+Shapes: N samples, K labels.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmer_fast._files import write_atomically
+from mmer_fast.data import Split
+from mmer_fast.training.run import RunError
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Label probabilities of a split.
+
+    Attributes:
+        probabilities: (N, K) float32, in the order of the split.
+        label_names: K.
+        threshold: a label is predicted where its probability lies above.
+        ids: N names of the samples, where the data has any.
+    """
+
+    probabilities: np.ndarray
+    label_names: Sequence[str]
+    threshold: float
+    ids: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    def predicted(self, index: int) -> list[str]:
+        """Names of the labels predicted for a sample."""
+        row = self.probabilities[index]
+        return [label for label, p in zip(self.label_names, row, strict=True) if p > self.threshold]
+
+    def write(self, path: Path) -> None:
+        """Write a file, atomically.
+
+        - ``.csv``: `sample`, a column a label with 6 digits, `predicted` with names separated by semicolons.
+        - ``.npz``: `probabilities` (N, K) float32, `label_names`, `threshold`.
+        - ``.jsonl``: one object a sample with `sample`, `probabilities` (name → value) and `predicted` (names); the
+          numbers read back to the same float32.
+
+        Where the samples have names, they are in `id` after `sample`, in .npz in `ids`.
+
+        Raises:
+            RunError: another suffix, or the directory cannot be written.
+        """
+        check_suffix(path)
+        write_atomically(path, lambda partial: WRITERS[path.suffix](self, partial))
+
+
+def identifiers(split: Split) -> list[str] | None:
+    """Names of the samples of a split: its extra `id`, one text or number a sample; None where it has none."""
+    names = split.extras.get("id")
+    return None if names is None or names.ndim != 1 else [str(name) for name in names.tolist()]
+
+
+def check_suffix(path: Path) -> None:
+    """Hold the name of a file of predictions to the formats there are.
+
+    Raises:
+        RunError: naming them.
+    """
+    if path.suffix not in WRITERS:
+        *first, last = WRITERS
+        raise RunError(f"--out must end in {', '.join(first)} or {last}, got {path}")
+
+
+def _write_csv(predictions: Predictions, path: Path) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sample", *([] if predictions.ids is None else ["id"]), *predictions.label_names, "predicted"])
+        for i, row in enumerate(predictions.probabilities):
+            named = [i] if predictions.ids is None else [i, predictions.ids[i]]
+            writer.writerow([*named, *(f"{p:.6f}" for p in row), ";".join(predictions.predicted(i))])
+
+
+def _write_npz(predictions: Predictions, path: Path) -> None:
+    arrays: dict[str, Any] = {
+        "probabilities": predictions.probabilities,
+        "label_names": np.array(predictions.label_names),
+        "threshold": np.array(predictions.threshold),
+    }
+    if predictions.ids is not None:
+        arrays["ids"] = np.array(predictions.ids)
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def _write_jsonl(predictions: Predictions, path: Path) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        for i, row in enumerate(predictions.probabilities):
+            probabilities = dict(zip(predictions.label_names, map(_shortest, row), strict=True))
+            record: dict[str, Any] = (
+                {"sample": i} if predictions.ids is None else {"sample": i, "id": predictions.ids[i]}
+            )
+            record |= {"probabilities": probabilities, "predicted": predictions.predicted(i)}
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _shortest(value: np.float32) -> float:
+    """The number with the fewest digits that is this float32."""
+    return float(str(value))
+
+
+WRITERS: dict[str, Callable[[Predictions, Path], None]] = {
+    ".csv": _write_csv,
+    ".npz": _write_npz,
+    ".jsonl": _write_jsonl,
+}
