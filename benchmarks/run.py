@@ -24,8 +24,9 @@ from benchmarks.harness import SCHEMA, WrongResultError
 from benchmarks.interface import Operator
 from benchmarks.perturbation.benchmark import OPERATOR as PERTURBATION
 from benchmarks.soft_topk.benchmark import OPERATOR as SOFT_TOPK
+from benchmarks.training_step.benchmark import OPERATOR as TRAINING_STEP
 
-OPERATORS: tuple[Operator, ...] = (SOFT_TOPK, ATTENTION, PERTURBATION)
+OPERATORS: tuple[Operator, ...] = (SOFT_TOPK, ATTENTION, PERTURBATION, TRAINING_STEP)
 
 
 def header(device: str, quick: bool, copy_gbps: float) -> dict[str, Any]:

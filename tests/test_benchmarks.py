@@ -160,7 +160,7 @@ def test_names_and_patterns_pick_operators_and_cases() -> None:
         chosen = run.choose(list(run.OPERATORS), "cpu", cases, parts)
         return {operator.name: (names, own_parts) for operator, names, own_parts in chosen}
 
-    assert list(names(None, None)) == ["soft_topk", "attention", "perturbation"]
+    assert list(names(None, None)) == ["soft_topk", "attention", "perturbation", "training_step"]
     assert names(["tiny*"], None) == {"soft_topk": (["tiny", "tiny-ragged"], None)}
     assert names(["tiny", "L50-*"], ["sigmoid", "loop"]) == {
         "soft_topk": (["tiny"], ["sigmoid"]),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmer_fast.training.algorithm1 import Algorithm1, StepResult
 from mmer_fast.training.config import PRESETS, TrainConfig, configs_from_json, configs_to_json, preset
+from mmer_fast.training.fast_step import FastStep
 
 if TYPE_CHECKING:
     from mmer_fast.training.api import Run, train
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PRESETS",
     "Algorithm1",
+    "FastStep",
     "Run",
     "StepResult",
     "TrainConfig",

@@ -111,7 +111,7 @@ class Algorithm1:
 
         # Adversarial parameter perturbation, lines 13-17; or adversarial embeddings in its place.
         if config.sigma > 0:
-            before = _copy_gradients(model.parameters()) if measure_ratio else None
+            before = copy_gradients(model.parameters()) if measure_ratio else None
             if config.perturbation in ("gradient", "random"):
                 direction = random_directions(self.perturbed) if config.perturbation == "random" else g
                 with mf.perturbed(self.perturbed, config.gamma, scope=config.perturbation_norm, grads=direction):
@@ -122,7 +122,7 @@ class Algorithm1:
                 offsets = self._pgd_offsets(batch) if offsets is None else offsets
                 loss_p = self._loss_at(offsets, batch)
                 (config.sigma * loss_p).backward()
-            ratio = None if before is None else _gradient_ratio(model.parameters(), before) / config.sigma
+            ratio = None if before is None else gradient_ratio(model.parameters(), before) / config.sigma
 
         losses = torch.stack([loss_r.detach(), loss_m.detach(), loss_p.detach()])
         return StepResult(losses, clean.logits.detach(), ratio)
@@ -154,14 +154,14 @@ class Algorithm1:
         return self.recognition_loss(moved.logits, batch.labels)
 
 
-def _copy_gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+def copy_gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
     """Copies of the gradients; zeros for parameters that have received none."""
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
 
 
-def _gradient_ratio(parameters: Iterable[Tensor], before: list[Tensor]) -> Tensor:
+def gradient_ratio(parameters: Iterable[Tensor], before: list[Tensor]) -> Tensor:
     """‖after − before‖ / ‖before‖ over all gradients."""
-    added = [after - b for after, b in zip(_copy_gradients(parameters), before, strict=True)]
+    added = [after - b for after, b in zip(copy_gradients(parameters), before, strict=True)]
     return _norm(added) / _norm(before)
 
 

@@ -45,6 +45,16 @@ class TrainConfig:
             start of training. With ρ = 0 and σ = 1, 0.01 leaves the compact network free to learn the embedded
             data; at 0.03 ("fgsm") it still ignores its input after 4 epochs.
         pgd_steps: steps of "pgd" up L_r, each a forward and a backward pass; of size 2.5 r/`pgd_steps`.
+        step: "fast" computes what the passes of Algorithm 1 have in common once (`FastStep`); "textbook" is its
+            readable form (`Algorithm1`). Their gradients are equal up to rounding. "fgsm" and "pgd" run in the
+            textbook form either way.
+        share_dropout: of the fast step, with dropout in the unimodal encoders: let L_p reuse the clean encodings and
+            with them their dropout draw, which saves a forward and a backward pass of E^x. **It changes the
+            distribution of L_p**, which is then free of the difference of two draws of E^x. Without dropout
+            they are reused always, and nothing changes. No effect with "fgsm" and "pgd".
+        precision: "float32" (the dtype of the parameters), or "bfloat16": the networks run under autocast while
+            training; mask networks, SOFT top-k, losses and parameters stay in float32, as does validation. For the
+            fast step only.
         recognition_loss: L_r and L_m: "bce" (Eq. 2-3) or "asymmetric" (the authors' code).
         consistency_loss: L_p: "bernoulli" (Eq. 13 for K sigmoid outputs) or "softmax" (the authors' code).
         learning_rate, weight_decay: of AdamW.
@@ -71,6 +81,9 @@ class TrainConfig:
     app_gradient: Literal["recognition", "total"] = "recognition"
     embedding_radius: float = 0.01
     pgd_steps: int = 3
+    step: Literal["fast", "textbook"] = "fast"
+    share_dropout: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
     recognition_loss: Literal["bce", "asymmetric"] = "bce"
     consistency_loss: Literal["bernoulli", "softmax"] = "bernoulli"
     learning_rate: float = 5e-5
@@ -99,6 +112,12 @@ class TrainConfig:
         for name in ("threshold", "warmup_start"):
             _require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         _require(self, "clip_norm", self.clip_norm is None or self.clip_norm > 0, "positive or None")
+        if self.step == "textbook":
+            _require(self, "share_dropout", not self.share_dropout, "False with step='textbook'")
+            _require(self, "precision", self.precision == "float32", "'float32' with step='textbook'")
+        if self.perturbation in ("fgsm", "pgd"):
+            expected = f"'float32' with perturbation={self.perturbation!r}"
+            _require(self, "precision", self.precision == "float32", expected)
 
 
 def _require(config: TrainConfig, field: str, holds: bool, expected: str) -> None:

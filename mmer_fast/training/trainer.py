@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmer_fast.data import MultiModalData
 from mmer_fast.models import RobMMR
-from mmer_fast.training.algorithm1 import Algorithm1, StepResult
+from mmer_fast.training.algorithm1 import StepResult
 from mmer_fast.training.checkpoint import (
     CheckpointError,
     load_optimizer_tensors,
@@ -30,6 +30,7 @@ from mmer_fast.training.checkpoint import (
 )
 from mmer_fast.training.config import TrainConfig
 from mmer_fast.training.evaluate import evaluate
+from mmer_fast.training.fast_step import chosen_step
 from mmer_fast.training.order import batches, epoch_batches
 from mmer_fast.training.schedule import learning_rate
 
@@ -118,7 +119,7 @@ class Trainer:
         self.header = header
         self.observer = observer
         self.device = next(model.parameters()).device
-        self.algorithm = Algorithm1(model, config)
+        self.algorithm = chosen_step(model, config)
         fused = self.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused

@@ -1,0 +1,35 @@
+"""How the harness sees the training step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks import timing
+from benchmarks.harness import Row
+from benchmarks.interface import Operator
+from benchmarks.training_step import cases, contestants, measure, table
+
+
+def _measure(name: str, parts: list[str] | None, device: str, plan: timing.Plan) -> list[Row]:
+    (case,) = (case for case in cases.CASES if case.name == name)
+    return measure.measure(case, contestants.select(device, parts), device, plan)
+
+
+def _draw(result: dict[str, Any], path: Path) -> Path:
+    from benchmarks.training_step import plot
+
+    return plot.draw(result, path)
+
+
+OPERATOR = Operator(
+    name="training_step",
+    cases=lambda device: [case.name for case in cases.CASES],
+    contestants=lambda device: [contestant.name for contestant in contestants.select(device)],
+    measure=_measure,
+    show=measure.show,
+    section=table.section,
+    draw=_draw,
+    bars={"cpu": (), "cuda": ()},
+    packages=(),
+)

@@ -1,0 +1,141 @@
+"""Measures the training step: gates every contestant on the gradients of Algorithm 1 in float64, then times steps.
+
+The gate is in evaluation mode, where no numbers are drawn; the time is taken in training mode. The error of a
+contestant is that of all its gradients together, relative to their norm.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from benchmarks import harness, timing
+from benchmarks.harness import OK, Row, WrongResultError
+from benchmarks.training_step import cases
+from benchmarks.training_step.cases import STEP, Case, Inputs
+from benchmarks.training_step.contestants import FAST, Contestant, Step
+from mmer_fast.training.algorithm1 import Algorithm1
+
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.15}  # bfloat16: as far off as the textbook step under autocast
+PEER_TOLERANCE = 2e-2  # 100 Sinkhorn iterations do not end where Newton does
+MOST_ROUNDS = 5  # a step takes seconds
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant that takes part: one step, its seconds, the error of its gradients."""
+
+    contestant: Contestant
+    call: Callable[[], None]
+    seconds: float
+    gradient_error: float
+
+
+def gradients(step: Step, inputs: Inputs) -> Tensor:
+    """All gradients in evaluation mode, end to end, float64."""
+    inputs.model.eval()
+    inputs.model.zero_grad()
+    step.accumulate_gradients(inputs.batch)
+    flat = [torch.zeros_like(p) if p.grad is None else p.grad for p in inputs.model.parameters()]
+    inputs.model.zero_grad()
+    inputs.model.train()
+    return torch.cat([gradient.double().flatten() for gradient in flat])
+
+
+def solve_reference(inputs: Inputs) -> Tensor:
+    """The gradients of `Algorithm1` in float64."""
+    batch = replace(
+        inputs.batch,
+        features={name: x.double() for name, x in inputs.batch.features.items()},
+        labels=inputs.batch.labels.double(),
+    )
+    wide = replace(inputs, model=copy.deepcopy(inputs.model).double(), batch=batch)
+    return gradients(Algorithm1(wide.model, wide.config), wide)
+
+
+def enter(contestant: Contestant, case: Case, inputs: Inputs, truth: Tensor) -> Entry | str:
+    """Checks and warms up a contestant; or says why it does not take part.
+
+    Raises:
+        WrongResultError: ours raised, or is wrong.
+    """
+    where = f"{contestant.name}, {case.name}"
+    try:
+        error = float((gradients(contestant.step(inputs), inputs) - truth).norm() / truth.norm())
+        call = contestant.prepare(inputs)
+        _, seconds = timing.time_once(call, truth.device.type)
+    except Exception as problem:
+        if contestant.ours:
+            raise WrongResultError(f"{where}: raised {harness.brief(problem)}") from problem
+        return f"unsupported: {harness.brief(problem)}"
+    limit = TOLERANCES["bfloat16" if contestant.bfloat16 else "float32"] if contestant.ours else PEER_TOLERANCE
+    if not error <= limit:
+        if contestant.ours:
+            raise WrongResultError(f"{where}: expected an error of the gradients within {limit:g}, got {error:.3g}")
+        return f"wrong: error {error:.2g} of the gradients"
+    return Entry(contestant, call, seconds, error)
+
+
+def measure(case: Case, contestants: list[Contestant], device: str, plan: timing.Plan) -> list[Row]:
+    """The rows of a case.
+
+    Raises:
+        WrongResultError: a result of ours is wrong.
+    """
+    inputs = cases.build(case, device)
+    truth = solve_reference(inputs)
+    pool = [contestant for contestant in contestants if contestant.serves(case)]
+    entries = {c.name: enter(c, case, inputs, truth) for c in pool}
+    active = {name: entry for name, entry in entries.items() if isinstance(entry, Entry)}
+    base = FAST if FAST in active else next(name for name, entry in active.items() if entry.contestant.ours)
+    calls = {name: entry.call for name, entry in active.items()}
+    seconds = {name: entry.seconds for name, entry in active.items()}
+    rounds = min(plan.rounds, MOST_ROUNDS)
+    slowest = 2 * max(seconds.values()) * rounds
+    patient = replace(plan, rounds=rounds, budget_s=max(plan.budget_s, slowest if plan.rounds > rounds else 0.0))
+    timings = timing.interleave(calls, seconds, patient, device)
+
+    rows = []
+    for contestant in pool:
+        row = {
+            "operator": "training_step",
+            "case": case.name,
+            "samples": case.samples,
+            "dropout": case.dropout,
+            "padding": inputs.padding,
+            "parameters": sum(p.numel() for p in inputs.model.parameters()),
+            "device": device,
+            "pass": STEP,
+            "contestant": contestant.name,
+            "ours": contestant.ours,
+        }
+        entry = entries[contestant.name]
+        if isinstance(entry, str):
+            rows.append(row | {"status": entry})
+            continue
+        row |= {"status": OK, "gradient_error": entry.gradient_error, "base": base}
+        rows.append(row | harness.figures(timings[contestant.name], timings[base]))
+    return rows
+
+
+def show(rows: list[Row]) -> None:
+    """Prints the rows of a case."""
+    first = rows[0]
+    print(
+        f"\n{first['case']}  {first['samples']} samples, {100 * first['padding']:.0f} % padding, dropout "
+        f"{first['dropout']:g}, {first['parameters']} parameters  {STEP}"
+    )
+    print(f"  {'':34}{'ms':>9}{'x ours':>8}  {'(rounds)':16}{'error':>8}")
+    for row in rows:
+        name = f"{row['contestant']:34}"
+        if row["status"] != OK:
+            print(f"  {name}{row['status']}")
+            continue
+        spread = f"({row['ratio_min']:.3g}..{row['ratio_max']:.3g})"
+        print(
+            f"  {name}{row['us'] * 1e-3:9.1f}{row['ratio']:8.3g}  {spread:16}{row['gradient_error']:8.0e}", flush=True
+        )

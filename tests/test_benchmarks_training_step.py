@@ -1,0 +1,86 @@
+"""The benchmark of the training step: its data, the gate, the padded textbook, a tiny run from end to end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is no part of the wheel
+
+from benchmarks import timing
+from benchmarks.harness import OK, WrongResultError
+from benchmarks.training_step import cases, contestants, measure
+from benchmarks.training_step.benchmark import OPERATOR
+from benchmarks.training_step.cases import Case
+from benchmarks.training_step.contestants import BF16, EAGER, FAST, SHARED, SHARED_BF16, TEXTBOOK
+from mmer_fast.training.fast_step import FastStep
+
+SIZES = (("dim", 16), ("ffn_dim", 24), ("heads", 2), ("unimodal_blocks", 1), ("multimodal_blocks", 1))
+TINY = (Case("tiny", "paper", 5, sizes=SIZES), Case("tiny-dropout", "paper", 5, dropout=0.1, sizes=SIZES))
+PLAN = timing.Plan(2, 0.001, 0.01)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("case", TINY, ids=lambda case: case.name)
+def test_a_tiny_run_from_end_to_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: Case
+) -> None:
+    monkeypatch.setattr(cases, "CASES", TINY)
+    rows = OPERATOR.measure(case.name, None, "cpu", PLAN)
+    expected = (
+        [FAST, BF16, TEXTBOOK, EAGER] if case.dropout == 0 else [FAST, BF16, SHARED, SHARED_BF16, TEXTBOOK, EAGER]
+    )
+    assert [row["contestant"] for row in rows] == expected
+    assert all(row["status"] == OK for row in rows), rows
+    OPERATOR.show(rows)
+    assert all(name in capsys.readouterr().out for name in [case.name])
+    header = {"machine": {"gpu": None, "cpu": "a CPU", "threads": 1, "isa": "avx2"}, "versions": {"torch": "2"}}
+    result: dict[str, Any] = {**header, "commit": "0", "created": "2026-01-01", "rows": rows}
+    assert f"| {EAGER} |" in OPERATOR.section(result, "cpu")
+    assert OPERATOR.draw(result, tmp_path / "plot.png").stat().st_size > 0
+
+
+def test_the_padded_textbook_has_our_gradients_but_for_the_end_of_sinkhorn() -> None:
+    inputs = cases.build(TINY[0], "cpu")
+    (eager,) = (c for c in contestants.CONTESTANTS if c.name == EAGER)
+    truth = measure.solve_reference(inputs)
+    without_masks = replace(inputs, config=replace(inputs.config, rho=0.0))
+    exact = measure.solve_reference(without_masks)
+    got = measure.gradients(eager.step(without_masks), without_masks)
+    assert (got - exact).norm() < 1e-5 * exact.norm()
+    assert (measure.gradients(eager.step(inputs), inputs) - truth).norm() < measure.PEER_TOLERANCE * truth.norm()
+
+
+def test_steps_leave_the_weights_alone() -> None:
+    inputs = cases.build(TINY[1], "cpu")
+    before = {name: p.detach().clone() for name, p in inputs.model.named_parameters()}
+    for contestant in contestants.CONTESTANTS:
+        contestant.prepare(inputs)()
+        assert all(torch.equal(p, before[name]) for name, p in inputs.model.named_parameters()), contestant.name
+
+
+def test_wrong_gradients_of_ours_are_an_error() -> None:
+    inputs = cases.build(TINY[0], "cpu")
+    wrong = contestants.Contestant("wrong", FastStep, (("sigma", 0.5),), ours=True)
+    truth = measure.solve_reference(inputs)
+    with pytest.raises(WrongResultError, match="wrong, tiny: expected an error"):
+        measure.enter(wrong, TINY[0], inputs, truth)
+    assert "wrong: error" in str(measure.enter(replace(wrong, ours=False), TINY[0], inputs, truth))
+
+
+def test_the_data_has_the_padding_it_says() -> None:
+    for case in (TINY[0], Case("large", "paper", 64, sizes=SIZES)):
+        assert cases.build(case, "cpu").padding == pytest.approx(cases.PADDING, abs=0.02)
