@@ -18,7 +18,7 @@ import torch
 
 from mmer_fast import cli
 from mmer_fast.data import load, make_synthetic, write_npz
-from mmer_fast.training import Algorithm1
+from mmer_fast.training import FastStep
 from mmer_fast.training.checkpoint import CheckpointError, read_tensors
 
 FOUR = ("Accuracy", "Hamming", "micro-F1", "macro-F1")
@@ -304,7 +304,7 @@ def test_an_interrupted_training_says_how_to_go_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Algorithm1, "accumulate_gradients", interrupted)
+    monkeypatch.setattr(FastStep, "accumulate_gradients", interrupted)
     arguments = ("--data", data, "--out", tmp_path / "run", "--device", "cpu")
     assert mmer_fast("train", *arguments) == 130
     assert f"mmer-fast train --out {tmp_path / 'run'} --resume" in capsys.readouterr().err
