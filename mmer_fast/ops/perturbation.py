@@ -78,8 +78,7 @@ def grad_norm(
         _fit("params", weights, "grads", grads, dtype=False)
     number = reference.TENSOR if number == reference.AWP else number
     name = _backends.select("perturbation", grads[0].device.type, backend)
-    with torch.no_grad():
-        norms = _OPERATORS["grad_norm", _SUFFIX[name]](grads, weights, number, adaptive)[0]
+    norms = run_grad_norm(name, grads, weights, number, adaptive)[0]
     return norms.reshape(()) if number == reference.GLOBAL else norms
 
 

@@ -11,14 +11,18 @@ GLOBAL, TENSOR, AWP = 0, 1, 2
 """The scopes, as the operators' schemas number them (kernels/common/perturbation_args.h)."""
 
 
-def norm(x: Tensor) -> Tensor:
-    """|x|_2, () float64, without overflow or underflow; not finite where an entry is not."""
+def norm(x: Tensor, dim: int | None = None) -> Tensor:
+    """|x|_2, float64, without overflow or underflow; not finite where an entry is not.
+
+    Args:
+        dim: 0, the dimension to reduce; None: all of them.
+    """
     x = x.to(torch.float64)
     if x.numel() == 0:
-        return x.new_zeros(())
-    largest = x.abs().amax()
+        return x.new_zeros(() if dim is None else x.shape[1:])
+    largest = x.abs().amax(() if dim is None else dim)
     divisor = torch.where(largest.isfinite() & (largest > 0), largest, torch.ones_like(largest))
-    return divisor * torch.linalg.vector_norm(x / divisor)
+    return divisor * torch.linalg.vector_norm(x / divisor, dim=dim)
 
 
 def grad_norm(grads: Sequence[Tensor], params: Sequence[Tensor], scope: int, adaptive: bool) -> tuple[Tensor, Tensor]:

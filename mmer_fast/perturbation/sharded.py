@@ -147,10 +147,7 @@ def _combined(rows: Tensor, group: Any) -> Tensor:
 
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, rows, group=group)
-    stacked = torch.stack(parts)
-    largest = stacked.amax(0)
-    divisor = torch.where(largest.isfinite() & (largest > 0), largest, torch.ones_like(largest))
-    return divisor * torch.linalg.vector_norm(stacked / divisor, dim=0)
+    return norm(torch.stack(parts), dim=0)
 
 
 def zeros_where_missing(named: Named, grads: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from mmer_fast.data import MultiModalData, make_synthetic
 from mmer_fast.models import RobMMR, RobMMRConfig
 from mmer_fast.training import TrainConfig
-from mmer_fast.training.run import RunConfig, describe_data
+from mmer_fast.training.run import RunConfig, describe_data, train_run
 
 MODEL = RobMMRConfig(dim=16, ffn_dim=24, heads=2, unimodal_blocks=1, multimodal_blocks=1)
 TRAIN = TrainConfig(
@@ -45,3 +46,22 @@ class Silent:
 
     def on_epoch(self, record: dict[str, Any]) -> None:
         self.records.append(record)
+
+
+class StopAt(Silent):
+    """Raises KeyboardInterrupt after a number of steps, as a signal would."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.last = steps
+
+    def on_step(self, *arguments: Any) -> None:
+        super().on_step(*arguments)
+        if self.steps == self.last:
+            raise KeyboardInterrupt
+
+
+def train(directory: Path, observer: Silent, **changes: Any) -> dict[str, Any]:
+    data = small_data()
+    directory.mkdir(exist_ok=True)
+    return train_run(run_config(data, **changes), data, directory, torch.device("cpu"), observer)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_training import MODEL, TRAIN, Silent, run_config, small_data, small_model
+from small_training import MODEL, TRAIN, Silent, StopAt, run_config, small_data, small_model, train
 from torch import Tensor
 from torch.func import functional_call
 
@@ -288,25 +288,6 @@ def test_without_weight_there_is_no_third_pass(name: str) -> None:
     assert result.losses[2] == 0
     assert result.gradient_ratio is None
     assert torch.equal(torch.get_rng_state(), state)
-
-
-class StopAt(Silent):
-    """Raises KeyboardInterrupt after a number of steps, as a signal would."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.last = steps
-
-    def on_step(self, *arguments: Any) -> None:
-        super().on_step(*arguments)
-        if self.steps == self.last:
-            raise KeyboardInterrupt
-
-
-def train(directory: Path, observer: Silent, **changes: Any) -> dict[str, Any]:
-    data = small_data()
-    directory.mkdir(exist_ok=True)
-    return train_run(run_config(data, **changes), data, directory, CPU, observer)
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

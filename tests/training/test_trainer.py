@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_training import MODEL, Silent, run_config, small_data, small_model
+from small_training import MODEL, Silent, StopAt, run_config, small_data, small_model, train
 
 from mmer_fast.training import PRESETS, preset
 from mmer_fast.training import trainer as trainer_module
@@ -20,25 +20,6 @@ from mmer_fast.training.run import RunConfig, describe_data, load_best, train_ru
 from mmer_fast.training.trainer import STATE_FILE, Trainer, TrainingError
 
 CPU = torch.device("cpu")
-
-
-class StopAt(Silent):
-    """Raises KeyboardInterrupt after a number of steps, as a signal would."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.last = steps
-
-    def on_step(self, *arguments: Any) -> None:
-        super().on_step(*arguments)
-        if self.steps == self.last:
-            raise KeyboardInterrupt
-
-
-def train(directory: Path, observer: Silent, **changes: Any) -> dict[str, Any]:
-    data = small_data()
-    directory.mkdir(exist_ok=True)
-    return train_run(run_config(data, **changes), data, directory, CPU, observer)
 
 
 @pytest.fixture(scope="module")
