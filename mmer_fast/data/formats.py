@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmer_fast.data.containers import MultiModalData
+from mmer_fast.data.containers import SPLITS, MultiModalData
+from mmer_fast.data.errors import DataError
 from mmer_fast.data.safe_pickle import load_pickle
 
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".p")
@@ -53,7 +54,19 @@ class Source:
         """The pickled splits train, valid and test that are dicts; empty where the pickle has another form."""
         if not isinstance(self.content, dict):
             return {}
-        return {k: v for k, v in self.content.items() if k in ("train", "valid", "test") and isinstance(v, dict)}
+        return {k: v for k, v in self.content.items() if k in SPLITS and isinstance(v, dict)}
+
+    def all_sections(self) -> dict[str, dict]:
+        """The same, with every split.
+
+        Raises:
+            DataError: a split is missing.
+        """
+        sections = self.sections()
+        for split in SPLITS:
+            if split not in sections:
+                raise DataError(f"{self.path}: missing split {split}; got keys {', '.join(sections) or 'none'}")
+        return sections
 
 
 @dataclass(frozen=True)
