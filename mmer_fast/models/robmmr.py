@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +82,10 @@ class RobMMR(nn.Module):
         labels: number of labels K, at least 1.
         config: sizes and switches.
 
+    Attributes:
+        batch_group: process group whose ranks have a part of each batch, where that is so; else None. The mask
+            normaliser "max" is the largest cost of all parts.
+
     Raises:
         ValueError: no modality, a name that cannot name a submodule, a feature size or the number of labels
             below 1.
@@ -92,6 +97,7 @@ class RobMMR(nn.Module):
         self.config = config
         self.modalities = dict(modalities)
         self.labels = labels
+        self.batch_group: Any = None
         stack = (config.dim, config.ffn_dim, config.heads, config.dropout, config.attention_dropout)
         self.embeddings = nn.ModuleDict({name: _embedding(size, config) for name, size in modalities.items()})
         self.unimodal_encoders = nn.ModuleDict({name: Encoder(config.unimodal_blocks, *stack) for name in modalities})
@@ -185,7 +191,7 @@ class RobMMR(nn.Module):
             name: encodings.padded(name, self.mask_networks[name](hidden_nd))
             for name, hidden_nd in encodings.hidden.items()
         }
-        return temporal_masks(scores, encodings.lengths, self.config)
+        return temporal_masks(scores, encodings.lengths, self.config, self.batch_group)
 
     def _encode_one(
         self, name: str, x_nf: Tensor, layout: mf.PackedLayout, mask_n: Tensor | None, offset_nd: Tensor | None

@@ -9,9 +9,11 @@ import multiprocessing
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -20,6 +22,26 @@ COLLECTIVE = 60  # seconds after which a collective that a rank does not join is
 LIMIT = 300  # seconds after which a process that still runs prints where it stands, and exits
 # Imported once, by the server that the processes are forks of.
 IMPORTS = ["torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.checkpoint", "mmer_fast"]
+
+Verdict = Callable[[int, str], str]
+
+
+def verdicts(request: pytest.FixtureRequest, folders: pytest.TempPathFactory) -> Verdict:
+    """What went wrong in a check, for a test parametrized by `world` and `check`, a "name:function" of checks_name.py.
+
+    The first question for a number of processes runs all checks of the file that were selected.
+    """
+    items = [item for item in request.session.items if item.path == Path(request.path) and hasattr(item, "callspec")]
+    chosen = [item.callspec.params for item in items if "check" in item.callspec.params]
+    found: dict[int, dict[str, str]] = {}
+
+    def of(world: int, check: str) -> str:
+        if world not in found:
+            checks = [params["check"] for params in chosen if params["world"] == world]
+            found[world] = run([f"checks_{check}" for check in checks], world, folders.mktemp(f"{world}_processes"))
+        return found[world][f"checks_{check}"]
+
+    return of
 
 
 def run(checks: list[str], world: int, folder: Path) -> dict[str, str]:
