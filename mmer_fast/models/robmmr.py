@@ -82,10 +82,6 @@ class RobMMR(nn.Module):
         labels: number of labels K, at least 1.
         config: sizes and switches.
 
-    Attributes:
-        batch_group: process group whose ranks have a part of each batch, where that is so; else None. The mask
-            normaliser "max" is the largest cost of all parts.
-
     Raises:
         ValueError: no modality, a name that cannot name a submodule, a feature size or the number of labels
             below 1.
@@ -97,7 +93,6 @@ class RobMMR(nn.Module):
         self.config = config
         self.modalities = dict(modalities)
         self.labels = labels
-        self.batch_group: Any = None
         stack = (config.dim, config.ffn_dim, config.heads, config.dropout, config.attention_dropout)
         self.embeddings = nn.ModuleDict({name: _embedding(size, config) for name, size in modalities.items()})
         self.unimodal_encoders = nn.ModuleDict({name: Encoder(config.unimodal_blocks, *stack) for name in modalities})
@@ -183,15 +178,18 @@ class RobMMR(nn.Module):
         """Logits (B, K) from H^m (N, D): D with its label queries, then the classifiers."""
         return self.classifier_dropout(self.classifier(self.decoder(memory_nd, memory)))
 
-    def temporal_masks(self, encodings: Encodings) -> dict[str, Tensor]:
-        """The adversarial masks m^x (B, T) of Eq. 6-7 from clean encodings; their gradient is reversed (Eq.
-        11).
+    def temporal_masks(self, encodings: Encodings, batch_group: Any = None) -> dict[str, Tensor]:
+        """The adversarial masks m^x (B, T) of Eq. 6-7 from clean encodings; their gradient is reversed (Eq. 11).
+
+        Args:
+            encodings: from `encode`.
+            batch_group: process group whose ranks have a part of the batch each; None: all of it is here.
         """
         scores = {
             name: encodings.padded(name, self.mask_networks[name](hidden_nd))
             for name, hidden_nd in encodings.hidden.items()
         }
-        return temporal_masks(scores, encodings.lengths, self.config, self.batch_group)
+        return temporal_masks(scores, encodings.lengths, self.config, batch_group)
 
     def _encode_one(
         self, name: str, x_nf: Tensor, layout: mf.PackedLayout, mask_n: Tensor | None, offset_nd: Tensor | None

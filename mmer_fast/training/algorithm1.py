@@ -111,7 +111,7 @@ class Algorithm1:
 
         # Adversarial temporal masking, lines 7-12.
         if config.rho > 0:
-            masks = model.temporal_masks(clean.encodings)
+            masks = model.temporal_masks(clean.encodings, self.world.group)
             masked = model(batch.features, batch.lengths, masks)
             loss_m = self.recognition_loss(masked.logits, batch.labels)
             (weight * config.rho * loss_m).backward()

@@ -36,7 +36,6 @@ def prepare(model: RobMMR, world: World) -> None:
     """Give every rank the parameters of rank 0, and shard them under FSDP; before an optimiser sees them."""
     if world.group is None:
         return
-    model.batch_group = world.group
     _broadcast([*model.parameters(), *model.buffers()], world)
     if world.fsdp:
         _shard(model, world)

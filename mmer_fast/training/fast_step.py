@@ -98,7 +98,8 @@ class FastStep(Algorithm1):
             return self.model.encode(batch.features, batch.lengths, masks)
 
     def _masks(self, encodings: Encodings) -> dict[str, Tensor]:
-        return self.model.temporal_masks(replace(encodings, hidden={n: _wide(x) for n, x in encodings.hidden.items()}))
+        wide = replace(encodings, hidden={name: _wide(x_nd) for name, x_nd in encodings.hidden.items()})
+        return self.model.temporal_masks(wide, self.world.group)
 
     def _read(self, encodings: Encodings) -> Tensor:
         """Logits (B, K) by E^m and D."""
