@@ -18,7 +18,6 @@ from small_training import MODEL, Silent, StopAt, run_config, small_data
 from worlds import NO_DROPOUT, double, double_model, world_of
 
 from mmer_fast.training import trainer as trainer_module
-from mmer_fast.training.checkpoint import read_tensors
 from mmer_fast.training.data_parallel import prepare
 from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.run import RunConfig, RunError, describe_data, train_run
@@ -110,6 +109,7 @@ def resumption_gives_the_same_bits(rank: int, size: int) -> None:
         world = world_of(rank, size, fsdp=fsdp)
         with shared_folder() as folder:
             whole = run(world, folder / "whole", Silent())
+            assert torch.initial_seed() == 1_000_003 * rank  # what its dropout was drawn with
             assert run(world, folder / "stopped", StopAt(6)) is None
             observer = Silent()
             assert run(world, folder / "stopped", observer) == whole
@@ -117,8 +117,6 @@ def resumption_gives_the_same_bits(rank: int, size: int) -> None:
             world.wait()
             for name in ("metrics.json", "model.safetensors", STATE_FILE):
                 assert (folder / "stopped" / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
-            states, _ = read_tensors(folder / "whole" / STATE_FILE)
-            assert not torch.equal(states["random/cpu"], states["random/ranks/1/cpu"])
             assert json.loads((folder / "whole" / "metrics.json").read_text()) == whole  # on every rank
             names = {"config.json", "metrics.json", "model.safetensors", STATE_FILE}
             assert {path.name for path in (folder / "whole").iterdir()} == names
