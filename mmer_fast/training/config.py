@@ -60,6 +60,11 @@ class TrainConfig:
         precision: "float32" (the dtype of the parameters), or "bfloat16": the networks run under autocast while
             training; mask networks, SOFT top-k, losses and parameters stay in float32, as does validation. For the
             fast step only.
+        augmentation: of the features of training batches (last rows of Table 2, which have ρ = σ = 0 as well):
+            "random_erasing" (Zhong et al. 2020) or "gaussian_noise"; every pass of a step sees the same
+            (`mmer_fast.training.augmentation`).
+        erasing_probability: of erasing a rectangle of a sample's modality, by "random_erasing".
+        noise_scale: standard deviation of "gaussian_noise", as a share of that of the modality's features in the batch.
         recognition_loss: L_r and L_m: "bce" (Eq. 2-3) or "asymmetric" (the authors' code).
         consistency_loss: L_p: "bernoulli" (Eq. 13 for K sigmoid outputs) or "softmax" (the authors' code).
         learning_rate, weight_decay: of AdamW.
@@ -90,6 +95,9 @@ class TrainConfig:
     step: Literal["fast", "textbook"] = "fast"
     share_dropout: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
+    augmentation: Literal["none", "random_erasing", "gaussian_noise"] = "none"
+    erasing_probability: float = 0.5
+    noise_scale: float = 0.1
     recognition_loss: Literal["bce", "asymmetric"] = "bce"
     consistency_loss: Literal["bernoulli", "softmax"] = "bernoulli"
     learning_rate: float = 5e-5
@@ -114,9 +122,9 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "log_every", "pgd_steps"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         self._order_perturbed_modules()
-        for name in ("rho", "sigma", "weight_decay", "warmup", "checkpoint_every", "seed"):
+        for name in ("rho", "sigma", "noise_scale", "weight_decay", "warmup", "checkpoint_every", "seed"):
             _require(self, name, getattr(self, name) >= 0, "at least 0")
-        for name in ("threshold", "warmup_start"):
+        for name in ("threshold", "warmup_start", "erasing_probability"):
             _require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         _require(self, "clip_norm", self.clip_norm is None or self.clip_norm > 0, "positive or None")
         if self.step == "textbook":
