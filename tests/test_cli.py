@@ -96,7 +96,7 @@ def test_training_off_a_terminal_prints_plain_lines(
 
 def test_evaluate_repeats_the_metrics_of_the_run(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    for split in ("valid", "test"):
+    for split in ("train", "valid", "test"):
         assert mmer_fast("evaluate", "--run", run, "--data", data, "--split", split, "--json") == 0
         assert json.loads(capsys.readouterr().out) == metrics[split]
     assert mmer_fast("evaluate", "--run", run, "--data", data) == 0

@@ -174,7 +174,7 @@ class Run:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """Contents of `metrics.json`: "valid", "test", "mask_recall", "best_epoch", "selection", "history".
+        """Contents of `metrics.json`: "train", "valid", "test", "mask_recall", "best_epoch", "selection", "history".
 
         Raises:
             CheckpointError: the training has not ended.

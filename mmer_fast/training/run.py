@@ -3,7 +3,7 @@
 config.json        model and training configuration, and what the data looked like
 state.safetensors  everything needed to go on (`Trainer`)
 model.safetensors  weights of the best epoch, and how to build the model around them
-metrics.json       history, validation and test metrics of the best epoch
+metrics.json       history; metrics of the best epoch on training, validation and test split
 curves.png         losses and micro-F1 by epoch
 train.log          one line an epoch
 report.html        all of it to look at, in one file
@@ -132,6 +132,7 @@ def train_run(
     results = {
         "selection": config.train.selection,
         "best_epoch": trainer.progress.best_epoch,
+        "train": evaluate(best, data.splits["train"], threshold=config.train.threshold),
         "valid": evaluate(best, data.splits["valid"], threshold=config.train.threshold),
         "test": evaluate(best, data.splits["test"], threshold=config.train.threshold),
         "mask_recall": mask_recall(best, data.splits["test"]),
