@@ -186,7 +186,7 @@ def _compact() -> tuple[RobMMRConfig, TrainConfig]:
         dropout=0.0,
         attention_dropout=0.0,
     )
-    train = TrainConfig(learning_rate=1.5e-3, clip_norm=1.0, epochs=4, bucket_by_length=True)
+    train = TrainConfig(learning_rate=1.5e-3, clip_norm=1.0, epochs=12, bucket_by_length=True)
     return model, train
 
 
