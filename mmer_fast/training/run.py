@@ -12,6 +12,7 @@ tensorboard/       with --tensorboard
 
 from __future__ import annotations
 
+import tempfile
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -157,6 +158,20 @@ def load_best(directory: Path, device: torch.device) -> tuple[RobMMR, dict[str, 
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not hold a RobMMR model: {error}") from None
     return model.to(device).eval(), header
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory that can be written to, unless there is one.
+
+    Raises:
+        RunError: it cannot be.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise RunError(f"{directory}: cannot write there: {error.strerror}") from None
 
 
 def holds_run(directory: Path) -> bool:
