@@ -12,7 +12,7 @@ from mmer_fast.ablation.suites import SUITES, Row, Suite
 from mmer_fast.data import MultiModalData
 from mmer_fast.models import RobMMRConfig
 from mmer_fast.models.robmmr import check_outline
-from mmer_fast.training.config import TrainConfig
+from mmer_fast.training.config import TrainConfig, check_pair
 from mmer_fast.training.run import METRICS_FILE, RunConfig, RunError, check_same, describe_data, holds_run
 from mmer_fast.training.settings import DEFAULT_PRESET, Settings, configure
 
@@ -80,8 +80,10 @@ class Plan:
     def chosen(self, only: Sequence[str]) -> list[PlannedRun]:
         """The runs of the rows with these slugs, or of all, seed by seed; one that rows share comes once."""
         runs = [run for row in self.rows for run in row.runs if not only or row.row.slug in only]
-        runs.sort(key=lambda run: self.seeds.index(run.seed))
-        return list({run.directory: run for run in reversed(runs)}.values())[::-1]
+        unique: dict[Path, PlannedRun] = {}
+        for run in sorted(runs, key=lambda run: self.seeds.index(run.seed)):
+            unique.setdefault(run.directory, run)
+        return list(unique.values())
 
 
 def find_suite(name: str) -> Suite:
@@ -177,7 +179,9 @@ def make_plan(
 
 
 def _configured(row: Row, base: tuple[RobMMRConfig, TrainConfig]) -> tuple[RobMMRConfig, TrainConfig]:
-    return dataclasses.replace(base[0], **row.model), dataclasses.replace(base[1], **row.train)
+    model, train = dataclasses.replace(base[0], **row.model), dataclasses.replace(base[1], **row.train)
+    check_pair(model, train)
+    return model, train
 
 
 def _modalities(row: Row, data: MultiModalData) -> tuple[str, ...]:

@@ -97,7 +97,12 @@ WITHOUT_MULTIMODAL = Row(
         "here it is D, which reads the concatenated unimodal encodings in the place of E^m."
     ),
 )
-WITHOUT_DECODER = Row(f"{MINUS} D", "no-decoder", {"head": "linear"}, published=(0.469, 0.190, 0.541, 0.393))
+WITHOUT_DECODER = Row(
+    f"{MINUS} D",
+    "no-decoder",
+    {"head": "linear", "classifier": "per_label"},  # a classifier that all labels share tells them apart only after D
+    published=(0.469, 0.190, 0.541, 0.393),
+)
 WITHOUT_ATM = Row(f"{MINUS} ATM", "no-atm", train=NO_ATM, published=(0.462, 0.203, 0.528, 0.361))
 WITH_RANDOM_MASK = Row("random mask", "random-mask", RANDOM_MASK, published=(0.471, 0.197, 0.535, 0.364))
 WITHOUT_REVERSAL = Row(f"{MINUS} reversal", "no-reversal", {"reversal": "none"}, published=(0.476, 0.196, 0.541, 0.366))

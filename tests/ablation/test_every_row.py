@@ -19,8 +19,11 @@ def _plan(suite: Suite) -> Plan:
 
 def _trainings() -> list[tuple[str, str]]:
     """A suite and the slug of a row for each different training."""
-    rows = [(suite.name, run.row.slug, run.directory) for suite in SUITES.values() for run in _plan(suite).chosen([])]
-    return list({directory: (name, slug) for name, slug, directory in reversed(rows)}.values())[::-1]
+    trainings: dict[Path, tuple[str, str]] = {}
+    for suite in SUITES.values():
+        for run in _plan(suite).chosen([]):
+            trainings.setdefault(run.directory, (suite.name, run.row.slug))
+    return list(trainings.values())
 
 
 @pytest.mark.slow
