@@ -55,12 +55,14 @@ def _shard(model: RobMMR, world: World) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(world.device.type, (world.size,))
-    stacks: list[Any] = [*model.unimodal_encoders.values(), model.multimodal_encoder, model.decoder]
+    stacks = [*model.unimodal_encoders.values(), model.multimodal_encoder, model.decoder]
     called = [*stacks, *model.embeddings.values(), *model.mask_networks.values(), model.classifier]
+    blocks = [block for stack in stacks for block in getattr(stack, "blocks", ())]
     # Their outputs may be views, none of which is written to.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-    for module in (*(block for stack in stacks for block in stack.blocks), *called):
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    for module in (*blocks, *called):
+        if module is not None:  # a model may do without
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
 def averaging_group(config: TrainConfig, world: World) -> Any:

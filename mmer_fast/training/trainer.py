@@ -17,6 +17,7 @@ from torch import Tensor
 from mmer_fast.data import Batch, MultiModalData
 from mmer_fast.models import RobMMR
 from mmer_fast.training.algorithm1 import StepResult
+from mmer_fast.training.augmentation import augmented
 from mmer_fast.training.checkpoint import (
     CheckpointError,
     load_optimizer_tensors,
@@ -204,6 +205,7 @@ class Trainer:
         if world.group is not None:
             part = padded_as_whole(part, self.train_split, indices_b)
         self.optimizer.zero_grad()
+        part = augmented(part, self.config)
         weight = world.weight(indices_b)
         result = self.algorithm.accumulate_gradients(part, measure_ratio=measure_ratio, weight=weight)
         average_gradients(self.model.parameters(), world)

@@ -29,7 +29,8 @@ from mmer_fast.training.fast_step import chosen_step
 from mmer_fast.training.perturbation import random_directions
 
 STEP = dataclasses.replace(TRAIN, gamma=0.5)
-WHOLE, RAGGED, SINGLE = torch.arange(8), torch.tensor([3, 9, 1, 20, 4, 28, 7]), torch.tensor([5])
+WHOLE, SINGLE = torch.arange(8), torch.tensor([5])
+RAGGED = torch.tensor([3, 9, 1, 20, 4, 28, 7])  # the second rank has no audio at all
 PADDING_COUNTS = {"padding_mask": False, "padded_length": None, "mask_normalizer": "max"}
 CASES: list[tuple[dict[str, Any], dict[str, Any], torch.Tensor]] = [
     ({}, {"rho": 0.0, "sigma": 0.0}, RAGGED),
@@ -38,6 +39,12 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], torch.Tensor]] = [
     ({"reversal": "scores"}, {"step": "textbook", "app_gradient": "total", "perturbation_norm": "tensor"}, RAGGED),
     ({"reversal": "scores", "classifier": "shared", **PADDING_COUNTS}, {"perturbed": "all"}, RAGGED),
     ({}, {"perturbation": "fgsm"}, RAGGED),
+    (
+        {"encoder": "lstm", "standardize": True},
+        {"perturbed_modules": "unimodal+multimodal", "perturbed": "all"},
+        RAGGED,
+    ),
+    ({"fusion": "concatenation", "head": "linear"}, {"perturbed_modules": "unimodal"}, RAGGED),
 ]
 
 
