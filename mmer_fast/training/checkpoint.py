@@ -105,9 +105,9 @@ def random_states(world: World = ALONE) -> dict[str, Tensor]:
 
 
 def restore_random_states(states: Mapping[str, Tensor], world: World = ALONE) -> None:
-    """The inverse of `random_states`; generators without a state, and states without a device, are passed over."""
+    """The inverse of `random_states`; generators of ranks or devices without a state are left alone."""
     cpu = _of_rank(world.rank) + "cpu"
-    if cpu in states:
+    if cpu in states or world.first:
         torch.set_rng_state(states[cpu])
     if world.group is None:
         devices = {f"cuda/{i}": torch.device("cuda", i) for i in range(torch.cuda.device_count())}

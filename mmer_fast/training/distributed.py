@@ -7,8 +7,9 @@ A training over N processes is the training of one process with the same configu
 size of the *global* batch, of which every rank takes every N-th sample. The losses are means over samples, so a rank
 weights its own by `World.weight`; the mean of the gradients over the ranks is then the gradient of the global batch,
 whatever the ranks' shares. A rank that gets no sample computes one with weight 0, so that it takes part in everything
-that the others do. Initialisation and data order are those of one process; so are the draws of rank 0 (dropout, random
-perturbations), and every other rank seeds its generator with its own number (`World.seed_draws`).
+that the others do. Initialisation and data order are those of one process. What is drawn while training (dropout,
+augmentations, random masks and directions) each rank draws for its part: rank 0 from the generator of one process,
+every other from one seeded with its own number (`World.seed_draws`).
 
 `joined` makes an exception on one rank the end of all: the first to fail says what happened, whoever loses contact to
 it ends with a `ProcessFailed`. A process that is killed is noticed by torchrun, which ends the others, or by the closed
@@ -188,13 +189,13 @@ def joined(
         WorldError: `fsdp` where the process is alone, a CUDA device with a number, or none for this process.
         ProcessFailed: another process failed first, or is gone.
     """
-    if not launched() and not (dist.is_available() and dist.is_initialized()):
+    if dist.is_available() and dist.is_initialized():
+        yield World(dist.get_rank(), dist.get_world_size(), dist.group.WORLD, _own_device(choose_device()), fsdp)
+        return
+    if not launched():
         if fsdp:
             raise WorldError("fsdp shards a model over several processes; start them with torchrun --nproc-per-node N")
         yield World(device=choose_device())
-        return
-    if dist.is_initialized():
-        yield World(dist.get_rank(), dist.get_world_size(), dist.group.WORLD, _own_device(choose_device()), fsdp)
         return
     limit = timedelta(seconds=timeout)
     store, rank, size = next(dist.rendezvous("env://", timeout=limit))
