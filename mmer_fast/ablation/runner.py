@@ -106,7 +106,7 @@ def train_all(
                 _hear(busy[ready], observer, failed)  # type: ignore[index]
     finally:
         for slot in slots:
-            slot.terminate()
+            slot.stop()
         for slot in slots:
             slot.join()
 
@@ -135,8 +135,13 @@ class _Slot:
             self.process.start()
         theirs.close()
 
-    def terminate(self) -> None:
-        if self.process is not None:
+    def stop(self) -> None:
+        """Ask a worker that trains to stop; one that waits has nothing to put away, which would take it seconds."""
+        if self.process is None:
+            return
+        if self.run is None:
+            self.process.kill()
+        else:
             self.process.terminate()
 
     def join(self) -> int | None:

@@ -9,7 +9,7 @@ weights its own by `World.weight`; the mean of the gradients over the ranks is t
 whatever the ranks' shares. A rank that gets no sample computes one with weight 0, so that it takes part in everything
 that the others do. Initialisation and data order are those of one process. What is drawn while training (dropout,
 augmentations, random masks and directions) each rank draws for its part: rank 0 from the generator of one process,
-every other from one seeded with its own number (`World.seed_draws`).
+every other from one seeded with its own number (`World.seed_draws`). Augmentations take their moments from the part.
 
 `joined` makes an exception on one rank the end of all: the first to fail says what happened, whoever loses contact to
 it ends with a `ProcessFailed`. A process that is killed is noticed by torchrun, which ends the others, or by the closed
