@@ -48,9 +48,9 @@ def _random_erasing(x_btf: Tensor, lengths_b: Tensor, valid_bt1: Tensor, probabi
     """Random erasing (Zhong et al. 2020) of the valid part, `lengths_b` x F, of each sample.
 
     With the probability given, a rectangle of a share a ~ U(0.02, 0.4) of the valid part and of log-uniform aspect
-    ratio in (0.3, 1/0.3), as far as it fits, is filled with normal numbers of the valid features' mean and standard
-    deviation. Time and features have no unit in common, so the ratio is that of the shares of both sides. Sides are
-    rounded to whole units and features, at least 1.
+    ratio in (0.3, 1/0.3), as far as it fits, is filled with normal numbers of each feature's mean and standard
+    deviation in the batch. Time and features have no unit in common, so the ratio is that of the shares of both sides.
+    Sides are rounded to whole units and features, at least 1.
     """
     device = x_btf.device
     draw_5b = torch.rand(5, len(lengths_b), device=device)
@@ -63,8 +63,8 @@ def _random_erasing(x_btf: Tensor, lengths_b: Tensor, valid_bt1: Tensor, probabi
     erased_bf = _interval((area_b / ratio_b).sqrt(), sizes_b, draw_5b[4], x_btf.shape[2])
     chosen_b = draw_5b[0] < probability
     erased_btf = (erased_bt & chosen_b[:, None])[..., None] & erased_bf[:, None] & valid_bt1
-    mean, deviation = _moments(x_btf, valid_bt1)
-    return torch.where(erased_btf, mean + deviation * torch.randn_like(x_btf), x_btf)
+    mean_f, deviation_f = _moments(x_btf, valid_bt1)
+    return torch.where(erased_btf, mean_f + deviation_f * torch.randn_like(x_btf), x_btf)
 
 
 def _interval(share_b: Tensor, sizes_b: Tensor, place_b: Tensor, steps: int) -> Tensor:
@@ -76,8 +76,8 @@ def _interval(share_b: Tensor, sizes_b: Tensor, place_b: Tensor, steps: int) -> 
 
 
 def _moments(x_btf: Tensor, valid_bt1: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the valid features, scalars; 0 where there are none."""
-    count = (valid_bt1.sum() * x_btf.shape[2]).clamp(min=1)
-    mean = x_btf.masked_fill(~valid_bt1, 0.0).sum() / count
-    variance = (x_btf - mean).square().masked_fill(~valid_bt1, 0.0).sum() / count
-    return mean, variance.sqrt()
+    """Mean and standard deviation (F,) of every feature over the valid units of the batch; 0 without any."""
+    count = valid_bt1.sum().clamp(min=1)
+    mean_f = x_btf.masked_fill(~valid_bt1, 0.0).sum((0, 1)) / count
+    variance_f = (x_btf - mean_f).square().masked_fill(~valid_bt1, 0.0).sum((0, 1)) / count
+    return mean_f, variance_f.sqrt()

@@ -64,7 +64,8 @@ class TrainConfig:
             "random_erasing" (Zhong et al. 2020) or "gaussian_noise"; every pass of a step sees the same
             (`mmer_fast.training.augmentation`).
         erasing_probability: of erasing a rectangle of a sample's modality, by "random_erasing".
-        noise_scale: standard deviation of "gaussian_noise", as a share of that of the modality's features in the batch.
+        noise_scale: standard deviation of "gaussian_noise", as a share of that of each feature in the batch: feature
+            sets mix scales.
         recognition_loss: L_r and L_m: "bce" (Eq. 2-3) or "asymmetric" (the authors' code).
         consistency_loss: L_p: "bernoulli" (Eq. 13 for K sigmoid outputs) or "softmax" (the authors' code).
         learning_rate, weight_decay: of AdamW.

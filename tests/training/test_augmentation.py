@@ -23,7 +23,7 @@ every_augmentation = pytest.mark.parametrize("name", NAMES)
 
 
 def make_batch(lengths: list[int], size: int = 20, value: float | None = None) -> Batch:
-    """One modality, mean 3 and standard deviation 2, or one value; zeros in the padding."""
+    """One modality, features of mean 3 and standard deviation 2, or one value; zeros in the padding."""
     torch.manual_seed(0)
     lengths_b = torch.tensor(lengths)
     x = 3 + 2 * torch.randn(len(lengths), max(lengths) + 2, size) if value is None else None
@@ -69,12 +69,14 @@ def test_the_amount_of_padding_does_not_change_the_scale(name: str) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.1, 0.5])
-def test_noise_has_the_scale_of_the_modality(scale: float) -> None:
-    batch = make_batch([30, 50, 20] * 20)
+def test_noise_has_the_scale_of_each_feature(scale: float) -> None:
+    batch = make_batch([30, 50, 20] * 20, size=3)
+    units = torch.tensor([1.0, 100.0, 0.01])
+    batch.features["a"] *= units
     added = apply(batch, "gaussian_noise", noise_scale=scale) - batch.features["a"]
     valid = torch.arange(52) < batch.lengths["a"][:, None]
-    assert added[valid].std().item() == pytest.approx(2 * scale, rel=0.02)
-    assert added[valid].mean().item() == pytest.approx(0, abs=0.02 * scale)
+    torch.testing.assert_close(added[valid].std(0), 2 * scale * units, rtol=0.06, atol=0)
+    assert (added[valid].mean(0).abs() < 0.2 * scale * units).all()
 
 
 def rectangles(batch: Batch, **changes: Any) -> list[tuple[int, int, int, int] | None]:
@@ -124,12 +126,14 @@ def test_short_samples_lose_at_least_one_feature_and_missing_ones_nothing(length
     assert found[1::2] == [None] * 50
 
 
-def test_erased_values_have_the_scale_of_the_data() -> None:
-    batch = make_batch([50] * 100)
+def test_erased_values_have_the_scale_of_their_feature() -> None:
+    batch = make_batch([50] * 100, size=3)
+    batch.features["a"][..., 1] *= 100
     got = apply(batch, "random_erasing", erasing_probability=1.0)
-    values = got[got != batch.features["a"]]
-    assert values.mean().item() == pytest.approx(3, abs=0.1)
-    assert values.std().item() == pytest.approx(2, abs=0.1)
+    for feature, unit in enumerate((1.0, 100.0, 1.0)):
+        values = got[..., feature][got[..., feature] != batch.features["a"][..., feature]]
+        assert values.mean().item() == pytest.approx(3 * unit, rel=0.1)
+        assert values.std().item() == pytest.approx(2 * unit, rel=0.1)
     constant = make_batch([5] * 4, value=7.0)
     torch.testing.assert_close(apply(constant, "random_erasing", erasing_probability=1.0), constant.features["a"])
 
