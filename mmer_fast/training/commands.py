@@ -170,7 +170,7 @@ def _train_and_show(
     except KeyboardInterrupt:
         typer.echo(f"interrupted; go on with: mmer-fast train --out {out} --resume", err=True)
         raise typer.Exit(130) from None
-    title = f"epoch {results['best_epoch']} of {config.train.epochs}, best validation {results['selection']}"
+    title = f"epoch {results['best_epoch']} of {len(results['history'])}, best validation {results['selection']}"
     console.print(metrics_table({name: results[name] for name in ("valid", "test")}, title, shift_names(data.source)))
     console.print(f"written to {out}; to look at: {out / REPORT_FILE}", soft_wrap=True, highlight=False)
 

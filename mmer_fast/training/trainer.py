@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmer_fast.data import MultiModalData
 from mmer_fast.models import RobMMR
+from mmer_fast.training.accumulation import accumulate_gradients
 from mmer_fast.training.algorithm1 import StepResult
 from mmer_fast.training.checkpoint import (
     CheckpointError,
@@ -131,13 +132,21 @@ class Trainer:
     def fit(self) -> list[dict[str, Any]]:
         """Train from where `progress` stands to the last epoch; returns the history, one record an epoch.
 
+        With `TrainConfig.patience` the last epoch may be an earlier one than `TrainConfig.epochs`.
+
         Raises:
             TrainingError: a loss is no longer finite.
         """
-        while self.progress.epoch < self.config.epochs:
+        while self.progress.epoch < self.config.epochs and not self.stopped_early:
             self._train_epoch()
             self._finish_epoch()
         return self.progress.history
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether as many epochs as `TrainConfig.patience` have passed since the best one."""
+        best, patience = self.progress.best_epoch, self.config.patience
+        return patience is not None and best is not None and self.progress.epoch - best >= patience
 
     def save(self) -> None:
         """Write the state of training, atomically."""
@@ -190,7 +199,8 @@ class Trainer:
 
     def _optimize(self, batch: Any, step: int, measure_ratio: bool) -> StepResult:
         self.optimizer.zero_grad()
-        result = self.algorithm.accumulate_gradients(batch, measure_ratio=measure_ratio)
+        micro_batch = self.config.batch_size // self.config.accumulation
+        result = accumulate_gradients(self.algorithm, batch, micro_batch, measure_ratio=measure_ratio)
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         for group in self.optimizer.param_groups:
