@@ -1,12 +1,13 @@
 """Gradient accumulation: the gradients of a batch from micro-batches that fit into memory one at a time.
 
-A batch is cut in the order of its samples into consecutive micro-batches of `batch_size` / `accumulation` samples; where
-the batch is short, as the last of an epoch may be, there are fewer of them and the last may be short too. All losses are
-means over samples, so a micro-batch counts with its share of the samples.
+A batch is cut in the order of its samples into consecutive micro-batches of `batch_size` / `accumulation` samples;
+where the batch is short, as the last of an epoch may be, there are fewer of them and the last may be short too. All
+losses are means over samples, so a micro-batch counts with its share of the samples.
 
-**APP perturbs each micro-batch along its own g** (Eq. 14), as m-sharpness does: with σ > 0 and `perturbation` "gradient"
-the gradients are those of another, noisier perturbation than that of the whole batch. With "random", "fgsm", "pgd" or
-dropout other random numbers are drawn. Without any of these the gradients are those of the whole batch up to rounding.
+**APP perturbs each micro-batch along its own g** (Eq. 14), as m-sharpness does: with σ > 0 and `perturbation`
+"gradient" the gradients are those of another, noisier perturbation than that of the whole batch. With "random", "fgsm",
+"pgd" or dropout other random numbers are drawn. Without any of these the gradients are those of the whole batch up to
+rounding.
 """
 
 from __future__ import annotations
