@@ -8,7 +8,15 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-TRAIN_PACKAGES = ("typer", "rich", "safetensors", "torchmetrics", "matplotlib")
+# What is imported, and what pip calls it.
+TRAIN_PACKAGES = {
+    "typer": "typer",
+    "rich": "rich",
+    "yaml": "pyyaml",
+    "safetensors": "safetensors",
+    "torchmetrics": "torchmetrics",
+    "matplotlib": "matplotlib",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -20,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 0 on success, 1 when training fails, 2 on bad input, 130 when interrupted.
     """
-    missing = [name for name in TRAIN_PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [package for name, package in TRAIN_PACKAGES.items() if importlib.util.find_spec(name) is None]
     if missing:
         _fail(f"this command needs {', '.join(missing)}: pip install 'mmer_fast[train]'", 2)
 

@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is n
 
 from benchmarks import timing
 from benchmarks.harness import OK, WrongResultError
-from benchmarks.training_step import cases, contestants, measure
+from benchmarks.training_step import bars, cases, contestants, measure, memory, split
 from benchmarks.training_step.benchmark import OPERATOR
 from benchmarks.training_step.cases import Case
 from benchmarks.training_step.contestants import BF16, EAGER, FAST, SHARED, SHARED_BF16, TEXTBOOK
@@ -39,14 +39,21 @@ def test_a_tiny_run_from_end_to_end(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: Case
 ) -> None:
     monkeypatch.setattr(cases, "CASES", TINY)
+    monkeypatch.setattr(memory, "peak_bytes", lambda case, contestant, _: memory.in_this_process(case, contestant))
     rows = OPERATOR.measure(case.name, None, "cpu", PLAN)
     expected = (
         [FAST, BF16, TEXTBOOK, EAGER] if case.dropout == 0 else [FAST, BF16, SHARED, SHARED_BF16, TEXTBOOK, EAGER]
     )
     assert [row["contestant"] for row in rows] == expected
     assert all(row["status"] == OK for row in rows), rows
+    for row in rows:
+        assert sum(row["split"].values()) == pytest.approx(1.0)
+        assert row["split"]["matrix products"] > 0
+        assert (row["split"]["perturbation"] > 0) == (row["contestant"] != EAGER)
     OPERATOR.show(rows)
-    assert all(name in capsys.readouterr().out for name in [case.name])
+    shown = capsys.readouterr().out
+    assert case.name in shown
+    assert "MiB" in shown
     header = {"machine": {"gpu": None, "cpu": "a CPU", "threads": 1, "isa": "avx2"}, "versions": {"torch": "2"}}
     result: dict[str, Any] = {**header, "commit": "0", "created": "2026-01-01", "rows": rows}
     assert f"| {EAGER} |" in OPERATOR.section(result, "cpu")
@@ -84,3 +91,32 @@ def test_wrong_gradients_of_ours_are_an_error() -> None:
 def test_the_data_has_the_padding_it_says() -> None:
     for case in (TINY[0], Case("large", "paper", 64, sizes=SIZES)):
         assert cases.build(case, "cpu").padding == pytest.approx(cases.PADDING, abs=0.02)
+
+
+def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
+    (fast, *_), case = contestants.CONTESTANTS, cases.CASES[0]
+    small = memory.peak_bytes(case, fast, cases.build(TINY[0], "cpu"))
+    assert 50e6 < small < 2e9
+    with pytest.raises(WrongResultError, match=r"peak memory of .*, absent: .*invalid choice"):
+        memory.peak_bytes(replace(case, name="absent"), fast, cases.build(TINY[0], "cpu"))
+
+
+def test_operators_are_of_a_kind() -> None:
+    assert split.kind_of("aten::addmm") == "matrix products"
+    assert split.kind_of("aten::mm") == "matrix products"
+    assert split.kind_of("aten::mmm") == split.REST
+    assert split.kind_of("mmer_fast::attention_backward") == "attention"
+    assert split.in_words({"a": 0.004, "b": 0.2, "c": 0.796}) == "c 80 %, b 20 %"
+
+
+def test_promises_compare_the_quickest_of_ours_with_the_padded_textbook() -> None:
+    def row(contestant: str, ratio: float, peak: int) -> dict[str, Any]:
+        shown = {"case": "c", "pass": cases.STEP, "contestant": contestant, "status": OK}
+        return {**shown, "ratio": ratio, "peak_bytes": peak * 2**20}
+
+    result = {"rows": [row(FAST, 1.0, 3), row(SHARED, 0.8, 5), row(EAGER, 4.0, 4)]}
+    assert bars.StepBar("5x", "c", (FAST, SHARED), 5.0).verdict(result) == (True, f"c: 5x: 5.00x, {SHARED}")
+    assert not bars.StepBar("5x", "c", (FAST,), 5.0).verdict(result)[0]
+    assert not bars.StepBar("5x", "c", (BF16,), 5.0).verdict(result)[0]
+    assert bars.PeakBar("c", FAST, EAGER).verdict(result)[0]
+    assert bars.PeakBar("c", SHARED, EAGER).verdict(result) == (False, f"c: {SHARED} holds 5 MiB, {EAGER} 4")

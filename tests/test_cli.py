@@ -94,6 +94,32 @@ def test_training_off_a_terminal_prints_plain_lines(
     assert (config["train"]["seed"], config["train"]["learning_rate"]) == (5, 2e-3)
 
 
+def test_settings_come_from_a_file_then_assignments_then_options(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: {dim: 16, ffn_dim: 24, heads: 2}\ntrain: {epochs: 3, seed: 1, rho: 0.5}\n")
+    out = tmp_path / "run"
+    given = ("--config", file, "--set", "epochs=2", "--set", "seed=2", "--epochs", 1)
+    assert mmer_fast("train", "--data", data, "--out", out, "--device", "cpu", *given) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["model"]["dim"] == 16
+    assert [config["train"][name] for name in ("epochs", "seed", "rho", "clip_norm")] == [1, 2, 0.5, 1.0]
+
+
+def test_config_prints_a_file_that_train_accepts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mmer_fast("config", "--preset", "paper", "--set", "dim=64") == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "paper.yaml").write_text(printed)
+    assert mmer_fast("config", "--config", tmp_path / "paper.yaml") == 0
+    assert capsys.readouterr().out == printed
+    assert "dim: 64" in printed
+
+
+def test_a_setting_that_does_not_exist_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "train", "--out", tmp_path / "run", "--set", "rhoo=1")
+    assert "unknown setting(s) rhoo" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_evaluate_repeats_the_metrics_of_the_run(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     for split in ("valid", "test"):
@@ -315,9 +341,9 @@ def test_an_interrupted_training_says_how_to_go_on(
 def test_missing_packages_are_named_with_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "TRAIN_PACKAGES", ("torch", "a_package_that_is_absent"))
+    monkeypatch.setattr(cli, "TRAIN_PACKAGES", {"torch": "torch", "a_package_that_is_absent": "absent-package"})
     message = refused(capsys, "train", "--out", "somewhere")
-    assert "a_package_that_is_absent" in message
+    assert "needs absent-package: " in message
     assert "pip install 'mmer_fast[train]'" in message
 
 

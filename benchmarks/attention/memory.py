@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from benchmarks.attention.cases import Case, Inputs
 from benchmarks.attention.contestants import Contestant
 from benchmarks.attention.measure import ceiling, make_call, matrix_products, rates
 from benchmarks.harness import FORWARD_BACKWARD, OK, Row, WrongResultError
+from benchmarks.process_memory import status_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTESTANTS = ("mmer_fast cpu, weight gradient", "SDPA, mask gradient")
@@ -47,13 +47,6 @@ class MemoryCase:
 
 
 CASES = tuple(MemoryCase(f"memory-L{length}", length) for length in LENGTHS)
-
-
-def status_bytes(key: str) -> int:
-    """A figure of the process itself: ``VmRSS``, what it holds; ``VmHWM``, the most it ever held."""
-    found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 def build(case: MemoryCase) -> Inputs:

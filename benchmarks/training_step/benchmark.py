@@ -8,11 +8,11 @@ from typing import Any
 from benchmarks import timing
 from benchmarks.harness import Row
 from benchmarks.interface import Operator
-from benchmarks.training_step import cases, contestants, measure, table
+from benchmarks.training_step import bars, cases, contestants, measure, table
 
 
 def _measure(name: str, parts: list[str] | None, device: str, plan: timing.Plan) -> list[Row]:
-    (case,) = (case for case in cases.CASES if case.name == name)
+    (case,) = (case for case in cases.of_device(device) if case.name == name)
     return measure.measure(case, contestants.select(device, parts), device, plan)
 
 
@@ -24,12 +24,12 @@ def _draw(result: dict[str, Any], path: Path) -> Path:
 
 OPERATOR = Operator(
     name="training_step",
-    cases=lambda device: [case.name for case in cases.CASES],
+    cases=lambda device: [case.name for case in cases.of_device(device)],
     contestants=lambda device: [contestant.name for contestant in contestants.select(device)],
     measure=_measure,
     show=measure.show,
     section=table.section,
     draw=_draw,
-    bars={"cpu": (), "cuda": ()},
+    bars={"cpu": bars.CPU_BARS, "cuda": bars.CUDA_BARS},
     packages=(),
 )

@@ -54,6 +54,15 @@ CASES = (
     Case("step-paper-width", "paper", 16),
     Case("step-paper-width-dropout", "paper", 16, dropout=0.1),
 )
+CUDA_CASES = (
+    Case("step-paper", "paper", 64),
+    Case("step-paper-dropout", "paper", 64, dropout=0.1),
+)
+
+
+def of_device(device: str) -> tuple[Case, ...]:
+    """The cases of a device type: a CPU takes a quarter of the paper's batch."""
+    return CUDA_CASES if device == "cuda" else CASES
 
 
 def build(case: Case, device: str, seed: int = 0) -> Inputs:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks import harness, timing
 from benchmarks.harness import OK, Row, WrongResultError
-from benchmarks.training_step import cases
+from benchmarks.training_step import cases, memory, split
 from benchmarks.training_step.cases import STEP, Case, Inputs
 from benchmarks.training_step.contestants import FAST, Contestant, Step
 from mmer_fast.training.algorithm1 import Algorithm1
@@ -118,6 +118,7 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
             rows.append(row | {"status": entry})
             continue
         row |= {"status": OK, "gradient_error": entry.gradient_error, "base": base}
+        row |= {"split": split.split(entry.call, device), "peak_bytes": memory.peak_bytes(case, contestant, inputs)}
         rows.append(row | harness.figures(timings[contestant.name], timings[base]))
     return rows
 
@@ -129,13 +130,13 @@ def show(rows: list[Row]) -> None:
         f"\n{first['case']}  {first['samples']} samples, {100 * first['padding']:.0f} % padding, dropout "
         f"{first['dropout']:g}, {first['parameters']} parameters  {STEP}"
     )
-    print(f"  {'':34}{'ms':>9}{'x ours':>8}  {'(rounds)':16}{'error':>8}")
+    print(f"  {'':34}{'ms':>9}{'x ours':>8}  {'(rounds)':16}{'error':>8}{'peak, MiB':>11}")
     for row in rows:
         name = f"{row['contestant']:34}"
         if row["status"] != OK:
             print(f"  {name}{row['status']}")
             continue
         spread = f"({row['ratio_min']:.3g}..{row['ratio_max']:.3g})"
-        print(
-            f"  {name}{row['us'] * 1e-3:9.1f}{row['ratio']:8.3g}  {spread:16}{row['gradient_error']:8.0e}", flush=True
-        )
+        time = f"{row['us'] * 1e-3:9.1f}{row['ratio']:8.3g}  {spread:16}"
+        print(f"  {name}{time}{row['gradient_error']:8.0e}{row['peak_bytes'] / 2**20:11.0f}")
+        print(f"    {split.in_words(row['split'])}", flush=True)

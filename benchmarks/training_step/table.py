@@ -8,6 +8,7 @@ from benchmarks import bars
 from benchmarks.text import caption, microseconds, three_digits
 from benchmarks.training_step.cases import STEP
 from benchmarks.training_step.contestants import CONTESTANTS
+from benchmarks.training_step.split import in_words
 
 
 def measured(result: dict[str, Any]) -> list[str]:
@@ -33,6 +34,21 @@ def _times(row: dict[str, Any] | None) -> tuple[str, str]:
     return ("", "") if row is None else (microseconds(row["us"]), three_digits(row["ratio"]))
 
 
+def resources(result: dict[str, Any]) -> str:
+    """Every contestant on every case: peak memory, and the kinds of operators that take its time."""
+    chosen = measured(result)
+    lines = [f"| peak memory; time by kind |{''.join(f' {case} |' for case in chosen)}", f"|---|{'---|' * len(chosen)}"]
+    for contestant in CONTESTANTS:
+        rows = [bars.find(result, case, STEP, contestant.name) for case in chosen]
+        if any(rows):
+            lines.append(f"| {contestant.name} | {' | '.join(map(_resources, rows))} |")
+    return "\n".join(lines)
+
+
+def _resources(row: dict[str, Any] | None) -> str:
+    return "" if row is None else f"{row['peak_bytes'] / 2**20:.0f} MiB; {in_words(row['split'])}"
+
+
 def section(result: dict[str, Any], device: str) -> str:
     """What stands between the markers."""
     padding = result["rows"][0]["padding"]
@@ -44,6 +60,10 @@ def section(result: dict[str, Any], device: str) -> str:
             f"{100 * padding:.0f} % of it padding. Gradients are checked against Algorithm 1 in float64.",
             "",
             table(result),
+            "",
+            "What a step holds beyond model and batch, and the operators that it spends its time on:",
+            "",
+            resources(result),
             "",
             caption(result),
         ]

@@ -30,6 +30,8 @@ class RobMMRConfig:
         padding_mask: exclude padding from attention and from the temporal masks. False is the authors' code:
             no attention mask anywhere and padding counted in k, so that predictions depend on the amount of
             padding.
+        standardize: bring every feature to mean 0 and standard deviation 1 of the training data before anything else,
+            masks included. Fitted by the trainer (`RobMMR.standardization`).
         padded_length: pad every modality to at least this many units, so that a batch's longest sample does
             not change the predictions where `padding_mask` is False (the authors' sequences are all 60 units
             long).
@@ -63,6 +65,7 @@ class RobMMRConfig:
     attention_dropout: float = 0.1
     positions: Literal["none", "sinusoidal"] = "none"
     padding_mask: bool = True
+    standardize: bool = False
     padded_length: int | None = None
     classifier: Literal["per_label", "shared"] = "per_label"
     classifier_dropout: float = 0.0

@@ -25,6 +25,7 @@ from mmer_fast.models.attention import Spans
 from mmer_fast.models.config import RobMMRConfig
 from mmer_fast.models.dropout import Dropout
 from mmer_fast.models.masking import MaskNetwork, temporal_masks
+from mmer_fast.models.standardization import Standardization
 from mmer_fast.models.transformer import Decoder, Encoder, sinusoidal_positions
 from mmer_fast.ops.lengths import length_mask
 
@@ -103,6 +104,8 @@ class RobMMR(nn.Module):
             else nn.Sequential(nn.Linear(config.dim, 1), nn.Flatten(-2))
         )
         self.classifier_dropout = Dropout(config.classifier_dropout)
+        standardized = modalities.items() if config.standardize else ()
+        self.standardization = nn.ModuleDict({name: Standardization(size) for name, size in standardized})
         self.mask_networks = nn.ModuleDict({name: MaskNetwork(config) for name in modalities})
         for parameter in self.parameters():
             if parameter.dim() > 1:
@@ -141,7 +144,9 @@ class RobMMR(nn.Module):
         self._check(features, lengths)
         encodings = Encodings({}, {}, {}, {})
         for name in self.modalities:
-            x_btf, counted_b = self._pad(features[name], lengths[name])
+            x_btf = features[name]
+            x_btf = self.standardization[name](x_btf) if self.config.standardize else x_btf
+            x_btf, counted_b = self._pad(x_btf, lengths[name])
             layout = mf.packed_layout(counted_b)
             encodings.lengths[name], encodings.layouts[name], encodings.steps[name] = counted_b, layout, x_btf.shape[1]
             mask_n = None

@@ -11,7 +11,6 @@ A run is its directory; `Run("runs/mine")` opens one that is there. The command 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -25,7 +24,6 @@ from mmer_fast.data import MultiModalData, Split, load
 from mmer_fast.models import RobMMR
 from mmer_fast.models.robmmr import check_outline
 from mmer_fast.training.checkpoint import read_json
-from mmer_fast.training.config import preset as preset_configs
 from mmer_fast.training.display import TrainingDisplay, recall_lines
 from mmer_fast.training.evaluate import evaluate, predict_probabilities
 from mmer_fast.training.observers import Observers, TensorBoardLog
@@ -42,6 +40,7 @@ from mmer_fast.training.run import (
     load_best,
     train_run,
 )
+from mmer_fast.training.settings import Settings, configure, read_settings
 from mmer_fast.training.trainer import Observer
 
 if TYPE_CHECKING:
@@ -55,7 +54,8 @@ def train(
     data: DataSource,
     out: str | Path,
     *,
-    preset: str = "compact",
+    preset: str | None = None,
+    config: str | Path | None = None,
     modalities: Sequence[str] | None = None,
     device: str | torch.device = "auto",
     resume: bool = False,
@@ -68,16 +68,20 @@ def train(
     Args:
         data: a data set, a path that `mmer_fast.data.load` reads, or "synthetic".
         out: the directory, made if need be; must not hold a run, unless `resume`.
-        preset: "paper", "authors" or "compact".
+        preset: "paper", "authors" or "compact"; None: that of `config`, else "compact", or with `resume` that of the
+            run.
+        config: a YAML or JSON file with settings, as `mmer_fast.training.settings` reads it.
         modalities: use only these, in this order; None: all.
         device: "auto" is cuda if there is one.
         resume: go on with the run in `out` from its last checkpoint, which must have the same configuration and data.
         tensorboard: write `out`/tensorboard as well; needs the package tensorboard.
         show: progress and results on standard output; `train.log` is written in any case.
-        settings: fields of `RobMMRConfig` or `TrainConfig` by name, in place of the preset's: `epochs=20, dim=256`.
+        settings: fields of `RobMMRConfig` or `TrainConfig` by name, in place of the preset's and those of `config`:
+            `epochs=20, dim=256`.
 
     Raises:
-        RunError: `out` holds a run already (or, with `resume`, another one), or a setting is unknown or out of range.
+        RunError: `out` holds a run already (or, with `resume`, another one), `config` cannot be read, or a setting is
+            unknown or out of range.
         DataError: the data cannot be read or used.
         TrainingError: training diverged.
     """
@@ -86,18 +90,22 @@ def train(
         raise RunError(
             f"{directory}: " + ("no run to resume" if resume else "already holds a run; resume=True goes on")
         )
+    asked = Settings() if config is None else read_settings(Path(config))
+    stored = RunConfig.read(directory) if resume else None
+    model_config, train_config = configure(
+        asked.updated(preset, settings), (stored.model, stored.train) if stored else None
+    )
     loaded = _data(data, modalities)
     try:
-        model_config, train_config = _with_settings(preset, settings)
         check_outline(loaded.modalities, len(loaded.label_names))
     except ValueError as error:
         raise RunError(str(error)) from None
-    config = RunConfig(model_config, train_config, describe_data(loaded))
-    if resume:
-        check_same(RunConfig.read(directory), config)
+    run = RunConfig(model_config, train_config, describe_data(loaded))
+    if stored:
+        check_same(stored, run)
     directory.mkdir(parents=True, exist_ok=True)
     chosen = _device(device)
-    train_and_report(config, loaded, directory, chosen, Console(quiet=not show), tensorboard=tensorboard)
+    train_and_report(run, loaded, directory, chosen, Console(quiet=not show), tensorboard=tensorboard)
     return Run(directory, chosen)
 
 
@@ -301,19 +309,3 @@ def _device(device: str | torch.device) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
-
-
-def _with_settings(name: str, settings: dict[str, Any]) -> tuple[Any, Any]:
-    """The configurations of a preset with other values.
-
-    Raises:
-        ValueError: an unknown preset or setting, or a value out of range.
-    """
-    configs: list[Any] = list(preset_configs(name))
-    left = dict(settings)
-    for i, config in enumerate(configs):
-        known = {field.name for field in dataclasses.fields(config)}
-        configs[i] = dataclasses.replace(config, **{key: left.pop(key) for key in known & set(left)})
-    if left:
-        raise ValueError(f"unknown setting(s) {', '.join(sorted(left))}; see RobMMRConfig and TrainConfig")
-    return configs[0], configs[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import tempfile
@@ -20,7 +19,6 @@ from mmer_fast.models import RobMMR
 from mmer_fast.models.robmmr import check_outline
 from mmer_fast.report.tables import shift_names
 from mmer_fast.training.api import REPORT_FILE, train_and_report
-from mmer_fast.training.config import preset as preset_configs
 from mmer_fast.training.display import metrics_table
 from mmer_fast.training.evaluate import evaluate as evaluate_split
 from mmer_fast.training.evaluate import predict_probabilities
@@ -35,6 +33,7 @@ from mmer_fast.training.run import (
     holds_run,
     load_best,
 )
+from mmer_fast.training.settings import Settings, configure, parse_assignments, read_settings, to_yaml
 
 app = typer.Typer(
     help="Train and use RobMMR, a robust multi-modal multi-label emotion recogniser.",
@@ -64,6 +63,20 @@ DataOption = Annotated[str, typer.Option(help='A data file or folder (see inspec
 RunOption = Annotated[Path, typer.Option("--run", help="Directory of a finished training.")]
 DeviceOption = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", or "auto": cuda if there is one.')]
 SplitOption = Annotated[SplitName, typer.Option(help="Which part of the data.")]
+PresetOption = Annotated[
+    Preset | None,
+    typer.Option(
+        help="paper: as published. authors: as their code does it. compact: small, for a CPU. "
+        "Default: that of --config, else compact; on --resume that of the run."
+    ),
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="A YAML or JSON file with settings; the command config writes one.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any setting by its name, e.g. --set rho=0.5; repeatable."),
+]
 
 
 @app.command()
@@ -75,13 +88,9 @@ def train(
             help='A data file or folder (see inspect). Default: "synthetic", the embedded one; on --resume the same.'
         ),
     ] = None,
-    preset: Annotated[
-        Preset | None,
-        typer.Option(
-            help="paper: as published. authors: as their code does it. compact: small, for a CPU. "
-            "Default: compact; on --resume that of the run."
-        ),
-    ] = None,
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
@@ -104,20 +113,28 @@ def train(
     if tensorboard:
         check_tensorboard()
     stored = _stored_run(out, resume)
-    asked = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "seed": seed}
-    model_config, train_config = _configs(stored, preset, {**asked, "checkpoint_every": checkpoint_every})
+    options = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "seed": seed}
+    options["checkpoint_every"] = checkpoint_every
+    asked = _asked(preset, config, settings, options)
+    model_config, train_config = configure(asked, (stored.model, stored.train) if stored else None)
     loaded = load(
         data or (stored.data["source"] if stored else "synthetic"), modalities=_modalities(modalities, stored)
     )
-    config = RunConfig(model_config, train_config, describe_data(loaded))
+    run = RunConfig(model_config, train_config, describe_data(loaded))
     try:
         check_outline(loaded.modalities, len(loaded.label_names))
     except ValueError as error:
         raise RunError(f"{loaded.source}: {error}") from None
     if stored:
-        check_same(stored, config)
+        check_same(stored, run)
     _make_directory(out)
-    _train_and_show(config, loaded, out, chosen, tensorboard)
+    _train_and_show(run, loaded, out, chosen, tensorboard)
+
+
+@app.command("config")
+def show_config(preset: PresetOption = None, config: ConfigOption = None, settings: SetOption = None) -> None:
+    """Print every setting as YAML, to be edited and given to train --config."""
+    typer.echo(to_yaml(*configure(_asked(preset, config, settings, {}))), nl=False)
 
 
 @app.command()
@@ -219,16 +236,13 @@ def _make_directory(out: Path) -> None:
         raise RunError(f"--out {out}: cannot write there: {error.strerror}") from None
 
 
-def _configs(stored: RunConfig | None, preset: Preset | None, overrides: dict[str, Any]) -> tuple[Any, Any]:
-    if stored and preset is None:
-        model, training = stored.model, stored.train
-    else:
-        model, training = preset_configs((preset or Preset.compact).value)
-    given = {name: value for name, value in overrides.items() if value is not None}
-    try:
-        return model, dataclasses.replace(training, **given)
-    except ValueError as error:
-        raise RunError(str(error)) from None
+def _asked(
+    preset: Preset | None, config: Path | None, assignments: list[str] | None, options: dict[str, Any]
+) -> Settings:
+    """Everything that the command line says about the configuration; what is more particular wins."""
+    settings = Settings() if config is None else read_settings(config)
+    given = {name: value for name, value in options.items() if value is not None}
+    return settings.updated(None if preset is None else preset.value, {**parse_assignments(assignments or ()), **given})
 
 
 def _modalities(names: str | None, stored: RunConfig | None) -> list[str] | None:

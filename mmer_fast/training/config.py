@@ -186,7 +186,9 @@ def _authors() -> tuple[RobMMRConfig, TrainConfig]:
 
 
 def _compact() -> tuple[RobMMRConfig, TrainConfig]:
-    """Dropout is off: L_p then measures the perturbation, and not the difference of two dropout draws."""
+    """Dropout is off: L_p then measures the perturbation, and not the difference of two dropout draws. Features are
+    standardised: those that a user arrives with may have any scale.
+    """
     model = RobMMRConfig(
         dim=128,
         ffn_dim=256,
@@ -195,8 +197,9 @@ def _compact() -> tuple[RobMMRConfig, TrainConfig]:
         multimodal_blocks=2,
         dropout=0.0,
         attention_dropout=0.0,
+        standardize=True,
     )
-    train = TrainConfig(learning_rate=1.5e-3, clip_norm=1.0, epochs=4, bucket_by_length=True)
+    train = TrainConfig(learning_rate=1.5e-3, clip_norm=1.0, epochs=12, bucket_by_length=True)
     return model, train
 
 

@@ -21,8 +21,10 @@ import numpy as np
 import torch
 
 from mmer_fast.data import MultiModalData, Split
+from mmer_fast.data.statistics import feature_statistics
 from mmer_fast.models import RobMMR, RobMMRConfig
 from mmer_fast.models.config import config_from_dict
+from mmer_fast.models.standardization import Standardization
 from mmer_fast.training.checkpoint import CheckpointError, read_json, read_tensors, write_json
 from mmer_fast.training.config import TrainConfig, configs_from_json, configs_to_json
 from mmer_fast.training.evaluate import evaluate, mask_recall
@@ -123,6 +125,7 @@ def train_run(
     """
     write_json(directory / CONFIG_FILE, config.to_json())
     model = build_model(config, device)
+    _fit_standardization(model, data.splits["train"])
     header = {"model": asdict(config.model), "threshold": config.train.threshold}
     header |= {key: config.data[key] for key in ("modalities", "label_names")}
     trainer = Trainer(model, config.train, data, directory, header, observer)
@@ -139,6 +142,12 @@ def train_run(
     }
     write_json(directory / METRICS_FILE, results)
     return results
+
+
+def _fit_standardization(model: RobMMR, split: Split) -> None:
+    for name, layer in model.standardization.items():
+        assert isinstance(layer, Standardization)
+        layer.fit(*feature_statistics(split.features[name], split.lengths[name]))
 
 
 def load_best(directory: Path, device: torch.device) -> tuple[RobMMR, dict[str, Any]]:

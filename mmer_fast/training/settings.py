@@ -1,0 +1,151 @@
+"""Settings from a file, from ``--set`` and from keyword arguments, on top of a preset.
+
+A configuration file is YAML or JSON, every part of it optional:
+
+    preset: compact
+    model:
+      dim: 256
+    train:
+      epochs: 20
+      learning_rate: 1e-3
+
+The `config.json` of a run is one too: its section `data` describes what the run was trained on and is passed over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmer_fast.models import RobMMRConfig
+from mmer_fast.training.config import TrainConfig, configs_to_json
+from mmer_fast.training.config import preset as preset_configs
+from mmer_fast.training.run import RunError
+
+DEFAULT_PRESET = "compact"
+SECTIONS: dict[str, type] = {"model": RobMMRConfig, "train": TrainConfig}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 5e-5 is a number, which YAML 1.1 denies."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+([.][0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked for on top of a preset.
+
+    Attributes:
+        preset: its name; None leaves the choice to others.
+        values: field of `RobMMRConfig` or `TrainConfig` → value. No field is in both classes.
+    """
+
+    preset: str | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def updated(self, preset: str | None, values: Mapping[str, Any]) -> Settings:
+        """With another preset, unless None, and more values, which win."""
+        return Settings(self.preset if preset is None else preset, {**self.values, **values})
+
+
+def read_settings(path: Path) -> Settings:
+    """Read a configuration file.
+
+    Raises:
+        RunError: it cannot be read, is neither YAML nor JSON, or has another form; the message names file and place.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: cannot be read as a configuration: {error}") from None
+    try:
+        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
+    except (ValueError, yaml.YAMLError) as error:
+        raise RunError(f"{path} is neither YAML nor JSON: {error}") from None
+    content = {} if content is None else content
+    known = {"preset", "data", *SECTIONS}
+    if not isinstance(content, dict) or not set(content) <= known:
+        got = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise RunError(f"{path}: expected the sections {', '.join(SECTIONS)} and the entry preset; got {got}")
+    values: dict[str, Any] = {}
+    for name, config in SECTIONS.items():
+        section = content.get(name) or {}
+        fields = [each.name for each in dataclasses.fields(config)]
+        if not isinstance(section, dict):
+            raise RunError(f"{path}: {name} must be fields of {config.__name__}, got {section!r}")
+        unknown = [str(key) for key in section if key not in fields]
+        if unknown:
+            raise RunError(f"{path}: unknown field(s) {', '.join(unknown)} in {name}; known: {', '.join(fields)}")
+        values |= section
+    return Settings(content.get("preset"), values)
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """The values of ``--set field=value``, each read as YAML: 3, 1e-4, true, null, "3", all.
+
+    Raises:
+        RunError: one is no assignment.
+    """
+    values = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name.strip():
+            raise RunError(f"--set must be <field>=<value>, got {assignment!r}")
+        try:
+            values[name.strip()] = yaml.load(value, _Loader)
+        except yaml.YAMLError:
+            raise RunError(f"--set {name.strip()}: {value!r} is no YAML value") from None
+    return values
+
+
+def configure(
+    settings: Settings, base: tuple[RobMMRConfig, TrainConfig] | None = None
+) -> tuple[RobMMRConfig, TrainConfig]:
+    """Model and training configuration.
+
+    Args:
+        settings: what was asked for.
+        base: what they change where no preset is named; None: the compact preset.
+
+    Raises:
+        RunError: an unknown preset or field, or a value of another type or out of range.
+    """
+    try:
+        if settings.preset is not None or base is None:
+            base = preset_configs(DEFAULT_PRESET if settings.preset is None else settings.preset)
+        left = dict(settings.values)
+        model, train = (_replaced(config, left) for config in base)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    if left:
+        raise RunError(f"unknown setting(s) {', '.join(sorted(left))}; {known_settings()}")
+    return model, train
+
+
+def _replaced(config: Any, values: dict[str, Any]) -> Any:
+    """`config` with its fields taken out of `values`."""
+    mine = {each.name for each in dataclasses.fields(config)} & set(values)
+    return dataclasses.replace(config, **{name: values.pop(name) for name in mine})
+
+
+def known_settings() -> str:
+    """A sentence that lists every field."""
+    return "known: " + "; ".join(
+        f"{name}: {', '.join(each.name for each in dataclasses.fields(config))}" for name, config in SECTIONS.items()
+    )
+
+
+def to_yaml(model: RobMMRConfig, train: TrainConfig) -> str:
+    """The text of a configuration file that says every field."""
+    return yaml.safe_dump(configs_to_json(model, train), sort_keys=False)
