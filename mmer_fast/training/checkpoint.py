@@ -8,6 +8,8 @@ one.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,11 @@ class CheckpointError(ValueError):
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN and infinities are an error."""
+    """Write JSON atomically; NaN and infinities are an error.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
 
     def write(partial: Path) -> None:
@@ -47,10 +53,22 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any) -> None:
-    """Write tensors with a JSON header to a safetensors file, atomically."""
+    """Write tensors with a JSON header to a safetensors file, atomically.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
     stored = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     metadata = {"header": json.dumps(header, allow_nan=False)}  # one entry: safetensors shuffles several
-    write_atomically(path, lambda partial: save_file(stored, partial, metadata=metadata))
+
+    def write(partial: Path) -> None:
+        try:
+            save_file(stored, partial, metadata=metadata)
+        except SafetensorError as error:  # what the operating system said is in the text alone
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(*((code := int(number[1])), os.strerror(code)) if number else (str(error),)) from error
+
+    write_atomically(path, write)
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], Any]:

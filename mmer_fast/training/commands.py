@@ -20,6 +20,7 @@ from mmer_fast.models.robmmr import check_outline
 from mmer_fast.report.tables import shift_names
 from mmer_fast.training.api import REPORT_FILE, train_and_report
 from mmer_fast.training.display import metrics_table
+from mmer_fast.training.errors import Terminated
 from mmer_fast.training.evaluate import evaluate as evaluate_split
 from mmer_fast.training.evaluate import predict_probabilities
 from mmer_fast.training.observers import check_tensorboard
@@ -101,6 +102,9 @@ def train(
         int | None,
         typer.Option(help="Steps between checkpoints within an epoch; 0: at the end of epochs only."),
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that prepare batches ahead; the result is the same with any number.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out from its last checkpoint.")
     ] = False,
@@ -114,7 +118,7 @@ def train(
         check_tensorboard()
     stored = _stored_run(out, resume)
     options = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "seed": seed}
-    options["checkpoint_every"] = checkpoint_every
+    options |= {"checkpoint_every": checkpoint_every, "workers": workers}
     asked = _asked(preset, config, settings, options)
     model_config, train_config = configure(asked, (stored.model, stored.train) if stored else None)
     loaded = load(
@@ -187,6 +191,9 @@ def _train_and_show(
     except KeyboardInterrupt:
         typer.echo(f"interrupted; go on with: mmer-fast train --out {out} --resume", err=True)
         raise typer.Exit(130) from None
+    except Terminated as terminated:
+        typer.echo(f"{terminated}; go on with: mmer-fast train --out {out} --resume", err=True)
+        raise typer.Exit(143) from None
     title = f"epoch {results['best_epoch']} of {len(results['history'])}, best validation {results['selection']}"
     console.print(metrics_table({name: results[name] for name in ("valid", "test")}, title, shift_names(data.source)))
     console.print(f"written to {out}; to look at: {out / REPORT_FILE}", soft_wrap=True, highlight=False)

@@ -3,6 +3,7 @@
 config.json        model and training configuration, and what the data looked like
 state.safetensors  everything needed to go on (`Trainer`)
 model.safetensors  weights of the best epoch, and how to build the model around them
+failed.safetensors the state at a loss or weight that was not finite, for a post-mortem
 metrics.json       history, validation and test metrics of the best epoch
 curves.png         losses and micro-F1 by epoch
 train.log          one line an epoch
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmer_fast._files import remove_partial_files
 from mmer_fast.data import MultiModalData, Split
 from mmer_fast.data.statistics import feature_statistics
 from mmer_fast.models import RobMMR, RobMMRConfig
@@ -31,7 +33,7 @@ from mmer_fast.training.evaluate import evaluate, mask_recall
 from mmer_fast.training.trainer import BEST_FILE, STATE_FILE, Observer, Trainer
 
 CONFIG_FILE, METRICS_FILE, CURVES_FILE, LOG_FILE = "config.json", "metrics.json", "curves.png", "train.log"
-UNCOMPARED = {"train.checkpoint_every", "data.source"}
+UNCOMPARED = {"train.checkpoint_every", "train.workers", "data.source"}
 """Settings that may change between the start of a run and its resumption: they leave the result alone."""
 
 
@@ -120,9 +122,10 @@ def train_run(
     """Train, or go on training, in `directory`; returns what it writes to `metrics.json`.
 
     Raises:
-        TrainingError: training diverged.
+        TrainingError, Terminated: as `Trainer.fit`.
         CheckpointError: the state in the directory cannot be read.
     """
+    remove_partial_files(directory)
     write_json(directory / CONFIG_FILE, config.to_json())
     model = build_model(config, device)
     _fit_standardization(model, data.splits["train"])

@@ -125,6 +125,7 @@ def test_json_of_another_form_is_refused(change: dict, message: str) -> None:
         ("accumulation", 0),
         ("accumulation", 3),
         ("patience", 0),
+        ("workers", -1),
     ],
 )
 def test_bad_values_name_the_field(field: str, value: object) -> None:
