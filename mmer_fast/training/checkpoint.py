@@ -95,12 +95,21 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
+    """The inverse of `optimizer_tensors`.
+
+    Raises:
+        KeyError: a parameter is unknown, or lacks a part of the state that others have.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     index = {name: i for i, (name, _) in enumerate(model.named_parameters())}
     for full_name, tensor in tensors.items():
         name, key = full_name.rsplit("/", 1)
         state.setdefault(index[name], {})[key] = tensor
+    keys = {key for values in state.values() for key in values}
+    for name, i in index.items():
+        missing = keys - state[i].keys() if i in state else set()
+        if missing:
+            raise KeyError(f"{name}/{min(missing)}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

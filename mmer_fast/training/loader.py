@@ -61,16 +61,22 @@ def _batches_of_workers(split: Split, indices: Sequence[Tensor], device: torch.d
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         multiprocessing_context="fork",
-        worker_init_fn=_leave_sigterm_to_the_parent,
         generator=torch.Generator(),  # the seed of the workers is not drawn from training's generator
     )
-    with warnings.catch_warnings():  # Python 3.12 warns of threads; the workers only index arrays
+    with _sigterm_blocked(), warnings.catch_warnings():  # Python 3.12 warns of threads; the workers only index arrays
         warnings.filterwarnings("ignore", r".*use of fork\(\) may lead to deadlocks", DeprecationWarning)
         prepared = iter(loader)
     for batch in prepared:
         yield batch.to(device, non_blocking=True)
 
 
-def _leave_sigterm_to_the_parent(_: int) -> None:
-    """A scheduler warns every process of a job: training goes on to the end of the step, and needs its workers."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Processes started here never see SIGTERM: a scheduler warns every process of a job, and training, which goes on
+    to the end of the step, needs its workers.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -275,12 +275,13 @@ class Trainer:
             self._stop(f"{error} on the validation split", None, progress.step)
         valid.pop("shift", None)
         ratios = progress.gradient_ratios
-        record = {
+        last_step = (progress.epoch + 1) * self.steps_per_epoch - 1
+        record: dict[str, Any] = {
             "epoch": progress.epoch + 1,
             "train": self.sums.summary(),
             "valid": valid,
             "gradient_ratio": sum(ratios) / len(ratios) if ratios else None,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": learning_rate(config, last_step, self.steps_per_epoch),
         }
         progress.history.append(record)
         best = progress.best_epoch
