@@ -4,7 +4,7 @@ config.json        model and training configuration, and what the data looked li
 state.safetensors  everything needed to go on (`Trainer`)
 model.safetensors  weights of the best epoch, and how to build the model around them
 failed.safetensors the state at a loss or weight that was not finite, for a post-mortem
-metrics.json       history, validation and test metrics of the best epoch
+metrics.json       history; metrics of the best epoch on training, validation and test split
 curves.png         losses and micro-F1 by epoch
 train.log          one line an epoch
 report.html        all of it to look at, in one file
@@ -13,6 +13,7 @@ tensorboard/       with --tensorboard
 
 from __future__ import annotations
 
+import tempfile
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -138,6 +139,7 @@ def train_run(
     results = {
         "selection": config.train.selection,
         "best_epoch": trainer.progress.best_epoch,
+        "train": evaluate(best, data.splits["train"], threshold=config.train.threshold),
         "valid": evaluate(best, data.splits["valid"], threshold=config.train.threshold),
         "test": evaluate(best, data.splits["test"], threshold=config.train.threshold),
         "mask_recall": mask_recall(best, data.splits["test"]),
@@ -168,6 +170,20 @@ def load_best(directory: Path, device: torch.device) -> tuple[RobMMR, dict[str, 
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not hold a RobMMR model: {error}") from None
     return model.to(device).eval(), header
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory that can be written to, unless there is one.
+
+    Raises:
+        RunError: it cannot be.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise RunError(f"{directory}: cannot write there: {error.strerror}") from None
 
 
 def holds_run(directory: Path) -> bool:

@@ -19,6 +19,7 @@ from mmer_fast.data import Batch, MultiModalData
 from mmer_fast.models import RobMMR
 from mmer_fast.training.accumulation import accumulate_gradients
 from mmer_fast.training.algorithm1 import StepResult
+from mmer_fast.training.augmentation import augmented
 from mmer_fast.training.checkpoint import (
     CheckpointError,
     load_optimizer_tensors,
@@ -212,6 +213,7 @@ class Trainer:
 
     def _optimize(self, batch: Batch, step: int, measure_ratio: bool) -> StepResult:
         self.optimizer.zero_grad()
+        batch = augmented(batch, self.config)
         micro_batch = self.config.batch_size // self.config.accumulation
         result = accumulate_gradients(self.algorithm, batch, micro_batch, measure_ratio=measure_ratio)
         if measure_ratio or self.device.type == "cpu":  # elsewhere it would make every step wait for the device
