@@ -47,7 +47,8 @@ def remove_partial_files(directory: Path) -> None:
     """Remove what a process that was killed in `write_atomically` has left in a directory."""
     for partial in directory.glob(f"{PARTIAL}*"):
         if partial.is_file():
-            partial.unlink()
+            with suppress(OSError):  # what is in the way of the next write is reported there
+                partial.unlink()
 
 
 def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -66,7 +66,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any) -> Non
             save_file(stored, partial, metadata=metadata)
         except SafetensorError as error:  # what the operating system said is in the text alone
             number = re.search(r"os error (\d+)", str(error))
-            raise OSError(*((code := int(number[1])), os.strerror(code)) if number else (str(error),)) from error
+            if number is None:
+                raise OSError(str(error)) from error
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
     write_atomically(path, write)
 

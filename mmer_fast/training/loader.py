@@ -7,6 +7,7 @@ the same bits with any number of workers.
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 import signal
 import warnings
@@ -29,9 +30,10 @@ def training_batches(split: Split, indices: Sequence[Tensor], device: torch.devi
         split: a validated split.
         indices: of the samples of each batch.
         device: where the batches go; to a CUDA device through page-locked memory where there are workers.
-        workers: processes, each of which prepares up to two batches ahead; 0: this one, each batch when asked for.
+        workers: processes, each of which prepares up to two batches ahead; 0: this one, each batch when asked for. A
+            daemonic process, which may have no children, does so too.
     """
-    if workers == 0:
+    if workers == 0 or multiprocessing.current_process().daemon:
         return batches(split, indices, device)
     return _batches_of_workers(split, indices, device, workers)
 

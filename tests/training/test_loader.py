@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
@@ -112,6 +113,13 @@ def test_a_killed_worker_is_one_line_that_says_what_to_do(tmp_path: Path, monkey
     observer = Silent()
     assert train(tmp_path, observer, workers=2) == expected
     assert 1 <= observer.steps <= 4  # the first epoch was done
+
+
+def test_a_daemonic_process_prepares_its_batches_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = mapped(small_data().splits["train"], tmp_path, SaysWhere)
+    monkeypatch.setattr(multiprocessing.current_process(), "_config", {"daemon": True})
+    (batch,) = training_batches(split, [torch.arange(3)], CPU, 2)
+    assert int(batch.features["audio"][0, 0, 0]) == os.getpid() % 2**20
 
 
 def test_errors_that_are_not_of_workers_pass() -> None:
