@@ -152,6 +152,11 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
     (tmp_path / f"{_files.PARTIAL}folder").mkdir()
     remove_partial_files(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"mine", f"{_files.PARTIAL}folder"}
+    left = tmp_path / "run" / f"{_files.PARTIAL}failed.safetensors"
+    left.parent.mkdir()
+    left.write_text("half")
+    train(left.parent, Silent(), epochs=1)
+    assert not left.exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
