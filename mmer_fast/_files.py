@@ -5,15 +5,28 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+PARTIAL = ".partial-"
+
+
+class WriteError(OSError):
+    """A file cannot be written; the message names it and the cause. What was there before still is."""
+
+    def __str__(self) -> str:
+        return f"cannot write {self.filename}: {self.strerror}"
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary path beside `path`, flush it to disk and move it there in one step.
 
     The file has the permissions of any file that the user makes. Where `write` fails nothing is left of it.
+
+    Raises:
+        WriteError: in place of any OSError.
     """
-    partial = path.with_name(f".partial-{path.name}")
+    partial = path.with_name(f"{PARTIAL}{path.name}")
     try:
         partial.touch()
         mode = partial.stat().st_mode
@@ -22,9 +35,20 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # there may be no directory any more
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise WriteError(error.errno, error.strerror or str(error), str(path)) from error
         raise
+
+
+def remove_partial_files(directory: Path) -> None:
+    """Remove what a process that was killed in `write_atomically` has left in a directory."""
+    for partial in directory.glob(f"{PARTIAL}*"):
+        if partial.is_file():
+            with suppress(OSError):  # what is in the way of the next write is reported there
+                partial.unlink()
 
 
 def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -37,7 +61,7 @@ def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists already")
-    partial = path.with_name(f".partial-{path.name}")
+    partial = path.with_name(f"{PARTIAL}{path.name}")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:
         partial.mkdir()

@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the command line without the program's name; None takes that of the process.
 
     Raises:
-        SystemExit: 0 on success, 1 when training fails, 2 on bad input, 130 when interrupted.
+        SystemExit: 0 on success, 1 when training fails, 2 on bad input, 130 when interrupted,
+            143 when terminated by SIGTERM while training.
     """
     missing = [package for name, package in TRAIN_PACKAGES.items() if importlib.util.find_spec(name) is None]
     if missing:
@@ -34,18 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     import mmer_fast.ablation.commands
     import mmer_fast.report.commands  # noqa: F401  adds report and explain
+    from mmer_fast._files import WriteError
     from mmer_fast.data import DataError
     from mmer_fast.training.checkpoint import CheckpointError
     from mmer_fast.training.commands import app
     from mmer_fast.training.distributed import ProcessFailed, WorldError
+    from mmer_fast.training.errors import TrainingError
     from mmer_fast.training.run import RunError
-    from mmer_fast.training.trainer import TrainingError
 
     try:
         app(args=None if arguments is None else list(arguments), prog_name="mmer-fast")
     except (DataError, RunError, CheckpointError, WorldError) as error:
         _fail(str(error), 2)
-    except TrainingError as error:
+    except (TrainingError, WriteError) as error:
         _fail(str(error), 1)
     except ProcessFailed as error:
         if error.reported:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -336,6 +337,25 @@ def test_an_interrupted_training_says_how_to_go_on(
     assert f"mmer-fast train --out {tmp_path / 'run'} --resume" in capsys.readouterr().err
     monkeypatch.undo()
     assert mmer_fast("train", *arguments, "--resume") == 0
+
+
+def test_a_terminated_training_saves_its_state_and_says_how_to_go_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = FastStep.accumulate_gradients
+
+    def warned(*given: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(*given, **options)
+
+    monkeypatch.setattr(FastStep, "accumulate_gradients", warned)
+    out = tmp_path / "run"
+    arguments = ("--data", data, "--out", out, "--epochs", 1, "--device", "cpu", "--batch-size", 8, "--workers", 1)
+    assert mmer_fast("train", *arguments) == 143
+    assert capsys.readouterr().err == (f"terminated by SIGTERM; go on with: mmer-fast train --out {out} --resume\n")
+    assert steps_done(out / "state.safetensors") == 1
+    assert "stopped: terminated by SIGTERM" in (out / "train.log").read_text()
+    assert json.loads((out / "config.json").read_text())["train"]["workers"] == 1
 
 
 def test_missing_packages_are_named_with_the_command(

@@ -40,6 +40,19 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def split(self, size: int) -> list[Batch]:
+        """Consecutive batches of ``size`` samples, the last of which may have fewer; views, padded as this one is."""
+        starts = range(0, len(self), size)
+        return [
+            Batch(
+                features={name: x[start : start + size] for name, x in self.features.items()},
+                lengths={name: x[start : start + size] for name, x in self.lengths.items()},
+                labels=self.labels[start : start + size],
+                index=self.index[start : start + size],
+            )
+            for start in starts
+        ]
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """A batch whose tensors lie on ``device``."""
         return Batch(

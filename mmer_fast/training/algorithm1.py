@@ -52,6 +52,10 @@ CONSISTENCY_LOSSES: dict[str, Loss] = {
 }
 
 
+LOSSES = ("recognition", "masked", "perturbed")
+"""Names of L_r, L_m, L_p, in the order of `StepResult.losses`."""
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What a step computed, detached and on the device.

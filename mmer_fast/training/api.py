@@ -165,6 +165,10 @@ def train_and_report(
         for note in data.notes:
             display.say(f"note: {note}")
         results = train_run(config, data, directory, device, Observers([display, *observers]), world)
+        ended, training = len(results["history"]), config.train
+        if ended < training.epochs:
+            reason = f"no better validation {training.selection} in {training.patience} epochs"
+            display.say(f"stopped early after epoch {ended} of {training.epochs}: {reason}")
         for line in recall_lines(results["mask_recall"]):
             display.say(line)
     plot_curves(results["history"], directory / CURVES_FILE, best_epoch=results["best_epoch"])

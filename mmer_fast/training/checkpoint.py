@@ -8,6 +8,8 @@ one.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,11 @@ class CheckpointError(ValueError):
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN and infinities are an error."""
+    """Write JSON atomically; NaN and infinities are an error.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
 
     def write(partial: Path) -> None:
@@ -48,10 +54,24 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Any) -> None:
-    """Write tensors with a JSON header to a safetensors file, atomically."""
+    """Write tensors with a JSON header to a safetensors file, atomically.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
     stored = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     metadata = {"header": json.dumps(header, allow_nan=False)}  # one entry: safetensors shuffles several
-    write_atomically(path, lambda partial: save_file(stored, partial, metadata=metadata))
+
+    def write(partial: Path) -> None:
+        try:
+            save_file(stored, partial, metadata=metadata)
+        except SafetensorError as error:  # what the operating system said is in the text alone
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise OSError(str(error)) from error
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+    write_atomically(path, write)
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], Any]:
@@ -78,12 +98,21 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
+    """The inverse of `optimizer_tensors`.
+
+    Raises:
+        KeyError: a parameter is unknown, or lacks a part of the state that others have.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     index = {name: i for i, (name, _) in enumerate(model.named_parameters())}
     for full_name, tensor in tensors.items():
         name, key = full_name.rsplit("/", 1)
         state.setdefault(index[name], {})[key] = tensor
+    keys = {key for values in state.values() for key in values}
+    for name, i in index.items():
+        missing = keys - state[i].keys() if i in state else set()
+        if missing:
+            raise KeyError(f"{name}/{min(missing)}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

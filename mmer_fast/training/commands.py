@@ -20,6 +20,7 @@ from mmer_fast.report.tables import shift_names
 from mmer_fast.training.api import REPORT_FILE, train_and_report
 from mmer_fast.training.display import metrics_table
 from mmer_fast.training.distributed import TIMEOUT, World, joined
+from mmer_fast.training.errors import Terminated
 from mmer_fast.training.evaluate import evaluate as evaluate_split
 from mmer_fast.training.evaluate import predict_probabilities
 from mmer_fast.training.observers import check_tensorboard
@@ -102,6 +103,9 @@ def train(
         int | None,
         typer.Option(help="Steps between checkpoints within an epoch; 0: at the end of epochs only."),
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that prepare batches ahead; the result is the same with any number.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out from its last checkpoint.")
     ] = False,
@@ -124,7 +128,7 @@ def train(
             check_tensorboard()
         stored = _stored_run(out, resume)
         options = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "seed": seed}
-        options["checkpoint_every"] = checkpoint_every
+        options |= {"checkpoint_every": checkpoint_every, "workers": workers}
         asked = asked_settings(preset, config, settings, options)
         model_config, train_config = configure(asked, (stored.model, stored.train) if stored else None)
         loaded = load(
@@ -197,9 +201,12 @@ def _train_and_show(config: RunConfig, data: MultiModalData, out: Path, tensorbo
         if world.first:
             typer.echo(f"interrupted; go on with: mmer-fast train --out {out} --resume", err=True)
         raise typer.Exit(130) from None
+    except Terminated as terminated:
+        typer.echo(f"{terminated}; go on with: mmer-fast train --out {out} --resume", err=True)
+        raise typer.Exit(143) from None
     if not world.first:
         return
-    title = f"epoch {results['best_epoch']} of {config.train.epochs}, best validation {results['selection']}"
+    title = f"epoch {results['best_epoch']} of {len(results['history'])}, best validation {results['selection']}"
     console.print(metrics_table({name: results[name] for name in ("valid", "test")}, title, shift_names(data.source)))
     console.print(f"written to {out}; to look at: {out / REPORT_FILE}", soft_wrap=True, highlight=False)
 

@@ -74,16 +74,23 @@ class TrainConfig:
         learning_rate, weight_decay: of AdamW.
         clip_norm: largest global gradient norm, or None; after the perturbation has been taken back.
         epochs, batch_size: passes over the training split; samples a step, those of all processes together.
+        accumulation: micro-batches that the gradients of a step are summed over, a divisor of `batch_size`: each has
+            `batch_size` / `accumulation` samples, which is what has to fit into memory. With σ > 0 APP perturbs each
+            along its own g (`mmer_fast.training.accumulation`).
         bucket_by_length: put samples of similar length into a batch (`epoch_batches`), which leaves less
             padding.
         schedule: unit in which warm-up and cosine advance, "iteration" or "epoch".
         warmup: length of the linear warm-up, in that unit.
         warmup_start: learning rate at the start of the warm-up, as a share of `learning_rate`.
         selection: validation metric whose best epoch is kept.
+        patience: epochs without a better `selection` after which training ends early, or None: it never does. The
+            schedule is that of all `epochs` either way.
         threshold: probability from which a label is predicted.
         seed: of initialisation, data order and dropout.
         log_every: steps between measurements of ‖∇L_p‖ / ‖∇(L_r + ρ L_m)‖, from the first of each epoch.
         checkpoint_every: steps between checkpoints within an epoch; 0: at the end of epochs only.
+        workers: processes that prepare training batches ahead; 0: none, each batch is cut when it is needed. The
+            result is the same.
     """
 
     rho: float = 0.1
@@ -110,15 +117,18 @@ class TrainConfig:
     clip_norm: float | None = None
     epochs: int = 10
     batch_size: int = 64
+    accumulation: int = 1
     bucket_by_length: bool = False
     schedule: Literal["iteration", "epoch"] = "iteration"
     warmup: int = 10
     warmup_start: float = 0.1
     selection: Literal["micro_f1", "macro_f1", "accuracy"] = "micro_f1"
+    patience: int | None = None
     threshold: float = 0.5
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 200
+    workers: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -126,8 +136,11 @@ class TrainConfig:
             _require(self, name, getattr(self, name) > 0, "positive")
         for name in ("epochs", "batch_size", "log_every", "pgd_steps"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
+        divides = self.accumulation >= 1 and self.batch_size % self.accumulation == 0
+        _require(self, "accumulation", divides, f"a divisor of batch_size={self.batch_size}")
+        _require(self, "patience", self.patience is None or self.patience >= 1, "at least 1 or None")
         self._order_perturbed_modules()
-        for name in ("rho", "sigma", "noise_scale", "weight_decay", "warmup", "checkpoint_every", "seed"):
+        for name in ("rho", "sigma", "noise_scale", "weight_decay", "warmup", "checkpoint_every", "seed", "workers"):
             _require(self, name, getattr(self, name) >= 0, "at least 0")
         for name in ("threshold", "warmup_start", "erasing_probability"):
             _require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")

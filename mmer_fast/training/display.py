@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,13 @@ METRICS = {
 REFRESH_SECONDS = 0.25
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short, without a traceback for every line: it is no reason to stop training."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 class TrainingDisplay:
     """Observer of a training for a console and a log file; a context manager around `train_run`.
 
@@ -39,7 +47,7 @@ class TrainingDisplay:
         self.console = console
         self.epochs, self.steps = epochs, steps
         self.log = logging.Logger("mmer_fast.train", logging.INFO)
-        self.handler = logging.FileHandler(log_file, encoding="utf-8")
+        self.handler = _LogFile(log_file, encoding="utf-8")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         self.log.addHandler(self.handler)
         self.bar: Progress | None = None
@@ -69,8 +77,9 @@ class TrainingDisplay:
         if self.bar is not None:
             self.bar.stop()
         if error is not None:
-            self.log.info("stopped: %s", error or (kind.__name__ if kind else ""))
-        self.handler.close()
+            self.log.info("stopped: %s", str(error) or type(error).__name__)
+        with suppress(OSError):  # a full disk is reported where a checkpoint fails
+            self.handler.close()
 
     def say(self, line: str) -> None:
         """A line for both the console and the log."""

@@ -79,13 +79,20 @@ def evaluate(
     Returns:
         The metrics, and "samples"; "recognition": that loss; "shift": value → metrics of that subset, if there is such
         an extra.
+
+    Raises:
+        FloatingPointError: a logit or the loss is not finite.
     """
     logits_nk = predict_logits(model, split, batch_size, world)
+    if not logits_nk.isfinite().all():
+        raise FloatingPointError("the model's logits are not finite")
     probabilities_nk = logits_nk.sigmoid()
     labels_nk = torch.from_numpy(split.labels)
     result = _metrics(probabilities_nk, labels_nk, threshold)
     if recognition_loss is not None:
         result["recognition"] = recognition_loss(logits_nk, labels_nk.to(logits_nk.dtype)).item()
+        if not math.isfinite(result["recognition"]):
+            raise FloatingPointError("the recognition loss is not finite")
     if "shift" in split.extras:
         shift_n = np.asarray(split.extras["shift"])
         result["shift"] = {}

@@ -11,11 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mmer_fast.training.algorithm1 import StepResult
+from mmer_fast.training.algorithm1 import LOSSES, StepResult
 from mmer_fast.training.run import RunError
 from mmer_fast.training.trainer import Observer
-
-LOSSES = ("recognition", "masked", "perturbed")
 
 
 class Observers:

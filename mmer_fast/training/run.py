@@ -3,6 +3,7 @@
 config.json        model and training configuration, and what the data looked like
 state.safetensors  everything needed to go on (`Trainer`)
 model.safetensors  weights of the best epoch, and how to build the model around them
+failed.safetensors the state at a loss or weight that was not finite, for a post-mortem
 metrics.json       history; metrics of the best epoch on training, validation and test split
 curves.png         losses and micro-F1 by epoch
 train.log          one line an epoch
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmer_fast._files import remove_partial_files
 from mmer_fast.data import MultiModalData, Split
 from mmer_fast.data.statistics import feature_statistics
 from mmer_fast.models import RobMMR, RobMMRConfig
@@ -34,7 +36,7 @@ from mmer_fast.training.evaluate import evaluate, mask_recall
 from mmer_fast.training.trainer import BEST_FILE, STATE_FILE, Observer, Trainer
 
 CONFIG_FILE, METRICS_FILE, CURVES_FILE, LOG_FILE = "config.json", "metrics.json", "curves.png", "train.log"
-UNCOMPARED = {"train.checkpoint_every", "data.source"}
+UNCOMPARED = {"train.checkpoint_every", "train.workers", "data.source"}
 """Settings that may change between the start of a run and its resumption: they leave the result alone."""
 
 
@@ -134,11 +136,12 @@ def train_run(
     Raises:
         RunError: the configuration does not go with `world`.
         WorldError: configuration, data or saved state differ between its processes.
-        TrainingError: training diverged.
+        TrainingError, Terminated: as `Trainer.fit`.
         CheckpointError: the state in the directory cannot be read.
     """
     _check_world(config, world)
     if world.first:
+        remove_partial_files(directory)
         write_json(directory / CONFIG_FILE, config.to_json())
     model = build_model(config, device)
     _fit_standardization(model, data.splits["train"])
@@ -169,6 +172,9 @@ def train_run(
 def _check_world(config: RunConfig, world: World) -> None:
     if world.fsdp and config.train.app_batch == "local":
         raise RunError("TrainConfig.app_batch must be 'global' with fsdp, which reduces every gradient, got 'local'")
+    if world.size > 1 and config.train.accumulation > 1:
+        expected = f"1 with {world.size} processes, which divide a batch among themselves"
+        raise RunError(f"TrainConfig.accumulation must be {expected}, got {config.train.accumulation}")
     facts = _flatten(config.to_json())
     facts.pop("data.source")  # a path may differ between machines; the checksums may not
     world.agree({**facts, "fsdp": world.fsdp})

@@ -7,15 +7,18 @@ was killed at any moment and resumed ends with the same bits as training that wa
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
+from mmer_fast._files import WriteError
 from mmer_fast.data import Batch, MultiModalData
 from mmer_fast.models import RobMMR
+from mmer_fast.training.accumulation import accumulate_gradients
 from mmer_fast.training.algorithm1 import StepResult
 from mmer_fast.training.augmentation import augmented
 from mmer_fast.training.checkpoint import (
@@ -32,17 +35,30 @@ from mmer_fast.training.checkpoint import (
 from mmer_fast.training.config import TrainConfig
 from mmer_fast.training.data_parallel import average_gradients, clip_gradients, gathered, scattered
 from mmer_fast.training.distributed import ALONE, World, padded_as_whole, whole_batch
+from mmer_fast.training.errors import Terminated, TrainingError
 from mmer_fast.training.evaluate import evaluate
 from mmer_fast.training.fast_step import chosen_step
-from mmer_fast.training.order import batches, epoch_batches
+from mmer_fast.training.finite import (
+    first_loss,
+    first_nonfinite,
+    gradients,
+    inputs,
+    is_finite,
+    optimizer_state,
+    parameters,
+)
+from mmer_fast.training.loader import dead_workers_named, training_batches
+from mmer_fast.training.order import epoch_batches
 from mmer_fast.training.schedule import learning_rate
+from mmer_fast.training.sums import EpochSums
+from mmer_fast.training.termination import TerminationRequest
 
 STATE_FILE = "state.safetensors"
 BEST_FILE = "model.safetensors"
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to try."""
+FAILED_FILE = "failed.safetensors"
+"""The state at a loss or weight that was not finite: as in `STATE_FILE`, and the header also has the positions of the
+samples of the step in the training split under "batch".
+"""
 
 
 class Observer(Protocol):
@@ -64,34 +80,6 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     gradient_ratios: list[float] = field(default_factory=list)
     best_epoch: int | None = None
-
-
-class EpochSums:
-    """Sums over the steps of an epoch, on the device: losses weighted by samples, and label counts.
-
-    `losses` (3,) float64: L_r, L_m, L_p. `counts` (4,) int64: true positives, false positives, false
-    negatives, samples.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.losses = torch.zeros(3, dtype=torch.float64, device=device)
-        self.counts = torch.zeros(4, dtype=torch.int64, device=device)
-
-    def add(self, result: StepResult, labels_bk: Tensor, threshold: float) -> None:
-        predicted_bk = result.logits.sigmoid() > threshold
-        true_bk = labels_bk.bool()
-        pairs = (predicted_bk & true_bk, predicted_bk & ~true_bk, ~predicted_bk & true_bk)
-        samples = len(labels_bk)
-        self.losses += result.losses.double() * samples
-        self.counts += torch.stack([pair.sum() for pair in pairs] + [self.counts.new_tensor(samples)])
-
-    def summary(self) -> dict[str, float]:
-        """Mean losses, and the micro-F1 of the predictions made while training (dropout on, weights
-        moving).
-        """
-        hit, false, missed, samples = self.counts.tolist()
-        means = dict(zip(("recognition", "masked", "perturbed"), (self.losses / samples).tolist(), strict=True))
-        return {**means, "micro_f1": 2 * hit / max(2 * hit + false + missed, 1)}
 
 
 class Trainer:
@@ -134,35 +122,67 @@ class Trainer:
         self.steps_per_epoch = -(-len(self.train_split) // config.batch_size)
         self.progress = Progress()
         self.sums = EpochSums(self.device)
+        self.termination = TerminationRequest()
 
     def fit(self) -> list[dict[str, Any]]:
         """Train from where `progress` stands to the last epoch; returns the history, one record an epoch.
 
+        With `TrainConfig.patience` the last epoch may be an earlier one than `TrainConfig.epochs`.
+
         Raises:
-            TrainingError: a loss is no longer finite.
+            TrainingError: a loss or a weight is no longer finite, a file cannot be written, or a worker of
+                `TrainConfig.workers` has died.
+            Terminated: SIGTERM came; the state is saved.
         """
-        while self.progress.epoch < self.config.epochs:
-            self._train_epoch()
-            self._finish_epoch()
+        # Among several processes a signal comes to each at its own step; there it ends the process, and all with it.
+        with self.termination if self.world.group is None else nullcontext():
+            while self.progress.epoch < self.config.epochs and not self.stopped_early:
+                with dead_workers_named(self.config.workers):
+                    self._train_epoch()
+                self._finish_epoch()
+                if self.termination.received:
+                    raise Terminated
         return self.progress.history
 
+    @property
+    def stopped_early(self) -> bool:
+        """Whether as many epochs as `TrainConfig.patience` have passed since the best one."""
+        best, patience = self.progress.best_epoch, self.config.patience
+        return patience is not None and best is not None and self.progress.epoch - best >= patience
+
     def save(self) -> None:
-        """Write the state of training, atomically."""
-        tensors = {
+        """Write the state of training, atomically.
+
+        Raises:
+            TrainingError: it is not finite, or cannot be written; the state that was saved before is kept.
+        """
+        self._check_state()
+        self._write(STATE_FILE, self._state(), asdict(self.progress))
+
+    def _state(self) -> dict[str, Tensor]:
+        return {
             **with_prefix("model", gathered(self.model.state_dict())),
             **with_prefix("optimizer", gathered(optimizer_tensors(self.optimizer, self.model))),
             **with_prefix("random", random_states(self.world)),
             "sums/losses": self.sums.losses,
             "sums/counts": self.sums.counts,
         }
-        if self.world.first:
-            write_tensors(self.directory / STATE_FILE, tensors, asdict(self.progress))
+
+    def _write(self, name: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        if not self.world.first:
+            return
+        try:
+            write_tensors(self.directory / name, tensors, header)
+        except WriteError as error:
+            kept = (self.directory / STATE_FILE).exists()
+            advice = "the state saved before is whole: go on by --resume" if kept else "no state was saved before"
+            raise TrainingError(f"{error}; {advice}") from None
 
     def resume(self) -> bool:
         """Continue from the saved state, if there is one; says whether there was.
 
         Raises:
-            CheckpointError: the state cannot be read.
+            CheckpointError: the state cannot be read, or the best model that it speaks of is missing.
         """
         path = self.directory / STATE_FILE
         if not path.exists():
@@ -176,15 +196,19 @@ class Trainer:
             self.sums.counts.copy_(tensors["sums/counts"])
             self.progress = Progress(**progress)
             restore_random_states(section(tensors, "random"), self.world)
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path} is not a state of this training: {error}") from None
+        best = self.directory / BEST_FILE
+        if self.progress.best_epoch is not None and not best.exists():
+            raise CheckpointError(f"{best} is missing: the best model so far, of epoch {self.progress.best_epoch}")
         return True
 
     def _train_epoch(self) -> None:
         progress, config = self.progress, self.config
         self.model.train()
         remaining = epoch_batches(self.train_split, config, progress.epoch)[progress.step :]
-        parts = batches(self.train_split, [self.world.part(indices_b) for indices_b in remaining], self.device)
+        own = [self.world.part(indices_b) for indices_b in remaining]
+        parts = training_batches(self.train_split, own, self.device, config.workers)
         for indices_b, part in zip(remaining, parts, strict=True):
             step = progress.epoch * self.steps_per_epoch + progress.step
             measure = progress.step % config.log_every == 0
@@ -192,12 +216,14 @@ class Trainer:
             labels_bk = part.labels if self.world.group is None else self._labels(indices_b)
             self.sums.add(result, labels_bk, config.threshold)
             if measure:
-                self._check_finite()
                 self._record_ratio(result.gradient_ratio)
             self.observer.on_step(progress.epoch, progress.step, len(indices_b), result)
             progress.step += 1
-            if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
+            leave = self.termination.received
+            if leave or (config.checkpoint_every and progress.step % config.checkpoint_every == 0):
                 self.save()
+            if leave:
+                raise Terminated
 
     def _optimize(self, indices_b: Tensor, part: Batch, step: int, measure_ratio: bool) -> StepResult:
         """A step on the batch with these samples, of which `part` is this rank's; the result is that of all ranks."""
@@ -206,26 +232,62 @@ class Trainer:
             part = padded_as_whole(part, self.train_split, indices_b)
         self.optimizer.zero_grad()
         part = augmented(part, self.config)
+        micro_batch = self.config.batch_size // self.config.accumulation
         weight = world.weight(indices_b)
-        result = self.algorithm.accumulate_gradients(part, measure_ratio=measure_ratio, weight=weight)
+        result = accumulate_gradients(self.algorithm, part, micro_batch, measure_ratio=measure_ratio, weight=weight)
         average_gradients(self.model.parameters(), world)
+        losses, logits_bk = whole_batch(world, indices_b, result.losses, result.logits)
+        if measure_ratio or self.device.type == "cpu":  # elsewhere it would make every step wait for the device
+            self._check_losses(part, losses)
         if self.config.clip_norm is not None:
             clip_gradients(self.model.parameters(), self.config.clip_norm, world)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step, self.steps_per_epoch)
         self.optimizer.step()
-        losses, logits_bk = whole_batch(world, indices_b, result.losses, result.logits)
         return replace(result, losses=losses, logits=logits_bk)
 
     def _labels(self, indices_b: Tensor) -> Tensor:
         return torch.from_numpy(self.train_split.labels[indices_b.numpy()]).to(self.device)
 
-    def _check_finite(self) -> None:
-        if not bool(self.sums.losses.isfinite().all()):
-            raise TrainingError(
-                f"the loss is not finite in epoch {self.progress.epoch + 1}; try a lower learning rate "
-                f"(now {self.config.learning_rate:g}) or a smaller clip_norm (now {self.config.clip_norm})"
+    def _check_losses(self, batch: Batch, losses: Tensor) -> None:
+        """Stop where the losses of the step under way, not yet in the sums, or those of earlier ones are not finite."""
+        if is_finite(self.sums.losses + losses):
+            return
+        culprit = first_nonfinite(inputs(batch), parameters(self.model), gradients(self.model))
+        if is_finite(self.sums.losses):
+            self._stop(f"the {first_loss(losses)} loss is not finite", culprit, self.progress.step + 1)
+        self._stop(f"the {first_loss(self.sums.losses)} loss is not finite", culprit, self.progress.step, exact=False)
+
+    def _check_state(self) -> None:
+        """Stop where the losses so far, the weights or the state of the optimizer are not finite on any rank."""
+        moments = optimizer_state(optimizer_tensors(self.optimizer, self.model))
+        culprit = first_nonfinite(parameters(self.model), moments)
+        if not is_finite(self.sums.losses):
+            self._stop(
+                f"the {first_loss(self.sums.losses)} loss is not finite", culprit, self.progress.step, exact=False
             )
+        if float(self.world.sum(torch.tensor(float(culprit is not None)))) > 0:
+            cause = first_nonfinite(gradients(self.model)) or culprit
+            self._stop("the weights after the optimizer step are not finite", cause, self.progress.step)
+
+    def _stop(self, what: str, culprit: str | None, step: int, *, exact: bool = True) -> NoReturn:
+        """Keep the state for a post-mortem and end training at, or shortly before, step `step` (from 1)."""
+        progress, config = self.progress, self.config
+        samples = epoch_batches(self.train_split, config, progress.epoch)[step - 1].tolist()
+        path = self.directory / FAILED_FILE
+        kept = f"the state is in {path}"
+        state = self._state()
+        try:
+            if self.world.first:
+                write_tensors(path, state, {**asdict(progress), "batch": samples})
+        except WriteError as error:
+            kept = str(error)
+        place = f"step {step}" if exact else f"in one of the {min(step, config.log_every)} steps up to step {step}"
+        raise TrainingError(
+            f"{what} in epoch {progress.epoch + 1}, {place}; first tensor that is not: {culprit or 'none'}; "
+            f"{kept}; try a lower learning rate (now {config.learning_rate:g}) or a smaller clip_norm "
+            f"(now {config.clip_norm})"
+        )
 
     def _record_ratio(self, ratio: Tensor | None) -> None:
         if ratio is not None and bool(ratio.isfinite()):
@@ -233,28 +295,30 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         progress, config = self.progress, self.config
-        self._check_finite()
+        self._check_state()
         loss = self.algorithm.recognition_loss
-        valid = evaluate(
-            self.model, self.valid_split, threshold=config.threshold, recognition_loss=loss, world=self.world
-        )
+        try:
+            valid = evaluate(
+                self.model, self.valid_split, threshold=config.threshold, recognition_loss=loss, world=self.world
+            )
+        except FloatingPointError as error:  # of finite weights that overflow
+            self._stop(f"{error} on the validation split", None, progress.step)
         valid.pop("shift", None)
         ratios = progress.gradient_ratios
-        record = {
+        last_step = (progress.epoch + 1) * self.steps_per_epoch - 1
+        record: dict[str, Any] = {
             "epoch": progress.epoch + 1,
             "train": self.sums.summary(),
             "valid": valid,
             "gradient_ratio": sum(ratios) / len(ratios) if ratios else None,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": learning_rate(config, last_step, self.steps_per_epoch),
         }
         progress.history.append(record)
         best = progress.best_epoch
         if best is None or valid[config.selection] > progress.history[best - 1]["valid"][config.selection]:
             progress.best_epoch = record["epoch"]
             # Before the state, so that no state ever speaks of a best model that is not on disk.
-            weights = gathered(self.model.state_dict())
-            if self.world.first:
-                write_tensors(self.directory / BEST_FILE, weights, self.header)
+            self._write(BEST_FILE, gathered(self.model.state_dict()), self.header)
         progress.epoch, progress.step, progress.gradient_ratios = progress.epoch + 1, 0, []
         self.sums = EpochSums(self.device)
         self.save()

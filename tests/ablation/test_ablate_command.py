@@ -59,7 +59,8 @@ def test_plain_lines_files_and_exit_codes(data: Path, tmp_path: Path, capsys: py
     failing = (*options, "--out", tmp_path / "failing", "--only", "app", "--set", "learning_rate=1e30")
     assert mmer_fast("ablate", *failing) == 1
     captured = capsys.readouterr()
-    assert "+ APP, seed 0: failed: TrainingError: the loss is not finite" in captured.out
+    assert "+ APP, seed 0: failed: TrainingError: the " in captured.out
+    assert " not finite " in captured.out
     assert captured.err.startswith("mmer-fast: error: + APP, seed 0: TrainingError")
     assert captured.err.count("\n") == 1
     assert (tmp_path / "failing" / "figure5.md").exists()

@@ -123,6 +123,10 @@ def test_json_of_another_form_is_refused(change: dict, message: str) -> None:
         ("selection", "loss"),
         ("clip_norm", 0.0),
         ("threshold", 2),
+        ("accumulation", 0),
+        ("accumulation", 3),
+        ("patience", 0),
+        ("workers", -1),
     ],
 )
 def test_bad_values_name_the_field(field: str, value: object) -> None:

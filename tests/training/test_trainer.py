@@ -141,10 +141,42 @@ def test_divergence_is_an_error_and_saves_no_best_model(tmp_path: Path) -> None:
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_a_damaged_state_is_an_error(tmp_path: Path, finished: Finished) -> None:
-    state = Path(shutil.copy(finished[0] / STATE_FILE, tmp_path))
-    state.write_bytes(state.read_bytes()[:1000])
+@pytest.mark.parametrize("size", [0, 7, 1000, -1])
+def test_a_damaged_state_is_an_error_that_changes_nothing(tmp_path: Path, finished: Finished, size: int) -> None:
+    for path in finished[0].iterdir():
+        shutil.copy(path, tmp_path)
+    state = tmp_path / STATE_FILE
+    state.write_bytes(state.read_bytes()[:size])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(CheckpointError, match=STATE_FILE):
+        train(tmp_path, Silent())
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_state_whose_best_model_is_missing_is_an_error(tmp_path: Path, finished: Finished) -> None:
+    shutil.copy(finished[0] / STATE_FILE, tmp_path)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing: the best model so far"):
+        train(tmp_path, Silent())
+
+
+@pytest.mark.parametrize(
+    ("key", "header"),
+    [
+        ("optimizer/decoder.queries/exp_avg", {}),
+        ("random/cpu", {}),
+        ("sums/counts", {}),
+        (None, None),
+        (None, {"epochs": 3}),
+    ],
+)
+def test_a_state_that_lacks_something_is_an_error(
+    tmp_path: Path, finished: Finished, key: str | None, header: dict | None
+) -> None:
+    tensors, progress = read_tensors(finished[0] / STATE_FILE)
+    if key is not None:
+        tensors[key.replace("/", "?")] = tensors.pop(key)
+    write_tensors(tmp_path / STATE_FILE, tensors, {**progress, **header} if header is not None else None)
+    with pytest.raises(CheckpointError, match=rf"{STATE_FILE} is not a state of this training"):
         train(tmp_path, Silent())
 
 

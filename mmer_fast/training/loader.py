@@ -1,0 +1,84 @@
+"""Training batches, cut in this process or in worker processes that run ahead of it.
+
+Workers are forked, so they read the arrays of the split where they lie, memory-mapped files included: nothing is copied
+or pickled on the way there. Batches come back through shared memory, in order, and draw no random numbers: training has
+the same bits with any number of workers.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mmer_fast.data import Batch, SequenceDataset, Split, collate
+from mmer_fast.training.errors import TrainingError
+from mmer_fast.training.order import batches
+
+
+def training_batches(split: Split, indices: Sequence[Tensor], device: torch.device, workers: int) -> Iterator[Batch]:
+    """The batches of a split with these sample indices, on `device`.
+
+    Args:
+        split: a validated split.
+        indices: of the samples of each batch.
+        device: where the batches go; to a CUDA device through page-locked memory where there are workers.
+        workers: processes, each of which prepares up to two batches ahead; 0: this one, each batch when asked for. A
+            daemonic process, which may have no children, does so too.
+    """
+    if workers == 0 or multiprocessing.current_process().daemon:
+        return batches(split, indices, device)
+    return _batches_of_workers(split, indices, device, workers)
+
+
+@contextmanager
+def dead_workers_named(workers: int) -> Iterator[None]:
+    """Around the use of `training_batches`: turns the death of a worker, which torch reports from a signal handler and
+    so at any place, into a `TrainingError`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.match(r"DataLoader worker \(pid", str(error)):
+            raise
+        cause = str(error).splitlines()[0].strip().rstrip(".")
+        raise TrainingError(
+            f"a process that loads data died: {cause}; most often memory or /dev/shm is full: go on by --resume with "
+            f"fewer workers (now {workers}; 0 needs no such process)"
+        ) from None
+
+
+def _batches_of_workers(split: Split, indices: Sequence[Tensor], device: torch.device, workers: int) -> Iterator[Batch]:
+    loader = DataLoader(
+        SequenceDataset(split),
+        batch_sampler=[chunk.tolist() for chunk in indices],
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+        multiprocessing_context="fork",
+        generator=torch.Generator(),  # the seed of the workers is not drawn from training's generator
+    )
+    with _sigterm_blocked(), warnings.catch_warnings():  # Python 3.12 warns of threads; the workers only index arrays
+        warnings.filterwarnings("ignore", r".*use of fork\(\) may lead to deadlocks", DeprecationWarning)
+        prepared = iter(loader)
+    for batch in prepared:
+        yield batch.to(device, non_blocking=True)
+
+
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Processes started here never see SIGTERM: a scheduler warns every process of a job, and training, which goes on
+    to the end of the step, needs its workers.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
