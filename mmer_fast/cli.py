@@ -32,18 +32,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if missing:
         _fail(f"this command needs {', '.join(missing)}: pip install 'mmer_fast[train]'", 2)
 
+    import mmer_fast.ablation.commands
     import mmer_fast.report.commands  # noqa: F401  adds report and explain
     from mmer_fast.data import DataError
     from mmer_fast.training.checkpoint import CheckpointError
     from mmer_fast.training.commands import app
+    from mmer_fast.training.distributed import ProcessFailed, WorldError
     from mmer_fast.training.run import RunError
     from mmer_fast.training.trainer import TrainingError
 
     try:
         app(args=None if arguments is None else list(arguments), prog_name="mmer-fast")
-    except (DataError, RunError, CheckpointError) as error:
+    except (DataError, RunError, CheckpointError, WorldError) as error:
         _fail(str(error), 2)
     except TrainingError as error:
+        _fail(str(error), 1)
+    except ProcessFailed as error:
+        if error.reported:
+            raise SystemExit(1) from None
         _fail(str(error), 1)
 
 

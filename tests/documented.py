@@ -22,8 +22,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.run import get_args_parser
+from typer.main import get_command
+
 from benchmarks import run as benchmark_run
 from mmer_fast import cli, info
+from mmer_fast.training.commands import app
 from mmer_fast.training.settings import configure, read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,7 +73,7 @@ def blocks(page: Path) -> list[Block]:
 
 def run_page(page: Path) -> dict[str, Any]:
     """Check every block of a page, in the working directory; returns the names that its Python blocks have made."""
-    names: dict[str, Any] = {"__name__": "documented"}
+    names: dict[str, Any] = {"__name__": "__main__"}
     printed = ""
     for block in blocks(page):
         if block.reason is not None:
@@ -116,6 +120,8 @@ def run_command(words: list[str]) -> None:
             check_variable(assignment.partition("=")[0])
         case ["mmer-fast", *arguments]:
             mmer_fast(arguments)
+        case ["torchrun", *arguments]:
+            check_torchrun(arguments)
         case ["python", "-m", "mmer_fast.info", *arguments]:
             with redirect_stdout(StringIO()):
                 info.main(arguments)
@@ -149,6 +155,14 @@ def mmer_fast(arguments: list[str]) -> None:
     assert code == 0, f"mmer-fast {shlex.join(arguments)} ends with {code}"
     if target is not None:
         target.write_text(out.getvalue())
+
+
+def check_torchrun(words: list[str]) -> None:
+    """Parse as torchrun and `mmer-fast` would; tests/training starts several processes."""
+    launch = get_args_parser().parse_args(words)
+    assert (launch.module, launch.training_script) == (True, "mmer_fast"), "torchrun is for -m mmer_fast"
+    name, *arguments = launch.training_script_args
+    get_command(app).commands[name].make_context(name, arguments)
 
 
 def check_variable(name: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from documented import LANGUAGES, PAGES, ROOT, Block, blocks, run_page
 
 from mmer_fast import report
+from mmer_fast.ablation import api as ablation
 from mmer_fast.data import FORMATS, loading, make_synthetic
 from mmer_fast.data import commands as data_commands
 from mmer_fast.report import analysis
@@ -27,7 +28,8 @@ MAX_NOT_RUN = 3
 def small(tmp_path, monkeypatch):
     """A directory with the reader's files, where the embedded data and every network that is trained are tiny.
 
-    Only the command `report` draws: the reports at the end of each training take most of a test's time.
+    Only the command `report` draws: the reports at the end of each training take most of a test's time. Ablations plan
+    and write, but start no processes.
     """
     tiny = partial(make_synthetic, **SMALL)
     for name, format in FILES.items():
@@ -39,6 +41,7 @@ def small(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "configure", shrunk)
     monkeypatch.setattr(report, "plot_curves", lambda history, path, **_: path.touch())
     monkeypatch.setattr(report, "write_report", lambda runs, path, **_: path.touch())
+    monkeypatch.setattr(ablation, "train_all", lambda *_: {})
     monkeypatch.setattr(analysis, "measure_step", lambda *_: None)
     return tmp_path
 
@@ -84,6 +87,7 @@ def test_links_between_pages_lead_somewhere(page):
         ("```sh\nmake no-such-target\n```", "does not know"),
         ('```sh\npip install ".[nothing]"\n```', "no extra"),
         ("```sh\nMMER_NOTHING=1 pip install .\n```", "nothing reads"),
+        ("```sh\ntorchrun -m mmer_fast train --no-such-option\n```", "NoSuchOption"),
         ("```sh\nrm -r everything\n```", "no rule"),
         ("```yaml\ntrain: {epoch: 3}\n```", "unknown field"),
         ('```python title="setup.py"\nfrom nowhere import nothing\n```', "is not in setup.py"),

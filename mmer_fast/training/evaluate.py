@@ -6,7 +6,8 @@ Shape suffixes: n samples, t time, k labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from mmer_fast.data import Split
 from mmer_fast.metrics import multilabel_metrics
 from mmer_fast.models import RobMMR
 from mmer_fast.ops.lengths import length_mask
+from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.order import batches, sorted_batches
 
 PLANTED = "planted_"
@@ -26,14 +28,29 @@ def _device(model: RobMMR) -> torch.device:
     return next(model.parameters()).device
 
 
-@torch.inference_mode()
-def predict_logits(model: RobMMR, split: Split, batch_size: int = 256) -> Tensor:
-    """Label logits (N, K), float32 on the CPU, in the order of the split. Leaves the model in eval mode."""
+@contextmanager
+def same_draws(seed: int = 0) -> Iterator[None]:
+    """A block in which torch's generators begin at `seed`; afterwards they are where they were before."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def predict_logits(model: RobMMR, split: Split, batch_size: int = 256, world: World = ALONE) -> Tensor:
+    """Label logits (N, K), float32 on the CPU, in the order of the split. Leaves the model in eval mode.
+
+    The processes of `world` compute whole batches in turns, so the logits are those of one process; each gets all.
+    """
     model.eval()
-    logits_nk = torch.empty(len(split), model.labels)
-    for batch in batches(split, sorted_batches(split, batch_size), _device(model)):
-        logits_nk[batch.index.cpu()] = model(batch.features, batch.lengths).logits.float().cpu()
-    return logits_nk
+    logits_nk = torch.zeros(len(split), model.labels)
+    indices, counted = world.turns(sorted_batches(split, batch_size))
+    # What FSDP2 allocates in inference mode cannot be trained with afterwards.
+    with torch.no_grad() if world.fsdp else torch.inference_mode():
+        for i, batch in enumerate(batches(split, indices, _device(model))):
+            logits_bk = model(batch.features, batch.lengths).logits.float().cpu()
+            if i < counted:
+                logits_nk[batch.index.cpu()] = logits_bk
+    return world.sum(logits_nk)
 
 
 def predict_probabilities(model: RobMMR, split: Split, batch_size: int = 256) -> Tensor:
@@ -50,18 +67,20 @@ def evaluate(
     threshold: float = 0.5,
     batch_size: int = 256,
     recognition_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Metrics of `multilabel_metrics` over a split; where it has the extra `shift`, also for each of its
     values.
 
     Args:
         recognition_loss: of logits and labels (N, K), to be evaluated as well.
+        world: the processes that share the work and all get the result; each has to call this.
 
     Returns:
         The metrics, and "samples"; "recognition": that loss; "shift": value → metrics of that subset, if there is such
         an extra.
     """
-    logits_nk = predict_logits(model, split, batch_size)
+    logits_nk = predict_logits(model, split, batch_size, world)
     probabilities_nk = logits_nk.sigmoid()
     labels_nk = torch.from_numpy(split.labels)
     result = _metrics(probabilities_nk, labels_nk, threshold)
@@ -90,7 +109,7 @@ def mask_recall(model: RobMMR, split: Split, batch_size: int = 256) -> dict[str,
 
     A sample's recall is the share of its planted units among the k that its mask suppresses most (k as in
     training, rounded, at least 1). Chance is k/n: the recall of k units drawn at random. Samples without a
-    planted unit in a modality do not count there.
+    planted unit in a modality do not count there. Random masks are the same draw at every call.
 
     Returns:
         Modality → recall, chance, samples. Empty when the split has no such extra.
@@ -98,11 +117,12 @@ def mask_recall(model: RobMMR, split: Split, batch_size: int = 256) -> dict[str,
     model.eval()
     names = [name for name in model.modalities if PLANTED + name in split.extras]
     sums = {name: np.zeros(3) for name in names}
-    for batch in batches(split, sorted_batches(split, batch_size) if names else [], _device(model)):
-        masks = model.temporal_masks(model.encode(batch.features, batch.lengths))
-        for name in names:
-            planted_bt = torch.from_numpy(split.extras[PLANTED + name])[batch.index.cpu()]
-            sums[name] += _recall_sums(masks[name].float().cpu(), batch.lengths[name].cpu(), planted_bt)
+    with same_draws():
+        for batch in batches(split, sorted_batches(split, batch_size) if names else [], _device(model)):
+            masks = model.temporal_masks(model.encode(batch.features, batch.lengths))
+            for name in names:
+                planted_bt = torch.from_numpy(split.extras[PLANTED + name])[batch.index.cpu()]
+                sums[name] += _recall_sums(masks[name].float().cpu(), batch.lengths[name].cpu(), planted_bt)
     return {
         name: {"recall": recall / max(n, 1), "chance": chance / max(n, 1), "samples": int(n)}
         for name, (recall, chance, n) in ((name, values.tolist()) for name, values in sums.items())

@@ -2,8 +2,9 @@
 
 What is saved, and why no number changes:
 
-    E^x, clean   APP leaves the unimodal encoders alone, so H^x serves L_r, the mask networks and L_p. The gradients
-                 that arrive there from the three are summed, and the backward pass of E^x runs once, on the sum.
+    E^x, clean   APP of E^m or D leaves the unimodal encoders alone, so H^x serves L_r, the mask networks and L_p. The
+                 gradients that arrive there from the three are summed, and the backward pass of E^x runs once, on the
+                 sum.
     M^x          One launch of SOFT top-k for all modalities (`mmer_fast.models.masking`).
 
 In forward passes of E^x this is 2 instead of 3 (clean, masked), in backward passes 2 instead of 3, or of 4 where the
@@ -16,6 +17,9 @@ a forward and a backward pass of E^x of its own, as in the textbook, and little 
 
 E^m and D run three times as in the textbook. Where g of Eq. 14 may contain L_m they could take the clean and the masked
 samples as one batch; on a CPU that gains nothing and holds more memory.
+
+**APP of E^x** (`TrainConfig.perturbed_modules`) gives L_p a forward and a backward pass of its own too, and where g of
+Eq. 14 is the gradient of L_r alone, that has to go through the clean E^x by itself, before those of L_m and L_p arrive.
 
 **FGSM and PGD** move the embeddings, below H^x: nothing of E^x can be shared with their pass. They are served by
 `Algorithm1` itself.
@@ -32,12 +36,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-import mmer_fast as mf
 from mmer_fast.data import Batch
 from mmer_fast.models import RobMMR
 from mmer_fast.models.robmmr import Encodings
 from mmer_fast.training.algorithm1 import Algorithm1, StepResult, copy_gradients, gradient_ratio
 from mmer_fast.training.config import TrainConfig
+from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.perturbation import random_directions
 
 
@@ -48,11 +52,11 @@ class FastStep(Algorithm1):
     dropout is shared or the precision is "bfloat16".
     """
 
-    def accumulate_gradients(self, batch: Batch, *, measure_ratio: bool = False) -> StepResult:
+    def accumulate_gradients(self, batch: Batch, *, measure_ratio: bool = False, weight: float = 1.0) -> StepResult:
         """As `Algorithm1.accumulate_gradients`; `measure_ratio` costs a second backward pass of the clean E^x."""
         config, model = self.config, self.model
         if config.sigma > 0 and config.perturbation in ("fgsm", "pgd"):
-            return super().accumulate_gradients(batch, measure_ratio=measure_ratio)
+            return super().accumulate_gradients(batch, measure_ratio=measure_ratio, weight=weight)
         loss_m = loss_p = torch.zeros((), device=batch.labels.device)
         before = ratio = None
         clean = _SharedEncodings(self._encode(batch))
@@ -60,30 +64,32 @@ class FastStep(Algorithm1):
         # Emotion recognition, lines 3-6.
         logits = self._read(clean.encodings)
         loss_r = self.recognition_loss(logits, batch.labels)
-        loss_r.backward()
+        (weight * loss_r).backward()
+        if self._copies_g() and config.perturbs_unimodal:
+            clean.backward(retain_graph=model.config.reversal == "scores")
         g = self._copy_of_g()
 
         # Adversarial temporal masking, lines 7-12.
         if config.rho > 0:
             masked = self._encode(batch, self._masks(clean.encodings))
             loss_m = self.recognition_loss(self._read(masked), batch.labels)
-            (config.rho * loss_m).backward()
+            (weight * config.rho * loss_m).backward()
 
         # Adversarial parameter perturbation, lines 13-17.
-        shared = config.share_dropout or not self._draws_in_encoders()
+        shared = not config.perturbs_unimodal and (config.share_dropout or not self._draws_in_encoders())
         if config.sigma > 0:
             if measure_ratio or not shared:
                 clean.backward(retain_graph=shared)
             if measure_ratio:
                 before = copy_gradients(model.parameters())
             direction = random_directions(self.perturbed) if config.perturbation == "random" else g
-            with mf.perturbed(self.perturbed, config.gamma, scope=config.perturbation_norm, grads=direction):
+            with self._moved_along(direction):
                 noisy = self._read(clean.encodings if shared else self._encode(batch))
                 loss_p = self.consistency_loss(logits.detach(), noisy)
-                (config.sigma * loss_p).backward()
+                (weight * config.sigma * loss_p).backward()
         clean.backward()
         if before is not None:
-            ratio = gradient_ratio(model.parameters(), before) / config.sigma
+            ratio = gradient_ratio(model.parameters(), before, self.world) / config.sigma
 
         losses = torch.stack([loss_r.detach(), loss_m.detach(), loss_p.detach()])
         return StepResult(losses, logits.detach(), ratio)
@@ -91,14 +97,16 @@ class FastStep(Algorithm1):
     def _draws_in_encoders(self) -> bool:
         """Whether two forward passes of E^x differ."""
         config = self.model.config
-        return self.model.training and (config.dropout > 0 or config.attention_dropout > 0)
+        attends = config.encoder == "transformer"
+        return self.model.training and (config.dropout > 0 or (attends and config.attention_dropout > 0))
 
     def _encode(self, batch: Batch, masks: dict[str, Tensor] | None = None) -> Encodings:
         with self._autocast(batch.labels.device):
             return self.model.encode(batch.features, batch.lengths, masks)
 
     def _masks(self, encodings: Encodings) -> dict[str, Tensor]:
-        return self.model.temporal_masks(replace(encodings, hidden={n: _wide(x) for n, x in encodings.hidden.items()}))
+        wide = replace(encodings, hidden={name: _wide(x_nd) for name, x_nd in encodings.hidden.items()})
+        return self.model.temporal_masks(wide, self.world.group)
 
     def _read(self, encodings: Encodings) -> Tensor:
         """Logits (B, K) by E^m and D."""
@@ -113,9 +121,9 @@ class FastStep(Algorithm1):
         return torch.autocast(device.type, torch.bfloat16)
 
 
-def chosen_step(model: RobMMR, config: TrainConfig) -> Algorithm1:
+def chosen_step(model: RobMMR, config: TrainConfig, world: World = ALONE) -> Algorithm1:
     """The form of the step that `TrainConfig.step` names."""
-    return FastStep(model, config) if config.step == "fast" else Algorithm1(model, config)
+    return FastStep(model, config, world) if config.step == "fast" else Algorithm1(model, config, world)
 
 
 class _SharedEncodings:

@@ -3,7 +3,7 @@
 config.json        model and training configuration, and what the data looked like
 state.safetensors  everything needed to go on (`Trainer`)
 model.safetensors  weights of the best epoch, and how to build the model around them
-metrics.json       history, validation and test metrics of the best epoch
+metrics.json       history; metrics of the best epoch on training, validation and test split
 curves.png         losses and micro-F1 by epoch
 train.log          one line an epoch
 report.html        all of it to look at, in one file
@@ -12,6 +12,7 @@ tensorboard/       with --tensorboard
 
 from __future__ import annotations
 
+import tempfile
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from mmer_fast.models.config import config_from_dict
 from mmer_fast.models.standardization import Standardization
 from mmer_fast.training.checkpoint import CheckpointError, read_json, read_tensors, write_json
 from mmer_fast.training.config import TrainConfig, configs_from_json, configs_to_json
+from mmer_fast.training.data_parallel import prepare
+from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.evaluate import evaluate, mask_recall
 from mmer_fast.training.trainer import BEST_FILE, STATE_FILE, Observer, Trainer
 
@@ -115,33 +118,60 @@ def build_model(config: RunConfig, device: torch.device) -> RobMMR:
 
 
 def train_run(
-    config: RunConfig, data: MultiModalData, directory: Path, device: torch.device, observer: Observer
+    config: RunConfig,
+    data: MultiModalData,
+    directory: Path,
+    device: torch.device,
+    observer: Observer,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Train, or go on training, in `directory`; returns what it writes to `metrics.json`.
 
+    Args:
+        world: the processes that train together. Each has to call this, with the same configuration and data and a
+            directory that all of them see; the first writes, and all return the same.
+
     Raises:
+        RunError: the configuration does not go with `world`.
+        WorldError: configuration, data or saved state differ between its processes.
         TrainingError: training diverged.
         CheckpointError: the state in the directory cannot be read.
     """
-    write_json(directory / CONFIG_FILE, config.to_json())
+    _check_world(config, world)
+    if world.first:
+        write_json(directory / CONFIG_FILE, config.to_json())
     model = build_model(config, device)
     _fit_standardization(model, data.splits["train"])
+    prepare(model, world)
+    world.seed_draws(config.train.seed)
     header = {"model": asdict(config.model), "threshold": config.train.threshold}
     header |= {key: config.data[key] for key in ("modalities", "label_names")}
-    trainer = Trainer(model, config.train, data, directory, header, observer)
+    trainer = Trainer(model, config.train, data, directory, header, observer, world)
     trainer.resume()
+    world.agree({"epoch": trainer.progress.epoch, "step": trainer.progress.step})
     history = trainer.fit()
+    world.wait()  # until the best model is on disk
     best, _ = load_best(directory, device)
     results = {
         "selection": config.train.selection,
         "best_epoch": trainer.progress.best_epoch,
-        "valid": evaluate(best, data.splits["valid"], threshold=config.train.threshold),
-        "test": evaluate(best, data.splits["test"], threshold=config.train.threshold),
+        "train": evaluate(best, data.splits["train"], threshold=config.train.threshold, world=world),
+        "valid": evaluate(best, data.splits["valid"], threshold=config.train.threshold, world=world),
+        "test": evaluate(best, data.splits["test"], threshold=config.train.threshold, world=world),
         "mask_recall": mask_recall(best, data.splits["test"]),
         "history": history,
     }
-    write_json(directory / METRICS_FILE, results)
+    if world.first:
+        write_json(directory / METRICS_FILE, results)
     return results
+
+
+def _check_world(config: RunConfig, world: World) -> None:
+    if world.fsdp and config.train.app_batch == "local":
+        raise RunError("TrainConfig.app_batch must be 'global' with fsdp, which reduces every gradient, got 'local'")
+    facts = _flatten(config.to_json())
+    facts.pop("data.source")  # a path may differ between machines; the checksums may not
+    world.agree({**facts, "fsdp": world.fsdp})
 
 
 def _fit_standardization(model: RobMMR, split: Split) -> None:
@@ -165,6 +195,20 @@ def load_best(directory: Path, device: torch.device) -> tuple[RobMMR, dict[str, 
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not hold a RobMMR model: {error}") from None
     return model.to(device).eval(), header
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory that can be written to, unless there is one.
+
+    Raises:
+        RunError: it cannot be.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise RunError(f"{directory}: cannot write there: {error.strerror}") from None
 
 
 def holds_run(directory: Path) -> bool:

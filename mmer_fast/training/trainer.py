@@ -7,16 +7,17 @@ was killed at any moment and resumed ends with the same bits as training that wa
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mmer_fast.data import MultiModalData
+from mmer_fast.data import Batch, MultiModalData
 from mmer_fast.models import RobMMR
 from mmer_fast.training.algorithm1 import StepResult
+from mmer_fast.training.augmentation import augmented
 from mmer_fast.training.checkpoint import (
     CheckpointError,
     load_optimizer_tensors,
@@ -29,6 +30,8 @@ from mmer_fast.training.checkpoint import (
     write_tensors,
 )
 from mmer_fast.training.config import TrainConfig
+from mmer_fast.training.data_parallel import average_gradients, clip_gradients, gathered, scattered
+from mmer_fast.training.distributed import ALONE, World, padded_as_whole, whole_batch
 from mmer_fast.training.evaluate import evaluate
 from mmer_fast.training.fast_step import chosen_step
 from mmer_fast.training.order import batches, epoch_batches
@@ -101,6 +104,8 @@ class Trainer:
         directory: existing; where the two files go.
         header: JSON data stored with the best weights, enough to build the model again.
         observer: told about steps and epochs.
+        world: the processes that train together, each with such a trainer; `prepare` has readied the model for it.
+            Rank 0 writes the files; `resume` wants them where every rank can read them.
     """
 
     def __init__(
@@ -111,15 +116,17 @@ class Trainer:
         directory: Path,
         header: dict[str, Any],
         observer: Observer,
+        world: World = ALONE,
     ) -> None:
         self.model = model
+        self.world = world
         self.config = config
         self.train_split, self.valid_split = data.splits["train"], data.splits["valid"]
         self.directory = directory
         self.header = header
         self.observer = observer
         self.device = next(model.parameters()).device
-        self.algorithm = chosen_step(model, config)
+        self.algorithm = chosen_step(model, config, world)
         fused = self.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
@@ -142,13 +149,14 @@ class Trainer:
     def save(self) -> None:
         """Write the state of training, atomically."""
         tensors = {
-            **with_prefix("model", self.model.state_dict()),
-            **with_prefix("optimizer", optimizer_tensors(self.optimizer, self.model)),
-            **with_prefix("random", random_states()),
+            **with_prefix("model", gathered(self.model.state_dict())),
+            **with_prefix("optimizer", gathered(optimizer_tensors(self.optimizer, self.model))),
+            **with_prefix("random", random_states(self.world)),
             "sums/losses": self.sums.losses,
             "sums/counts": self.sums.counts,
         }
-        write_tensors(self.directory / STATE_FILE, tensors, asdict(self.progress))
+        if self.world.first:
+            write_tensors(self.directory / STATE_FILE, tensors, asdict(self.progress))
 
     def resume(self) -> bool:
         """Continue from the saved state, if there is one; says whether there was.
@@ -161,12 +169,13 @@ class Trainer:
             return False
         tensors, progress = read_tensors(path)
         try:
-            self.model.load_state_dict(section(tensors, "model"))
-            load_optimizer_tensors(self.optimizer, self.model, section(tensors, "optimizer"))
+            self.model.load_state_dict(scattered(section(tensors, "model"), self.model))
+            optimizer = scattered(section(tensors, "optimizer"), self.model)
+            load_optimizer_tensors(self.optimizer, self.model, optimizer)
             self.sums.losses.copy_(tensors["sums/losses"])
             self.sums.counts.copy_(tensors["sums/counts"])
             self.progress = Progress(**progress)
-            restore_random_states(section(tensors, "random"))
+            restore_random_states(section(tensors, "random"), self.world)
         except (KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{path} is not a state of this training: {error}") from None
         return True
@@ -175,28 +184,41 @@ class Trainer:
         progress, config = self.progress, self.config
         self.model.train()
         remaining = epoch_batches(self.train_split, config, progress.epoch)[progress.step :]
-        for batch in batches(self.train_split, remaining, self.device):
+        parts = batches(self.train_split, [self.world.part(indices_b) for indices_b in remaining], self.device)
+        for indices_b, part in zip(remaining, parts, strict=True):
             step = progress.epoch * self.steps_per_epoch + progress.step
             measure = progress.step % config.log_every == 0
-            result = self._optimize(batch, step, measure)
-            self.sums.add(result, batch.labels, config.threshold)
+            result = self._optimize(indices_b, part, step, measure)
+            labels_bk = part.labels if self.world.group is None else self._labels(indices_b)
+            self.sums.add(result, labels_bk, config.threshold)
             if measure:
                 self._check_finite()
                 self._record_ratio(result.gradient_ratio)
-            self.observer.on_step(progress.epoch, progress.step, len(batch), result)
+            self.observer.on_step(progress.epoch, progress.step, len(indices_b), result)
             progress.step += 1
             if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
                 self.save()
 
-    def _optimize(self, batch: Any, step: int, measure_ratio: bool) -> StepResult:
+    def _optimize(self, indices_b: Tensor, part: Batch, step: int, measure_ratio: bool) -> StepResult:
+        """A step on the batch with these samples, of which `part` is this rank's; the result is that of all ranks."""
+        world = self.world
+        if world.group is not None:
+            part = padded_as_whole(part, self.train_split, indices_b)
         self.optimizer.zero_grad()
-        result = self.algorithm.accumulate_gradients(batch, measure_ratio=measure_ratio)
+        part = augmented(part, self.config)
+        weight = world.weight(indices_b)
+        result = self.algorithm.accumulate_gradients(part, measure_ratio=measure_ratio, weight=weight)
+        average_gradients(self.model.parameters(), world)
         if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+            clip_gradients(self.model.parameters(), self.config.clip_norm, world)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step, self.steps_per_epoch)
         self.optimizer.step()
-        return result
+        losses, logits_bk = whole_batch(world, indices_b, result.losses, result.logits)
+        return replace(result, losses=losses, logits=logits_bk)
+
+    def _labels(self, indices_b: Tensor) -> Tensor:
+        return torch.from_numpy(self.train_split.labels[indices_b.numpy()]).to(self.device)
 
     def _check_finite(self) -> None:
         if not bool(self.sums.losses.isfinite().all()):
@@ -213,7 +235,9 @@ class Trainer:
         progress, config = self.progress, self.config
         self._check_finite()
         loss = self.algorithm.recognition_loss
-        valid = evaluate(self.model, self.valid_split, threshold=config.threshold, recognition_loss=loss)
+        valid = evaluate(
+            self.model, self.valid_split, threshold=config.threshold, recognition_loss=loss, world=self.world
+        )
         valid.pop("shift", None)
         ratios = progress.gradient_ratios
         record = {
@@ -228,7 +252,9 @@ class Trainer:
         if best is None or valid[config.selection] > progress.history[best - 1]["valid"][config.selection]:
             progress.best_epoch = record["epoch"]
             # Before the state, so that no state ever speaks of a best model that is not on disk.
-            write_tensors(self.directory / BEST_FILE, self.model.state_dict(), self.header)
+            weights = gathered(self.model.state_dict())
+            if self.world.first:
+                write_tensors(self.directory / BEST_FILE, weights, self.header)
         progress.epoch, progress.step, progress.gradient_ratios = progress.epoch + 1, 0, []
         self.sums = EpochSums(self.device)
         self.save()
