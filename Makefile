@@ -16,13 +16,14 @@ SOURCES := setup.py pyproject.toml mmer_fast/_version.py kernels/sources.json \
            $(wildcard csrc/* kernels/common/* kernels/cpu/* kernels/cuda/*)
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-slow bench lint format wheel gpu-check cuda-check clean
+.PHONY: help train test test-slow bench docs lint format wheel gpu-check cuda-check clean
 
 help:
 	@echo "make train       environment, build, train the compact preset on the embedded data set (results in $(OUT))"
 	@echo "make test        environment, build, tests"
 	@echo "make test-slow   the tests that take long: every row of the ablations, trained on the embedded data set"
 	@echo "make bench       benchmarks against the peers: JSON rows, plots, the README's table"
+	@echo "make docs        the documentation site, in build/site: open index.html, no network needed"
 	@echo "make lint        ruff, mypy, clang-format"
 	@echo "make format      what lint would complain about, repaired where a tool can"
 	@echo "make wheel       the wheel, in dist/"
@@ -43,6 +44,10 @@ test-slow: $(VENV)/test
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.run --device cpu --out benchmarks/results
 	$(BIN)/python -m benchmarks.report
+
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "built: build/site/index.html"
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
@@ -82,6 +87,10 @@ $(VENV)/test: $(VENV)/train
 
 $(VENV)/bench: $(VENV)/train
 	$(PIP) --editable ".[bench]"
+	@touch $@
+
+$(VENV)/docs: $(VENV)/train
+	$(PIP) --editable ".[docs]"
 	@touch $@
 
 $(VENV)/lint: $(VENV)/test

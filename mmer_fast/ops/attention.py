@@ -78,7 +78,7 @@ def masked_attention(
             outside [0, 1].
         BackendUnavailable: `backend` cannot serve these tensors.
 
-    Example:
+    Examples:
         >>> q = torch.ones(1, 1, 1, 2)
         >>> v = torch.tensor([[[[1.0, 0.0], [3.0, 0.0]]]])
         >>> masked_attention(q, torch.zeros_like(v), v, torch.tensor([[1.0, 0.5]]))
@@ -161,7 +161,7 @@ def packed_attention(
             end at the number of tokens (on the CPU, and in `mmer_fast.checked` mode everywhere); a maximum below the
             longest.
 
-    Example:
+    Examples:
         >>> layout = packed_layout(torch.tensor([2, 1]))
         >>> tokens = torch.tensor([[1.0], [3.0], [7.0]])[:, None]
         >>> packed_attention(0 * tokens, tokens, tokens, layout.cu_seqlens).flatten()
