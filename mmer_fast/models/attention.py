@@ -29,6 +29,16 @@ class Spans(NamedTuple):
         """Samples of one length."""
         return cls(torch.arange(samples + 1, dtype=torch.int32, device=device) * length, length)
 
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64, tokens of each sample."""
+        return self.cu_seqlens.long().diff()
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """The sample of each token and its place in it, each (N,) int64. On CUDA waits for the device."""
+        sample_n = torch.arange(len(self.cu_seqlens) - 1, device=self.cu_seqlens.device).repeat_interleave(self.lengths)
+        return sample_n, torch.arange(len(sample_n), device=sample_n.device) - self.cu_seqlens[sample_n]
+
 
 class MultiHeadAttention(nn.Module):
     """Projections of query, key, value and output around `mmer_fast.packed_attention`.
