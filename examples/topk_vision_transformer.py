@@ -69,9 +69,7 @@ def main(steps: int = 300) -> dict[str, dict[str, float]]:
         accuracy = (logits.argmax(1) == labels).float().mean().item()
         kept = (weights * important).sum().item() / important.sum().item()
         result[name] = {"accuracy": accuracy, "kept": kept}
-        print(
-            f"{name} choice of {KEPT} of {PATCHES} patches: accuracy {accuracy:.1%}, finds {kept:.1%} of the important"
-        )
+        print(f"{name} choice, {KEPT} of {PATCHES} patches: accuracy {accuracy:.1%}, {kept:.1%} of the important found")
     return result
 
 
