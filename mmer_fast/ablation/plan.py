@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,33 +141,21 @@ def make_plan(
     except ValueError as error:
         raise RunError(f"{data.source}: {error}") from None
     directories = _directory_names(suite, base, data)
-    descriptions: dict[tuple[str, ...], dict[str, Any]] = {}
+    describe = cache(lambda names: describe_data(data.select(names)))
 
     def planned(row: Row) -> PlannedRow:
-        reason = _does_not_apply(row, data)
-        if reason:
-            return PlannedRow(row, skipped=reason)
-        try:
-            model, train = _configured(row, base)
-            configs = {seed: dataclasses.replace(train, seed=seed) for seed in seeds}
-        except (TypeError, ValueError) as error:
-            if only and row.slug not in only:
-                return PlannedRow(row, skipped=f"not possible with these settings ({error})")
-            raise RunError(f"{row.name}: {error}") from None
+        configured = _configured_or_why_not(row, base, data, only)
+        if isinstance(configured, str):
+            return PlannedRow(row, skipped=configured)
+        model, train = configured
         names = _modalities(row, data)
-        if names not in descriptions:
-            descriptions[names] = describe_data(data.select(names))
-        directory = directories[_key(row, model, train, data)]
+        place = out / RUNS / directories[model, _unseeded(train), names]
+        configs = {seed: RunConfig(model, dataclasses.replace(train, seed=seed), describe(names)) for seed in seeds}
         return PlannedRow(
             row,
             tuple(
-                PlannedRun(
-                    row,
-                    seed,
-                    RunConfig(model, configs[seed], descriptions[names]),
-                    out / RUNS / f"{directory}-seed{seed}",
-                )
-                for seed in seeds
+                PlannedRun(row, seed, config, place.with_name(f"{place.name}-seed{seed}"))
+                for seed, config in configs.items()
             ),
         )
 
@@ -178,7 +167,22 @@ def make_plan(
     return plan
 
 
-def _configured(row: Row, base: tuple[RobMMRConfig, TrainConfig]) -> tuple[RobMMRConfig, TrainConfig]:
+Configs = tuple[RobMMRConfig, TrainConfig]
+
+
+def _configured_or_why_not(row: Row, base: Configs, data: MultiModalData, only: Sequence[str]) -> Configs | str:
+    reason = _does_not_apply(row, data)
+    if reason:
+        return reason
+    try:
+        return _configured(row, base)
+    except (TypeError, ValueError) as error:
+        if only and row.slug not in only:
+            return f"not possible with these settings ({error})"
+        raise RunError(f"{row.name}: {error}") from None
+
+
+def _configured(row: Row, base: Configs) -> Configs:
     model, train = dataclasses.replace(base[0], **row.model), dataclasses.replace(base[1], **row.train)
     check_pair(model, train)
     return model, train
@@ -197,15 +201,15 @@ def _does_not_apply(row: Row, data: MultiModalData) -> str | None:
     return None
 
 
+def _unseeded(train: TrainConfig) -> TrainConfig:
+    return dataclasses.replace(train, seed=0)
+
+
 Key = tuple[RobMMRConfig, TrainConfig, tuple[str, ...]]
+"""What makes two rows the same training: model, training without its seed, modalities."""
 
 
-def _key(row: Row, model: RobMMRConfig, train: TrainConfig, data: MultiModalData) -> Key:
-    """What makes two rows the same training."""
-    return model, dataclasses.replace(train, seed=0), _modalities(row, data)
-
-
-def _directory_names(asked: Suite, base: tuple[RobMMRConfig, TrainConfig], data: MultiModalData) -> dict[Key, str]:
+def _directory_names(asked: Suite, base: Configs, data: MultiModalData) -> dict[Key, str]:
     """A name for every training of any suite: the slug of the first row that asks for it, so that rows share runs.
 
     A suite that is not in `SUITES` may use a slug for something else; its name then goes before it.
@@ -214,9 +218,10 @@ def _directory_names(asked: Suite, base: tuple[RobMMRConfig, TrainConfig], data:
     for suite in (*SUITES.values(), asked):
         for row in suite.rows:
             try:
-                key = _key(row, *_configured(row, base), data)
+                model, train = _configured(row, base)
             except (TypeError, ValueError):  # not possible with these settings
                 continue
+            key = model, _unseeded(train), _modalities(row, data)
             if key not in names:
                 names[key] = row.slug if row.slug not in names.values() else f"{suite.name}-{row.slug}"
     return names

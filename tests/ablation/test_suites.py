@@ -111,6 +111,14 @@ def test_rows_of_the_same_settings_share_their_directories(data: MultiModalData)
     assert directories(planned("figure4a", data, "authors")["mask-40"]) == ["mask-40-seed0", "mask-40-seed4"]
 
 
+def test_a_shared_run_is_trained_once_and_all_rows_of_a_seed_come_before_the_next(data: MultiModalData) -> None:
+    plan = make_plan(SUITES["figure4a"], data, Path("absent"), seeds=[4, 0], settings=Settings())
+    first = ["robmmr", "mask-10", "mask-20", "mask-30", "mask-50", "mask-60", "mask-70", "mask-80"]
+    names = [run.directory.name for run in plan.chosen([])]
+    assert names == [f"{slug}-seed{seed}" for seed in (4, 0) for slug in first]
+    assert [run.directory.name for run in plan.chosen(["mask-40"])] == ["robmmr-seed4", "robmmr-seed0"]
+
+
 def test_a_row_without_its_modality_is_skipped_with_the_reason() -> None:
     rows = planned("table2", small_data())
     assert rows["no-text"].runs == ()
