@@ -16,11 +16,12 @@ SOURCES := setup.py pyproject.toml mmer_fast/_version.py kernels/sources.json \
            $(wildcard csrc/* kernels/common/* kernels/cpu/* kernels/cuda/*)
 
 .DELETE_ON_ERROR:
-.PHONY: help train test bench lint format wheel sdist wheel-check gpu-check cuda-check clean
+.PHONY: help train test test-slow bench lint format wheel sdist wheel-check gpu-check cuda-check clean
 
 help:
 	@echo "make train       environment, build, train the compact preset on the embedded data set (results in $(OUT))"
 	@echo "make test        environment, build, tests"
+	@echo "make test-slow   the tests that take long: every row of the ablations, trained on the embedded data set"
 	@echo "make bench       benchmarks against the peers: JSON rows, plots, the README's table"
 	@echo "make lint        ruff, mypy, clang-format"
 	@echo "make format      what lint would complain about, repaired where a tool can"
@@ -37,6 +38,9 @@ train: $(VENV)/train
 # A file of tests stays in one process: what its fixtures build is built once.
 test: $(VENV)/test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
+test-slow: $(VENV)/test
+	$(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 8
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.run --device cpu --out benchmarks/results

@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if missing:
         _fail(f"this command needs {', '.join(missing)}: pip install 'mmer_fast[train]'", 2)
 
+    import mmer_fast.ablation.commands
     import mmer_fast.report.commands  # noqa: F401  adds report and explain
     from mmer_fast.data import DataError
     from mmer_fast.training.checkpoint import CheckpointError

@@ -18,6 +18,8 @@ from torchmetrics.functional.classification import (
     multilabel_average_precision,
     multilabel_f1_score,
     multilabel_hamming_distance,
+    multilabel_precision,
+    multilabel_recall,
 )
 
 
@@ -30,8 +32,8 @@ def multilabel_metrics(
 ) -> dict[str, Any]:
     """Compare predicted probabilities with multi-hot labels.
 
-    A label is predicted where its probability lies above ``threshold``. F1 is 0 where it would be 0/0, that
-    is, for a label that is neither present nor predicted anywhere.
+    A label is predicted where its probability lies above ``threshold``. Precision, recall and F1 are 0 where they
+    would be 0/0; F1 for a label that is neither present nor predicted anywhere.
 
     Args:
         probabilities: (N, K) floating, in [0, 1].
@@ -46,6 +48,8 @@ def multilabel_metrics(
         - ``accuracy``: example-based Jaccard index, mean over samples of |Y and Y'| / |Y or Y'| (RobMMR's
           Acc);
         - ``hamming_loss``: share of the N K decisions that are wrong;
+        - ``micro_precision``, ``micro_recall``: share of the predicted labels that are there, and of the labels there
+          that are predicted, over all decisions;
         - ``micro_f1``, ``macro_f1``: F1 over all decisions, and the mean of the labels' F1;
         - ``weighted_accuracy``: mean over labels of (TP/P + TN/Q)/2, with P positive and Q negative samples
           of the label; for a label with P = 0 or Q = 0 only the other ratio counts;
@@ -61,11 +65,14 @@ def multilabel_metrics(
     p_nk, y_nk = _validate(probabilities, labels, threshold, empty_union)
     predicted_nk = p_nk > threshold
     counts: dict[str, Any] = {"num_labels": p_nk.shape[1], "validate_args": False}
-    f1_k = multilabel_f1_score(predicted_nk.long(), y_nk.long(), average="none", **counts).reshape(-1)
+    decisions = predicted_nk.long(), y_nk.long()
+    f1_k = multilabel_f1_score(*decisions, average="none", **counts).reshape(-1)
     return {
         "accuracy": _example_jaccard(predicted_nk, y_nk, empty_union),
-        "hamming_loss": multilabel_hamming_distance(predicted_nk.long(), y_nk.long(), average="micro", **counts).item(),
-        "micro_f1": multilabel_f1_score(predicted_nk.long(), y_nk.long(), average="micro", **counts).item(),
+        "hamming_loss": multilabel_hamming_distance(*decisions, average="micro", **counts).item(),
+        "micro_precision": multilabel_precision(*decisions, average="micro", **counts).item(),
+        "micro_recall": multilabel_recall(*decisions, average="micro", **counts).item(),
+        "micro_f1": multilabel_f1_score(*decisions, average="micro", **counts).item(),
         "macro_f1": f1_k.mean().item(),
         "per_label_f1": f1_k.tolist(),
         "weighted_accuracy": _weighted_accuracy(predicted_nk, y_nk),

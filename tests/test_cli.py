@@ -122,7 +122,7 @@ def test_a_setting_that_does_not_exist_is_refused(tmp_path: Path, capsys: pytest
 
 def test_evaluate_repeats_the_metrics_of_the_run(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    for split in ("valid", "test"):
+    for split in ("train", "valid", "test"):
         assert mmer_fast("evaluate", "--run", run, "--data", data, "--split", split, "--json") == 0
         assert json.loads(capsys.readouterr().out) == metrics[split]
     assert mmer_fast("evaluate", "--run", run, "--data", data) == 0

@@ -41,6 +41,8 @@ def test_agrees_with_scikit_learn(case, threshold, empty_union):
     expected = {
         "accuracy": np.mean(jaccard),
         "hamming_loss": np.mean(predicted != y),
+        "micro_precision": sk.precision_score(y.ravel(), predicted.ravel(), zero_division=0),
+        "micro_recall": sk.recall_score(y.ravel(), predicted.ravel(), zero_division=0),
         "micro_f1": sk.f1_score(y.ravel(), predicted.ravel(), zero_division=0),
         "macro_f1": np.mean(f1),
         "weighted_accuracy": np.mean([_balanced_accuracy(y[:, k], predicted[:, k]) for k in range(y.shape[1])]),
@@ -66,6 +68,8 @@ def test_on_many_samples_against_scikit_learn():
     samples = sk.jaccard_score(y[nonempty], predicted[nonempty], average="samples") * nonempty.mean()
     assert got["accuracy"] == pytest.approx(samples, abs=1e-6)
     assert got["hamming_loss"] == pytest.approx(sk.hamming_loss(y, predicted), abs=1e-6)
+    assert got["micro_precision"] == pytest.approx(sk.precision_score(y, predicted, average="micro"), abs=1e-6)
+    assert got["micro_recall"] == pytest.approx(sk.recall_score(y, predicted, average="micro"), abs=1e-6)
     assert got["micro_f1"] == pytest.approx(sk.f1_score(y, predicted, average="micro"), abs=1e-6)
     assert got["macro_f1"] == pytest.approx(sk.f1_score(y, predicted, average="macro"), abs=1e-6)
     balanced = [sk.balanced_accuracy_score(y[:, k], predicted[:, k]) for k in range(6)]
@@ -83,6 +87,7 @@ def test_empty_union_convention():
 def test_nothing_present_and_nothing_predicted():
     got = multilabel_metrics(torch.zeros(3, 2), torch.zeros(3, 2))
     assert (got["accuracy"], got["hamming_loss"], got["micro_f1"], got["macro_f1"]) == (0, 0, 0, 0)
+    assert (got["micro_precision"], got["micro_recall"]) == (0, 0)
     assert got["weighted_accuracy"] == 1.0
     assert math.isnan(got["mean_average_precision"])
 

@@ -22,7 +22,7 @@ from mmer_fast.models import RobMMR
 from mmer_fast.models.attention import MultiHeadAttention
 from mmer_fast.models.transformer import FeedForward
 from mmer_fast.training import TrainConfig
-from mmer_fast.training.perturbation import perturbed_parameters
+from mmer_fast.training.perturbation import app_parameters
 
 SINKHORN_ITERATIONS = 100
 
@@ -36,7 +36,7 @@ class EagerStep:
 
     def accumulate_gradients(self, batch: Batch) -> None:
         model, config = self.model, self.config
-        parameters = perturbed_parameters(model.multimodal_encoder, config.perturbed)
+        parameters = app_parameters(model, config)
         clean, hidden = self._forward(batch)
         F.binary_cross_entropy_with_logits(clean, batch.labels).backward(retain_graph=model.config.reversal == "scores")
         g = [p.grad.clone() for p in parameters if p.grad is not None]

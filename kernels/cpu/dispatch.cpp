@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "attention.h"
+#include "dropout.h"
 #include "perturbation.h"
 #include "soft_topk.h"
 
@@ -21,6 +22,11 @@ namespace mmer {
   void perturbation_norm_chunks(const PerturbationCpuArgs& call, int64_t begin, int64_t end);                        \
   void perturbation_apply_chunks(const PerturbationCpuArgs& call, int64_t begin, int64_t end);                       \
   void perturbation_restore_chunks(const PerturbationCpuArgs& call, int64_t begin, int64_t end);                     \
+  bool dropout_elements(const DropoutArgs& args, int64_t begin, int64_t end);                                        \
+  bool relu_dropout_rows(const ReluDropoutArgs& args, int64_t begin, int64_t end);                                   \
+  void relu_dropout_backward_chunks(const ReluDropoutBackwardArgs& args, int64_t begin, int64_t end);                \
+  bool dropout_norm_forward_rows(const DropoutNormForwardArgs& args, int64_t begin, int64_t end);                    \
+  bool dropout_norm_backward_chunks(const DropoutNormBackwardArgs& args, int64_t begin, int64_t end);                \
   }
 
 MMER_DECLARE_VARIANT(baseline)
@@ -112,6 +118,26 @@ void perturbation_apply_cpu(const PerturbationCpuArgs& call, int64_t begin, int6
 
 void perturbation_restore_cpu(const PerturbationCpuArgs& call, int64_t begin, int64_t end) {
   MMER_DISPATCH(perturbation_restore_chunks, call, begin, end);
+}
+
+bool dropout_cpu(const DropoutArgs& args, int64_t begin, int64_t end) {
+  MMER_DISPATCH(dropout_elements, args, begin, end);
+}
+
+bool relu_dropout_cpu(const ReluDropoutArgs& args, int64_t begin, int64_t end) {
+  MMER_DISPATCH(relu_dropout_rows, args, begin, end);
+}
+
+void relu_dropout_backward_cpu(const ReluDropoutBackwardArgs& args, int64_t begin, int64_t end) {
+  MMER_DISPATCH(relu_dropout_backward_chunks, args, begin, end);
+}
+
+bool dropout_norm_forward_cpu(const DropoutNormForwardArgs& args, int64_t begin, int64_t end) {
+  MMER_DISPATCH(dropout_norm_forward_rows, args, begin, end);
+}
+
+bool dropout_norm_backward_cpu(const DropoutNormBackwardArgs& args, int64_t begin, int64_t end) {
+  MMER_DISPATCH(dropout_norm_backward_chunks, args, begin, end);
 }
 
 }  // namespace mmer

@@ -3,11 +3,11 @@
 #pragma once
 
 #include <cmath>
-#include <cstdlib>
 #include <limits>
 
 #include "../common/soft_topk_args.h"
 #include "../common/soft_topk_solver.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace mmer {
@@ -17,30 +17,6 @@ template <class C>
 constexpr C infinity() {
   return std::numeric_limits<C>::infinity();
 }
-
-template <class C>
-inline int64_t whole_vectors(int64_t n) {
-  return (n + Vec<C>::kLanes - 1) / Vec<C>::kLanes * Vec<C>::kLanes;
-}
-
-// Row-sized buffers of one task; whole vectors.
-template <class C>
-class Scratch {
- public:
-  Scratch(int64_t cols, int buffers) : stride_(whole_vectors<C>(cols)) {
-    const size_t bytes = static_cast<size_t>(stride_ * buffers) * sizeof(C);
-    data_ = static_cast<C*>(std::aligned_alloc(64, (bytes + 127) / 64 * 64));
-  }
-  ~Scratch() { std::free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  bool ok() const { return data_ != nullptr; }
-  C* buffer(int i) const { return data_ + i * stride_; }
-
- private:
-  int64_t stride_;
-  C* data_;
-};
 
 inline int64_t row_length(const SoftTopKRows& in, int64_t row) {
   if (in.lengths == nullptr) return in.cols;

@@ -29,6 +29,16 @@ class Spans(NamedTuple):
         """Samples of one length."""
         return cls(torch.arange(samples + 1, dtype=torch.int32, device=device) * length, length)
 
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64, tokens of each sample."""
+        return self.cu_seqlens.long().diff()
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """The sample of each token and its place in it, each (N,) int64. On CUDA waits for the device."""
+        sample_n = torch.arange(len(self.cu_seqlens) - 1, device=self.cu_seqlens.device).repeat_interleave(self.lengths)
+        return sample_n, torch.arange(len(sample_n), device=sample_n.device) - self.cu_seqlens[sample_n]
+
 
 class MultiHeadAttention(nn.Module):
     """Projections of query, key, value and output around `mmer_fast.packed_attention`.
@@ -49,7 +59,11 @@ class MultiHeadAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, query_nd: Tensor, context_md: Tensor, queries: Spans, context: Spans) -> Tensor:
-        """Each sample's queries (N, D) attend to its context (M, D); returns (N, D), 0 where a context is empty."""
+        """Each sample's queries (N, D) attend to its context (M, D); returns (N, D)."""
+        return self.out(self.read(query_nd, context_md, queries, context))
+
+    def read(self, query_nd: Tensor, context_md: Tensor, queries: Spans, context: Spans) -> Tensor:
+        """What `out` is applied to, (N, D); 0 where a context is empty."""
         dropout = self.dropout if self.training else 0.0
         out_nhe = mf.packed_attention(
             self._split(self.query(query_nd)),
@@ -63,7 +77,7 @@ class MultiHeadAttention(nn.Module):
             seed=drawn_seed(dropout, query_nd.device),
         )
         assert isinstance(out_nhe, Tensor)
-        return self.out(out_nhe.flatten(1))
+        return out_nhe.flatten(1)
 
     def _split(self, x_nd: Tensor) -> Tensor:
         return x_nd.unflatten(-1, (self.heads, -1))

@@ -24,18 +24,29 @@ class RobMMRConfig:
         ffn_dim: inner width of the feed-forward layers.
         heads: attention heads; must divide `dim`.
         unimodal_blocks, multimodal_blocks, decoder_blocks: Transformer blocks in each E^x, in E^m and in D.
-        dropout: on embeddings, residual branches and inside the feed-forward layers.
+        encoder: what E^x and E^m are: a "transformer" or an "lstm" (Table 2's "LSTM for Transformer"), bidirectional,
+            half the width each way, with as many layers as there would be blocks. D stays a Transformer.
+        fusion: "encoder" is E^m; with "concatenation" there is none ("- E^m"): D reads the outputs of all E^x.
+        head: "decoder" is D; with "linear" there is none ("- D"): the classifiers read the mean of each sample's tokens
+            after E^m, 0 where it has none.
+        dropout: on embeddings, residual branches and inside the feed-forward layers; between the layers of an LSTM.
         attention_dropout: on the attention probabilities.
         positions: "none" (the authors define a positional encoding and never use it) or "sinusoidal".
         padding_mask: exclude padding from attention and from the temporal masks. False is the authors' code:
             no attention mask anywhere and padding counted in k, so that predictions depend on the amount of
             padding.
+        standardize: bring every feature to mean 0 and standard deviation 1 of the training data before anything else,
+            masks included. Fitted by the trainer (`RobMMR.standardization`).
         padded_length: pad every modality to at least this many units, so that a batch's longest sample does
             not change the predictions where `padding_mask` is False (the authors' sequences are all 60 units
             long).
-        classifier: "per_label" (K linear classifiers) or "shared" (one for all labels).
+        classifier: "per_label" (K linear classifiers) or "shared" (one for all labels; needs the decoder).
         classifier_dropout: on the logits, after the last linear layer (the authors' code: 0.1).
         masked_input: what Eq. 10 multiplies by the mask: "features" x, or the "embedding" of x.
+        mask_source: what chooses the units: the mask "network", or "random" draws (Table 2's "random mask"). Then there
+            are no mask networks, k units of each sample and modality are masked (of one of them k's fraction), and
+            `mask_largest`, `mask_epsilon`, `mask_normalizer`, `mask_solver`, `mask_iterations`, `reversal` and
+            `reversal_scale` have no effect.
         mask_largest: mask the k highest scores (Eq. 7) or the k lowest (the authors' code).
         mask_ratio: k as a share of the length of each sample and modality.
         mask_count: a fixed k for every modality, in units; overrides `mask_ratio`. At most the length is
@@ -47,7 +58,9 @@ class RobMMRConfig:
             start).
         mask_iterations: iterations of the solver; None leaves them to the operator.
         reversal: whose gradient is reversed: "mask_network" is θ_M only (Eq. 11; the encoders get no gradient
-            through the mask), "scores" lets the reversed gradient pass through the scores into the encoders.
+            through the mask), "scores" lets the reversed gradient pass through the scores into the encoders. With
+            "none" (Table 2's "no gradient reversal") θ_M gets the gradient of L_m itself, times `reversal_scale`, and
+            the encoders get none through the mask.
         reversal_scale: α, the factor of the reversed gradient. The paper calls α = 0.1 the learning rate of
             Eq. 11; its optimiser's rate is 5e-5 and α cancels in Eq. 14, so this factor is where it can have
             an effect, as in the published code.
@@ -59,14 +72,19 @@ class RobMMRConfig:
     unimodal_blocks: int = 4
     multimodal_blocks: int = 4
     decoder_blocks: int = 1
+    encoder: Literal["transformer", "lstm"] = "transformer"
+    fusion: Literal["encoder", "concatenation"] = "encoder"
+    head: Literal["decoder", "linear"] = "decoder"
     dropout: float = 0.1
     attention_dropout: float = 0.1
     positions: Literal["none", "sinusoidal"] = "none"
     padding_mask: bool = True
+    standardize: bool = False
     padded_length: int | None = None
     classifier: Literal["per_label", "shared"] = "per_label"
     classifier_dropout: float = 0.0
     masked_input: Literal["features", "embedding"] = "features"
+    mask_source: Literal["network", "random"] = "network"
     mask_largest: bool = True
     mask_ratio: float = 0.4
     mask_count: int | None = None
@@ -74,7 +92,7 @@ class RobMMRConfig:
     mask_normalizer: float | Literal["max"] = 1.0
     mask_solver: Literal["newton", "sinkhorn"] = "newton"
     mask_iterations: int | None = None
-    reversal: Literal["mask_network", "scores"] = "mask_network"
+    reversal: Literal["mask_network", "scores", "none"] = "mask_network"
     reversal_scale: float = 0.1
 
     def __post_init__(self) -> None:
@@ -85,6 +103,9 @@ class RobMMRConfig:
         for name in ("dropout", "attention_dropout", "classifier_dropout"):
             _require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         _require(self, "positions", self.positions == "none" or self.dim % 2 == 0, "'none' when dim is odd")
+        _require(self, "dim", self.encoder == "transformer" or self.dim % 2 == 0, "even with encoder='lstm'")
+        one_logit = self.head == "linear" and self.classifier == "shared"
+        _require(self, "classifier", not one_logit, "'per_label' with head='linear'")
         _require(self, "mask_ratio", 0 <= self.mask_ratio <= 1, "in [0, 1]")
         _require(self, "mask_epsilon", self.mask_epsilon > 0, "positive")
         _require(self, "reversal_scale", self.reversal_scale >= 0, "at least 0")

@@ -23,19 +23,22 @@ class MaskNetwork(nn.Module):
     encoder.
 
     The gradient is reversed here (Eq. 11): minimising the masked loss then *maximises* it over the parameters
-    of this network. `config.reversal` decides whether the encoders below receive the reversed gradient too.
+    of this network. `config.reversal` decides whether the encoders below receive the reversed gradient too, and
+    whether it is reversed at all.
     """
 
     def __init__(self, config: RobMMRConfig) -> None:
         super().__init__()
         self.linear = nn.Linear(config.dim, 1)
-        self.detach = config.reversal == "mask_network"
+        self.detach = config.reversal != "scores"
+        self.reversed = config.reversal != "none"
         self.scale = config.reversal_scale
 
     def forward(self, hidden_nd: Tensor) -> Tensor:
         """Scores σ(H W + b), (N,), of the hidden states H (N, D) of units."""
         hidden_nd = hidden_nd.detach() if self.detach else hidden_nd
         scores_n = torch.sigmoid(self.linear(hidden_nd).squeeze(-1))
+        scores_n = scores_n if self.reversed else mf.grad_reverse(scores_n)  # and again: only scaled
         return mf.grad_reverse(scores_n, self.scale)
 
 
@@ -69,6 +72,33 @@ def temporal_masks(
     )
     blocks = masks_rl.split([scores[name].shape[0] for name in names])
     return {name: block[:, : scores[name].shape[1]] for name, block in zip(names, blocks, strict=True)}
+
+
+def random_masks(
+    lengths: Mapping[str, Tensor], steps: Mapping[str, int], dtype: torch.dtype, config: RobMMRConfig
+) -> dict[str, Tensor]:
+    """Masks of units drawn at random, uniformly and without replacement, by the device's generator of torch.
+
+    Args:
+        lengths: modality → (B,) integer, units that count in each row, 0 to T.
+        steps: modality → T.
+        dtype: of the masks.
+        config: says k.
+
+    Returns:
+        Modality → (B, T) in [0, 1]: 0 at ⌊k⌋ units, 1 less k's fraction at one more, 1 at the others, 0 beyond the
+        length. 1 − m sums to k over the units that count.
+    """
+    masks = {}
+    for name, lengths_b in lengths.items():
+        valid_bt = length_mask(lengths_b, steps[name])
+        draws_bt = torch.rand(valid_bt.shape, device=lengths_b.device).masked_fill(~valid_bt, torch.inf)
+        rank_bt = draws_bt.argsort(dim=1).argsort(dim=1)
+        counts_b = lengths_b.double()
+        k_b = config.mask_ratio * counts_b if config.mask_count is None else counts_b.clamp(max=config.mask_count)
+        masked_bt = (k_b[:, None] - rank_bt).clamp(0, 1)
+        masks[name] = ((1 - masked_bt) * valid_bt).to(dtype)
+    return masks
 
 
 def _unit_cost(scores_bt: Tensor, lengths_b: Tensor, config: RobMMRConfig) -> Tensor:

@@ -24,7 +24,10 @@ import mmer_fast as mf
 from mmer_fast.models.attention import Spans
 from mmer_fast.models.config import RobMMRConfig
 from mmer_fast.models.dropout import Dropout
-from mmer_fast.models.masking import MaskNetwork, temporal_masks
+from mmer_fast.models.lstm import LSTMEncoder
+from mmer_fast.models.masking import MaskNetwork, random_masks, temporal_masks
+from mmer_fast.models.pooling import token_means
+from mmer_fast.models.standardization import Standardization
 from mmer_fast.models.transformer import Decoder, Encoder, sinusoidal_positions
 from mmer_fast.ops.lengths import length_mask
 
@@ -76,6 +79,9 @@ class LabelClassifiers(nn.Module):
 class RobMMR(nn.Module):
     """Multi-modal multi-label emotion recognition network with adversarial temporal masks.
 
+    What the configuration leaves out is not there: `multimodal_encoder` and `decoder` are then None, `mask_networks`
+    is empty.
+
     Args:
         modalities: name → feature size, at least one; the order is that of the concatenation along time.
         labels: number of labels K, at least 1.
@@ -94,16 +100,20 @@ class RobMMR(nn.Module):
         self.labels = labels
         stack = (config.dim, config.ffn_dim, config.heads, config.dropout, config.attention_dropout)
         self.embeddings = nn.ModuleDict({name: _embedding(size, config) for name, size in modalities.items()})
-        self.unimodal_encoders = nn.ModuleDict({name: Encoder(config.unimodal_blocks, *stack) for name in modalities})
-        self.multimodal_encoder = Encoder(config.multimodal_blocks, *stack)
-        self.decoder = Decoder(labels, config.decoder_blocks, *stack)
+        self.unimodal_encoders = nn.ModuleDict({name: _encoder(config.unimodal_blocks, config) for name in modalities})
+        fused = config.fusion == "encoder"
+        self.multimodal_encoder = _encoder(config.multimodal_blocks, config) if fused else None
+        self.decoder = Decoder(labels, config.decoder_blocks, *stack) if config.head == "decoder" else None
         self.classifier: nn.Module = (
             LabelClassifiers(labels, config.dim)
             if config.classifier == "per_label"
             else nn.Sequential(nn.Linear(config.dim, 1), nn.Flatten(-2))
         )
         self.classifier_dropout = Dropout(config.classifier_dropout)
-        self.mask_networks = nn.ModuleDict({name: MaskNetwork(config) for name in modalities})
+        standardized = modalities.items() if config.standardize else ()
+        self.standardization = nn.ModuleDict({name: Standardization(size) for name, size in standardized})
+        scored = modalities if config.mask_source == "network" else ()
+        self.mask_networks = nn.ModuleDict({name: MaskNetwork(config) for name in scored})
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -141,7 +151,9 @@ class RobMMR(nn.Module):
         self._check(features, lengths)
         encodings = Encodings({}, {}, {}, {})
         for name in self.modalities:
-            x_btf, counted_b = self._pad(features[name], lengths[name])
+            x_btf = features[name]
+            x_btf = self.standardization[name](x_btf) if self.config.standardize else x_btf
+            x_btf, counted_b = self._pad(x_btf, lengths[name])
             layout = mf.packed_layout(counted_b)
             encodings.lengths[name], encodings.layouts[name], encodings.steps[name] = counted_b, layout, x_btf.shape[1]
             mask_n = None
@@ -167,25 +179,40 @@ class RobMMR(nn.Module):
         return zeros
 
     def fuse(self, encodings: Encodings) -> tuple[Tensor, Spans]:
-        """H^m = E^m([H^x]): the tokens (N, D) of all modalities of each sample, and where each sample's are."""
+        """H^m = E^m([H^x]): the tokens (N, D) of all modalities of each sample, and where each sample's are.
+
+        [H^x] itself where there is no E^m.
+        """
         layout = mf.packed_layout(*(encodings.lengths[name] for name in self.modalities))
         hidden_nd = layout.join([encodings.hidden[name] for name in self.modalities])
         spans = Spans.of(layout)
-        return self.multimodal_encoder(hidden_nd, spans), spans
+        return hidden_nd if self.multimodal_encoder is None else self.multimodal_encoder(hidden_nd, spans), spans
 
     def decode(self, memory_nd: Tensor, memory: Spans) -> Tensor:
-        """Logits (B, K) from H^m (N, D): D with its label queries, then the classifiers."""
-        return self.classifier_dropout(self.classifier(self.decoder(memory_nd, memory)))
+        """Logits (B, K) from H^m (N, D): D with its label queries, or the mean where there is no D; the classifiers."""
+        if self.decoder is None:
+            read_bkd = token_means(memory_nd, memory)[:, None]  # the same for all labels
+        else:
+            read_bkd = self.decoder(memory_nd, memory)
+        return self.classifier_dropout(self.classifier(read_bkd))
 
     def temporal_masks(self, encodings: Encodings) -> dict[str, Tensor]:
         """The adversarial masks m^x (B, T) of Eq. 6-7 from clean encodings; their gradient is reversed (Eq.
         11).
+
+        Where `mask_source` is "random" they are drawn, and nothing of the encodings counts but the lengths.
         """
-        scores = {
-            name: encodings.padded(name, self.mask_networks[name](hidden_nd))
-            for name, hidden_nd in encodings.hidden.items()
+        if self.config.mask_source == "random":
+            dtype = next(iter(encodings.hidden.values())).dtype
+            return random_masks(encodings.lengths, encodings.steps, dtype, self.config)
+        return temporal_masks(self.mask_scores(encodings), encodings.lengths, self.config)
+
+    def mask_scores(self, encodings: Encodings) -> dict[str, Tensor]:
+        """Scores (B, T) of the mask networks from clean encodings, 0 in the padding; empty where there are none."""
+        return {
+            name: encodings.padded(name, network(encodings.hidden[name]))
+            for name, network in self.mask_networks.items()
         }
-        return temporal_masks(scores, encodings.lengths, self.config)
 
     def _encode_one(
         self, name: str, x_nf: Tensor, layout: mf.PackedLayout, mask_n: Tensor | None, offset_nd: Tensor | None
@@ -249,6 +276,12 @@ def check_outline(modalities: Mapping[str, int], labels: int) -> None:
             raise ValueError(f"modality {name!r} cannot name a submodule (it must not hold a dot); rename it")
     if labels < 1:
         raise ValueError(f"labels must be at least 1, got {labels}")
+
+
+def _encoder(blocks: int, config: RobMMRConfig) -> Encoder | LSTMEncoder:
+    if config.encoder == "lstm":
+        return LSTMEncoder(blocks, config.dim, config.dropout)
+    return Encoder(blocks, config.dim, config.ffn_dim, config.heads, config.dropout, config.attention_dropout)
 
 
 def _embedding(features: int, config: RobMMRConfig) -> nn.Sequential:

@@ -1,26 +1,51 @@
 """Transformer encoder and decoder stacks: post-norm, ReLU, a LayerNorm at the end of each stack.
 
-They work on the tokens of all samples end to end, so that no layer computes padding.
+They work on the tokens of all samples end to end, so that no layer computes padding. What is neither a matrix product
+nor attention is fused around them: the bias of a linear layer is added where its output is read next.
 
-Shape suffixes: n tokens of all samples, q label queries of all samples, b batch, d width.
+Shape suffixes: n tokens of all samples, q label queries of all samples, b batch, d width, h hidden width.
 """
 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmer_fast.models.attention import MultiHeadAttention, Spans
 from mmer_fast.models.dropout import Dropout
+from mmer_fast.ops.dropout import relu_dropout
+from mmer_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 
 
 class FeedForward(nn.Sequential):
-    """Linear, ReLU, dropout, Linear."""
+    """Linear, ReLU, dropout, Linear; ReLU and dropout run as one."""
 
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         super().__init__(nn.Linear(dim, hidden), nn.ReLU(), Dropout(dropout), nn.Linear(hidden, dim))
+
+    def forward(self, x_nd: Tensor) -> Tensor:
+        """(N, D) to (N, D)."""
+        return self.out(self.hidden(x_nd))
+
+    @property
+    def out(self) -> nn.Linear:
+        """The last layer."""
+        return cast(nn.Linear, self[3])
+
+    def hidden(self, x_nd: Tensor) -> Tensor:
+        """What `out` reads, (N, H)."""
+        rise, dropout = cast(nn.Linear, self[0]), cast(Dropout, self[2])
+        return relu_dropout(F.linear(x_nd, rise.weight), rise.bias, dropout.rate)
+
+
+def add_norm(x_nd: Tensor, branch_nh: Tensor, out: nn.Linear, dropout: Dropout, norm: nn.LayerNorm) -> Tensor:
+    """``norm(x + dropout(out(branch)))``: the end of a branch (N, H), of which `out` is the last layer; (N, D)."""
+    product_nd = F.linear(branch_nh, out.weight)
+    return dropout_add_layer_norm(product_nd, out.bias, x_nd, norm.weight, norm.bias, norm.eps, dropout.rate)
 
 
 class EncoderBlock(nn.Module):
@@ -35,8 +60,10 @@ class EncoderBlock(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x_nd: Tensor, spans: Spans) -> Tensor:
-        x_nd = self.attention_norm(x_nd + self.dropout(self.attention(x_nd, x_nd, spans, spans)))
-        return self.feed_forward_norm(x_nd + self.dropout(self.feed_forward(x_nd)))
+        read_nd = self.attention.read(x_nd, x_nd, spans, spans)
+        x_nd = add_norm(x_nd, read_nd, self.attention.out, self.dropout, self.attention_norm)
+        hidden_nh = self.feed_forward.hidden(x_nd)
+        return add_norm(x_nd, hidden_nh, self.feed_forward.out, self.dropout, self.feed_forward_norm)
 
 
 class Encoder(nn.Module):
@@ -72,10 +99,12 @@ class DecoderBlock(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x_qd: Tensor, memory_nd: Tensor, queries: Spans, memory: Spans) -> Tensor:
-        x_qd = self.self_attention_norm(x_qd + self.dropout(self.self_attention(x_qd, x_qd, queries, queries)))
-        read_qd = self.cross_attention(x_qd, memory_nd, queries, memory)
-        x_qd = self.cross_attention_norm(x_qd + self.dropout(read_qd))
-        return self.feed_forward_norm(x_qd + self.dropout(self.feed_forward(x_qd)))
+        read_qd = self.self_attention.read(x_qd, x_qd, queries, queries)
+        x_qd = add_norm(x_qd, read_qd, self.self_attention.out, self.dropout, self.self_attention_norm)
+        read_qd = self.cross_attention.read(x_qd, memory_nd, queries, memory)
+        x_qd = add_norm(x_qd, read_qd, self.cross_attention.out, self.dropout, self.cross_attention_norm)
+        hidden_qh = self.feed_forward.hidden(x_qd)
+        return add_norm(x_qd, hidden_qh, self.feed_forward.out, self.dropout, self.feed_forward_norm)
 
 
 class Decoder(nn.Module):

@@ -85,3 +85,19 @@ def _below_autograd(operator: Any, arguments: Arguments) -> Any:
     """Calls the kernel without the dispatcher's Python autograd kernel: there is nothing to record."""
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)
+
+
+def one_by_one(operator: Any) -> Callable[..., tuple[Any, Any]]:
+    """A rule of vmap: one call of `operator` for each mapped entry, whatever its arguments mean."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        calls = [
+            operator(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        if isinstance(calls[0], Tensor):
+            return torch.stack(calls), 0
+        outputs = tuple(torch.stack(parts) for parts in zip(*calls, strict=True))
+        return outputs, (0,) * len(outputs)
+
+    return rule

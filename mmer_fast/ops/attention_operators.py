@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmer_fast.ops import attention_padded
-from mmer_fast.ops._autograd import Differentiable
+from mmer_fast.ops._autograd import Differentiable, one_by_one
 from mmer_fast.ops._library import NAMESPACE, define, implement
 from mmer_fast.ops.attention_inputs import Inputs
 
@@ -48,20 +48,6 @@ def _fake_backward(grad_out: Tensor, grad_lse: Any, out: Any, lse: Any, *args: A
     grad_weights = q.new_empty(weights_shape if need_weights else (0,), dtype=inputs.wide)
     grad_bias = q.new_empty(bias.shape if need_bias and bias is not None else (0,), dtype=inputs.wide)
     return q.new_empty(q.shape), k.new_empty(k.shape), k.new_empty(k.shape), grad_weights, grad_bias
-
-
-def _one_by_one(operator: Any) -> Any:
-    """vmap: one call for each mapped entry, whatever the layout."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        calls = [
-            operator(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)))
-            for i in range(info.batch_size)
-        ]
-        outputs = tuple(torch.stack(parts) for parts in zip(*calls, strict=True))
-        return outputs, (0,) * len(outputs)
-
-    return rule
 
 
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -179,5 +165,5 @@ for _suffix in ("", "_triton", "_reference"):
             implement(_name, _PYTHON_KERNELS[_suffix][_i])
         torch.library.register_fake(f"{NAMESPACE}::{_name}", (_fake_forward, _fake_backward)[_i])
     _operators = [getattr(torch.ops.mmer_fast, _name).default for _name in _names]
-    FORWARD[_suffix] = Differentiable(_names[0], _setup_forward, _make_backward(_suffix), _one_by_one(_operators[0]))
-    _BACKWARD[_suffix] = Differentiable(_names[1], _setup_backward, _differentiate_backward, _one_by_one(_operators[1]))
+    FORWARD[_suffix] = Differentiable(_names[0], _setup_forward, _make_backward(_suffix), one_by_one(_operators[0]))
+    _BACKWARD[_suffix] = Differentiable(_names[1], _setup_backward, _differentiate_backward, one_by_one(_operators[1]))

@@ -118,7 +118,9 @@ def analyse(directory: Path, name: str, cache: DataCache, device: torch.device, 
             raise
         analysis.notes.append(f"No per-label results, calibration and masks, since the data is not there: {error}")
         return analysis
-    if config.train.rho == 0:
+    if config.model.mask_source == "random":
+        analysis.notes.append("The masks are random (mask_source = random): no scores, and one draw is shown.")
+    elif config.train.rho == 0:
         analysis.notes.append("Adversarial masking was off (rho = 0): the mask scores are those of untrained networks.")
     if describe_data(data)["checksum"] != config.data["checksum"]:
         analysis.notes.append(

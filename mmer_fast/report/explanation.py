@@ -13,7 +13,7 @@ import torch
 
 from mmer_fast.data import MultiModalData, Split
 from mmer_fast.models import RobMMR
-from mmer_fast.training.evaluate import PLANTED
+from mmer_fast.training.evaluate import PLANTED, same_draws
 from mmer_fast.training.order import batches
 from mmer_fast.training.predictions import identifiers
 from mmer_fast.training.run import RunError
@@ -24,13 +24,13 @@ class ModalityUnits:
     """The units of one modality of a sample.
 
     Attributes:
-        scores: (T,) float32 in [0, 1], what the mask network gives each.
+        scores: (T,) float32 in [0, 1], what the mask network gives each; None where masks are drawn at random.
         masked: (T,) float32 in [0, 1], the share of each that ATM takes away: 1 - m of Eq. 10.
         planted: (T,) bool, units known to carry a label; None where the truth is not known.
         length: units that the sample has. Below T where the model counts padding, 0 where the modality is missing.
     """
 
-    scores: np.ndarray
+    scores: np.ndarray | None
     masked: np.ndarray
     planted: np.ndarray | None
     length: int
@@ -77,7 +77,7 @@ def explain(
     """Explain one sample. Leaves the model in eval mode.
 
     The sample is a batch of its own: where the mask of a sample depends on its batch (`mask_normalizer="max"`),
-    training may have seen another.
+    training may have seen another. Where masks are drawn at random it is one draw, always the same.
 
     Args:
         model: for the modalities of `data`.
@@ -91,11 +91,9 @@ def explain(
     part = data.splits[split]
     batch = next(batches(part, [torch.tensor([index])], next(model.parameters()).device))
     output = model(batch.features, batch.lengths)
-    masks = model.temporal_masks(output.encodings)
-    scores = {
-        name: output.encodings.padded(name, model.mask_networks[name](hidden_nd))
-        for name, hidden_nd in output.encodings.hidden.items()
-    }
+    with same_draws():
+        masks = model.temporal_masks(output.encodings)
+    scores = {name: _array(scores_bt) for name, scores_bt in model.mask_scores(output.encodings).items()}
     masked = model(batch.features, batch.lengths, masks)
     return Explanation(
         split,
@@ -108,18 +106,21 @@ def explain(
         _array(masked.logits.sigmoid()),
         threshold,
         {
-            name: _units(part, name, index, _array(scores[name]), _array(masks[name]), int(counted_b[0]))
+            name: _units(part, name, index, scores.get(name), _array(masks[name]), int(counted_b[0]))
             for name, counted_b in output.encodings.lengths.items()
         },
     )
 
 
-def _units(part: Split, name: str, index: int, scores: np.ndarray, mask: np.ndarray, counted: int) -> ModalityUnits:
+def _units(
+    part: Split, name: str, index: int, scores: np.ndarray | None, mask: np.ndarray, counted: int
+) -> ModalityUnits:
     planted = part.extras.get(PLANTED + name)
     if planted is not None:
         known = planted[index][:counted].astype(bool)
         planted = np.pad(known, (0, counted - len(known)))
-    return ModalityUnits(scores[:counted], 1 - mask[:counted], planted, int(part.lengths[name][index]))
+    scores = None if scores is None else scores[:counted]
+    return ModalityUnits(scores, 1 - mask[:counted], planted, int(part.lengths[name][index]))
 
 
 def _array(values_1x: torch.Tensor) -> np.ndarray:

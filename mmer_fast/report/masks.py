@@ -1,7 +1,7 @@
 """An explained sample in a page: its labels' probabilities as bars, and a strip of bars a modality, one a unit.
 
-The height of a bar is the score of the mask network, its colour how much of the unit ATM would mask. A mark below a bar
-says that the unit is known to carry a label (synthetic data).
+The height of a bar is the score of the mask network (all alike where there is none), its colour how much of the unit
+ATM would mask. A mark below a bar says that the unit is known to carry a label (synthetic data).
 """
 
 from __future__ import annotations
@@ -44,10 +44,12 @@ font-size:.9375rem;font-variant-numeric:tabular-nums;max-width:480px}
 def legend(explanations: Sequence[Explanation]) -> Html:
     """What the colours mean, of those that occur."""
     units = [unit for explanation in explanations for unit in explanation.modalities.values()]
-    keys = [("height: mask score", None), ("kept", "--kept"), ("masked by ATM", "--masked")]
+    keys: list[tuple[str, str | None]] = [("kept", "--kept"), ("masked by ATM", "--masked")]
+    if any(unit.scores is not None for unit in units):
+        keys.insert(0, ("height: mask score", None))
     if any(unit.planted is not None for unit in units):
         keys.append(("below: planted unit (the truth)", "--truth"))
-    if any(len(unit.scores) > unit.length for unit in units):
+    if any(len(unit.masked) > unit.length for unit in units):
         keys.append(("padding, which this model counts", "--padding"))
     return tag(
         "div",
@@ -115,21 +117,25 @@ def _modality(name: str, units: ModalityUnits) -> Html:
         if units.planted is not None:
             text += f", {int(units.planted.sum())} planted"
     heading = tag("p", tag("b", name), f": {text}")
-    if len(units.scores) == 0:
+    if len(units.masked) == 0:
         return tag("div", heading, class_="units")
-    per_bar = -(-len(units.scores) // MOST_BARS)
+    count = len(units.masked)
+    per_bar = -(-count // MOST_BARS)
     if per_bar > 1:
-        heading = join((heading, tag("p", f"{per_bar} units a bar: their highest score and mean mask", class_="note")))
-    members = np.split(np.arange(len(units.scores)), range(per_bar, len(units.scores), per_bar))
+        shown = "mean mask" if units.scores is None else "highest score and mean mask"
+        heading = join((heading, tag("p", f"{per_bar} units a bar: their {shown}", class_="note")))
+    members = np.split(np.arange(count), range(per_bar, count, per_bar))
     bars = join(_bar(units, some) for some in members)
     return tag("div", heading, tag("div", bars, class_="strip", style=f"--n:{len(members)}"), class_="units")
 
 
 def _bar(units: ModalityUnits, members: np.ndarray) -> Html:
-    score, masked = float(units.scores[members].max()), float(units.masked[members].mean())
+    masked = float(units.masked[members].mean())
+    score = 1.0 if units.scores is None else float(units.scores[members].max())
     planted = units.planted is not None and bool(units.planted[members].any())
     padding = members[0] >= units.length
     names = f"unit {members[0]}" if len(members) == 1 else f"units {members[0]} to {members[-1]}"
-    text = f"{names}: score {score:.2f}, {100 * masked:.0f} % masked" + (", planted" if planted else "")
+    scored = "" if units.scores is None else f"score {score:.2f}, "
+    text = f"{names}: {scored}{100 * masked:.0f} % masked" + (", planted" if planted else "")
     classes = " ".join(word for word, holds in (("true", planted), ("pad", padding)) if holds)
     return tag("i", class_=classes or None, style=f"--s:{score:.3f};--m:{masked:.3f}", title=text)

@@ -30,7 +30,9 @@ class ExplanationView:
         yield _labels(explanation)
         for name, units in explanation.modalities.items():
             yield from _modality(name, units, max(options.max_width - MARGIN, 10))
-        legend = "bars: mask score of each temporal unit; x: masked by ATM (+: more than half)"
+        scored = any(units.scores is not None for units in explanation.modalities.values())
+        bars = "bars: mask score of each temporal unit; " if scored else ""
+        legend = bars + "x: masked by ATM (+: more than half)"
         truth = "; ^: planted, the truth" if _knows_truth(explanation) else ""
         yield Text(legend + truth, style="dim")
 
@@ -63,9 +65,10 @@ def _modality(name: str, units: ModalityUnits, width: int) -> Iterator[Text]:
         yield Text(f"{name}: missing in this sample", style="bold")
     else:
         yield Text(f"{name}: {units.length} units, ATM masks {units.count:.1f}", style="bold")
-    for start in range(0, len(units.scores), width):
+    for start in range(0, len(units.masked), width):
         chosen = slice(start, start + width)
-        scores, masked = units.scores[chosen].tolist(), units.masked[chosen].tolist()
+        masked = units.masked[chosen].tolist()
+        scores = [1.0] * len(masked) if units.scores is None else units.scores[chosen].tolist()
         bars = Text(f"{start:>{MARGIN - 1}} ")
         for score, share in zip(scores, masked, strict=True):
             bars.append(BLOCKS[min(int(score * len(BLOCKS)), len(BLOCKS) - 1)], style="red" if share > 0.5 else "blue")

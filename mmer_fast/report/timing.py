@@ -74,7 +74,8 @@ class _Clock:
         self.device = next(model.parameters()).device
         self.forward = self.started = 0.0
         self.parts: list[nn.Module] = [*model.embeddings.values(), *model.unimodal_encoders.values()]
-        self.parts += [*model.mask_networks.values(), model.multimodal_encoder, model.decoder, model.classifier]
+        single = (model.multimodal_encoder, model.decoder, model.classifier)
+        self.parts += [*model.mask_networks.values(), *(part for part in single if part is not None)]
 
     def now(self) -> float:
         if self.device.type == "cuda":

@@ -2,7 +2,7 @@
 
     L_r   recognition, Eq. 2                       gradients of E^x, E^m, D
     L_m   with adversarial temporal masks, Eq. 5   gradients of E^x, E^m, D, and reversed ones of M^x
-    L_p   with perturbed weights of E^m, Eq. 13    gradients of E^x, E^m, D
+    L_p   with perturbed weights (of E^m), Eq. 13  gradients of E^x, E^m, D
 
 The gradients accumulate to those of L_r + ρ L_m + σ L_p (Eq. 15). Nothing is shared between the passes but
 what the algorithm shares: the masks come from the clean encodings of the first pass, and the target of L_p is
@@ -35,8 +35,8 @@ from mmer_fast.ops.kl_divergence import bernoulli_kl_with_logits, softmax_kl_wit
 from mmer_fast.training.config import TrainConfig
 from mmer_fast.training.perturbation import (
     Offsets,
+    app_parameters,
     fgsm_offsets,
-    perturbed_parameters,
     pgd_offsets,
     random_directions,
 )
@@ -71,6 +71,9 @@ class Algorithm1:
     Args:
         model: the network; its parameters receive the gradients.
         config: ρ, σ, γ, losses, and what is perturbed how.
+
+    Raises:
+        ValueError: the model has not what is to be perturbed (`check_pair`).
     """
 
     def __init__(self, model: RobMMR, config: TrainConfig) -> None:
@@ -78,7 +81,7 @@ class Algorithm1:
         self.config = config
         self.recognition_loss = RECOGNITION_LOSSES[config.recognition_loss]
         self.consistency_loss = CONSISTENCY_LOSSES[config.consistency_loss]
-        self.perturbed = perturbed_parameters(model.multimodal_encoder, config.perturbed)
+        self.perturbed = app_parameters(model, config)
 
     def accumulate_gradients(self, batch: Batch, *, measure_ratio: bool = False) -> StepResult:
         """Add the gradients of Eq. 15 to `.grad` of the parameters, which must be None or zero before.
@@ -127,11 +130,14 @@ class Algorithm1:
         losses = torch.stack([loss_r.detach(), loss_m.detach(), loss_p.detach()])
         return StepResult(losses, clean.logits.detach(), ratio)
 
+    def _copies_g(self) -> bool:
+        config = self.config
+        along_g = config.sigma > 0 and config.perturbation == "gradient"
+        return along_g and config.rho > 0 and config.app_gradient == "recognition"
+
     def _copy_of_g(self) -> list[Tensor | None] | None:
         """g of Eq. 14, where it has to be copied before L_m adds to it; None: lines 13-17 find it in `.grad`."""
-        config = self.config
-        needed = config.sigma > 0 and config.rho > 0 and config.perturbation == "gradient"
-        if not needed or config.app_gradient == "total":
+        if not self._copies_g():
             return None
         return [None if p.grad is None else p.grad.clone() for p in self.perturbed]
 

@@ -95,7 +95,7 @@ def train(
     model_config, train_config = configure(
         asked.updated(preset, settings), (stored.model, stored.train) if stored else None
     )
-    loaded = _data(data, modalities)
+    loaded = open_data(data, modalities)
     try:
         check_outline(loaded.modalities, len(loaded.label_names))
     except ValueError as error:
@@ -104,7 +104,7 @@ def train(
     if stored:
         check_same(stored, run)
     directory.mkdir(parents=True, exist_ok=True)
-    chosen = _device(device)
+    chosen = as_device(device)
     train_and_report(run, loaded, directory, chosen, Console(quiet=not show), tensorboard=tensorboard)
     return Run(directory, chosen)
 
@@ -166,7 +166,7 @@ class Run:
 
     def __init__(self, directory: str | Path, device: str | torch.device = "auto") -> None:
         self.directory = Path(directory)
-        self.device = _device(device)
+        self.device = as_device(device)
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r})"
@@ -182,7 +182,7 @@ class Run:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """Contents of `metrics.json`: "valid", "test", "mask_recall", "best_epoch", "selection", "history".
+        """Contents of `metrics.json`: "train", "valid", "test", "mask_recall", "best_epoch", "selection", "history".
 
         Raises:
             CheckpointError: the training has not ended.
@@ -276,7 +276,7 @@ class Run:
             RunError: a modality has another size.
             DataError: the data cannot be read, or lacks a modality.
         """
-        loaded = _data(self.config.data["source"] if data is None else data, list(self.model.modalities))
+        loaded = open_data(self.config.data["source"] if data is None else data, list(self.model.modalities))
         if loaded.modalities != self.model.modalities:
             raise RunError(
                 f"{loaded.source}: expected the feature sizes {self.model.modalities}; got {loaded.modalities}"
@@ -295,13 +295,19 @@ def _split(data: MultiModalData, name: str) -> Split:
     return data.splits[name]
 
 
-def _data(data: DataSource, modalities: Sequence[str] | None) -> MultiModalData:
+def open_data(data: DataSource, modalities: Sequence[str] | None = None) -> MultiModalData:
+    """A data set that is given or has to be read, with these modalities in this order; None: all.
+
+    Raises:
+        DataError: it cannot be read or used, or lacks a modality.
+    """
     if isinstance(data, MultiModalData):
         return data.check() if modalities is None else data.check().select(modalities)
     return load(data, modalities=modalities)
 
 
-def _device(device: str | torch.device) -> torch.device:
+def as_device(device: str | torch.device) -> torch.device:
+    """The device of that name; "auto" is cuda if there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)

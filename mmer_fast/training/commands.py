@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +31,7 @@ from mmer_fast.training.run import (
     describe_data,
     holds_run,
     load_best,
+    make_directory,
 )
 from mmer_fast.training.settings import Settings, configure, parse_assignments, read_settings, to_yaml
 
@@ -115,7 +115,7 @@ def train(
     stored = _stored_run(out, resume)
     options = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "seed": seed}
     options["checkpoint_every"] = checkpoint_every
-    asked = _asked(preset, config, settings, options)
+    asked = asked_settings(preset, config, settings, options)
     model_config, train_config = configure(asked, (stored.model, stored.train) if stored else None)
     loaded = load(
         data or (stored.data["source"] if stored else "synthetic"), modalities=_modalities(modalities, stored)
@@ -127,14 +127,14 @@ def train(
         raise RunError(f"{loaded.source}: {error}") from None
     if stored:
         check_same(stored, run)
-    _make_directory(out)
+    make_directory(out)
     _train_and_show(run, loaded, out, chosen, tensorboard)
 
 
 @app.command("config")
 def show_config(preset: PresetOption = None, config: ConfigOption = None, settings: SetOption = None) -> None:
     """Print every setting as YAML, to be edited and given to train --config."""
-    typer.echo(to_yaml(*configure(_asked(preset, config, settings, {}))), nl=False)
+    typer.echo(to_yaml(*configure(asked_settings(preset, config, settings, {}))), nl=False)
 
 
 @app.command()
@@ -227,16 +227,7 @@ def _stored_run(out: Path, resume: bool) -> RunConfig | None:
     return RunConfig.read(out) if resume else None
 
 
-def _make_directory(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise RunError(f"--out {out}: cannot write there: {error.strerror}") from None
-
-
-def _asked(
+def asked_settings(
     preset: Preset | None, config: Path | None, assignments: list[str] | None, options: dict[str, Any]
 ) -> Settings:
     """Everything that the command line says about the configuration; what is more particular wins."""

@@ -10,6 +10,8 @@ from mmer_fast.models.config import RobMMRConfig, check_types, config_from_dict
 
 PRESETS = ("paper", "authors", "compact")
 SELECTIONS = ("micro_f1", "macro_f1", "accuracy")
+PERTURBED_MODULES = ("unimodal", "multimodal", "decoder")
+"""What APP can perturb, in the order in which `TrainConfig.perturbed_modules` names it."""
 
 
 @dataclass(frozen=True)
@@ -23,22 +25,25 @@ class TrainConfig:
         sigma: σ, weight of the consistency loss L_p, or of what `perturbation` puts in its place; 0 leaves APP out.
         perturbation: what the third pass of Algorithm 1 perturbs, and its loss.
 
-            - "gradient": APP. Weights of E^m along g (Eq. 14); loss L_p.
+            - "gradient": APP. Weights of `perturbed_modules` along g (Eq. 14); loss L_p.
             - "random": Table 2's "- g (+ random perturbation)". APP with standard normal numbers for g; same γ, same
               parameters, same L_p.
             - "fgsm", "pgd": Table 2's rows of those names, which have ρ = 0 as well. No weight is perturbed: the
               embeddings, which the unimodal encoders read, are moved up L_r within an L∞ ball, by the fast gradient
               sign method (Goodfellow et al. 2015) or projected gradient descent (Madry et al. 2018). The loss is, as in
               adversarial training, L_r of the moved embeddings against the *labels*, not a consistency with the clean
-              prediction. γ, `perturbation_norm`, `perturbed`, `app_gradient` and `consistency_loss` have no effect.
+              prediction. γ, `perturbation_norm`, `perturbed`, `perturbed_modules`, `app_gradient` and
+              `consistency_loss` have no effect.
         gamma: γ, the norm of the perturbation of Eq. 14. **The paper gives no value.** With one norm over all
             of E^m and σ = 1, 0.03 leaves the compact network free to learn the embedded data, 0.1 slows it
             down, and at 0.3 it ends up ignoring its input. The authors' code has 1, a tensor each.
         perturbation_norm: "global" (one norm over all perturbed parameters, the paper's text) or "tensor"
             (one each).
-        perturbed: parameters of E^m that are perturbed: the weight matrices of "projections" (attention and
-            feed-forward), of "attention" alone (Table 2's "- FNN_ε") or "feed_forward" alone ("- Attention_ε"), or
-            "all" (biases and LayerNorm too).
+        perturbed: parameters of `perturbed_modules` that are perturbed: the weight matrices of "projections" (attention
+            and feed-forward), of "attention" alone (Table 2's "- FNN_ε") or "feed_forward" alone ("- Attention_ε"), or
+            "all" (biases and LayerNorm too). An LSTM has "projections", all its weight matrices, and "all".
+        perturbed_modules: modules that are perturbed (Figure 4b): "unimodal" (every E^x), "multimodal" (E^m) and
+            "decoder" (D), or several joined by "+", in any order; kept in this one. One norm is over all of them.
         app_gradient: g of Eq. 14: the gradient of "recognition" (L_r) or "total" (L_r + ρ L_m).
         embedding_radius: r, the largest change of an entry of an embedding by "fgsm" or "pgd". **The paper gives no
             value.** Embeddings come out of a LayerNorm, so the unit is the standard deviation of their entries at the
@@ -51,10 +56,16 @@ class TrainConfig:
         share_dropout: of the fast step, with dropout in the unimodal encoders: let L_p reuse the clean encodings and
             with them their dropout draw, which saves a forward and a backward pass of E^x. **It changes the
             distribution of L_p**, which is then free of the difference of two draws of E^x. Without dropout
-            they are reused always, and nothing changes. No effect with "fgsm" and "pgd".
+            they are reused always, and nothing changes. No effect with "fgsm" and "pgd", and where E^x is perturbed.
         precision: "float32" (the dtype of the parameters), or "bfloat16": the networks run under autocast while
             training; mask networks, SOFT top-k, losses and parameters stay in float32, as does validation. For the
             fast step only.
+        augmentation: of the features of training batches (last rows of Table 2, which have ρ = σ = 0 as well):
+            "random_erasing" (Zhong et al. 2020) or "gaussian_noise"; every pass of a step sees the same
+            (`mmer_fast.training.augmentation`).
+        erasing_probability: of erasing a rectangle of a sample's modality, by "random_erasing".
+        noise_scale: standard deviation of "gaussian_noise", as a share of that of each feature in the batch: feature
+            sets mix scales.
         recognition_loss: L_r and L_m: "bce" (Eq. 2-3) or "asymmetric" (the authors' code).
         consistency_loss: L_p: "bernoulli" (Eq. 13 for K sigmoid outputs) or "softmax" (the authors' code).
         learning_rate, weight_decay: of AdamW.
@@ -78,12 +89,16 @@ class TrainConfig:
     gamma: float = 0.03
     perturbation_norm: Literal["global", "tensor"] = "global"
     perturbed: Literal["projections", "attention", "feed_forward", "all"] = "projections"
+    perturbed_modules: str = "multimodal"
     app_gradient: Literal["recognition", "total"] = "recognition"
     embedding_radius: float = 0.01
     pgd_steps: int = 3
     step: Literal["fast", "textbook"] = "fast"
     share_dropout: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
+    augmentation: Literal["none", "random_erasing", "gaussian_noise"] = "none"
+    erasing_probability: float = 0.5
+    noise_scale: float = 0.1
     recognition_loss: Literal["bce", "asymmetric"] = "bce"
     consistency_loss: Literal["bernoulli", "softmax"] = "bernoulli"
     learning_rate: float = 5e-5
@@ -107,9 +122,10 @@ class TrainConfig:
             _require(self, name, getattr(self, name) > 0, "positive")
         for name in ("epochs", "batch_size", "log_every", "pgd_steps"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("rho", "sigma", "weight_decay", "warmup", "checkpoint_every", "seed"):
+        self._order_perturbed_modules()
+        for name in ("rho", "sigma", "noise_scale", "weight_decay", "warmup", "checkpoint_every", "seed"):
             _require(self, name, getattr(self, name) >= 0, "at least 0")
-        for name in ("threshold", "warmup_start"):
+        for name in ("threshold", "warmup_start", "erasing_probability"):
             _require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         _require(self, "clip_norm", self.clip_norm is None or self.clip_norm > 0, "positive or None")
         if self.step == "textbook":
@@ -118,6 +134,41 @@ class TrainConfig:
         if self.perturbation in ("fgsm", "pgd"):
             expected = f"'float32' with perturbation={self.perturbation!r}"
             _require(self, "precision", self.precision == "float32", expected)
+
+    def _order_perturbed_modules(self) -> None:
+        names = self.perturbed_modules.split("+")
+        holds = set(names) <= set(PERTURBED_MODULES) and len(set(names)) == len(names)
+        _require(self, "perturbed_modules", holds, f"some of {', '.join(PERTURBED_MODULES)}, each once, joined by '+'")
+        object.__setattr__(self, "perturbed_modules", "+".join(name for name in PERTURBED_MODULES if name in names))
+
+    @property
+    def perturbs_weights(self) -> bool:
+        """Whether the third pass has other weights."""
+        return self.sigma > 0 and self.perturbation in ("gradient", "random")
+
+    @property
+    def perturbs_unimodal(self) -> bool:
+        """Whether the third pass has other weights in E^x."""
+        return self.perturbs_weights and "unimodal" in self.perturbed_modules.split("+")
+
+
+def check_pair(model: RobMMRConfig, train: TrainConfig) -> None:
+    """Check that a model of this configuration has what is to be perturbed in it.
+
+    Raises:
+        ValueError: it has not; the message names the fields of both.
+    """
+    if not train.perturbs_weights:
+        return
+    modules = train.perturbed_modules.split("+")
+    absent = {"multimodal": ("fusion", "concatenation"), "decoder": ("head", "linear")}
+    for module, (field, value) in absent.items():
+        left_out = module in modules and getattr(model, field) == value
+        expected = f"without {module!r}, which RobMMRConfig.{field}={value!r} leaves out (or sigma=0)"
+        _require(train, "perturbed_modules", not left_out, expected)
+    has_lstm = model.encoder == "lstm" and modules != ["decoder"]
+    expected = f"'projections' or 'all' with RobMMRConfig.encoder='lstm' in {train.perturbed_modules}"
+    _require(train, "perturbed", not has_lstm or train.perturbed in ("projections", "all"), expected)
 
 
 def _require(config: TrainConfig, field: str, holds: bool, expected: str) -> None:
@@ -176,7 +227,9 @@ def _authors() -> tuple[RobMMRConfig, TrainConfig]:
 
 
 def _compact() -> tuple[RobMMRConfig, TrainConfig]:
-    """Dropout is off: L_p then measures the perturbation, and not the difference of two dropout draws."""
+    """Dropout is off: L_p then measures the perturbation, and not the difference of two dropout draws. Features are
+    standardised: those that a user arrives with may have any scale.
+    """
     model = RobMMRConfig(
         dim=128,
         ffn_dim=256,
@@ -185,6 +238,7 @@ def _compact() -> tuple[RobMMRConfig, TrainConfig]:
         multimodal_blocks=2,
         dropout=0.0,
         attention_dropout=0.0,
+        standardize=True,
     )
     train = TrainConfig(learning_rate=1.5e-3, clip_norm=1.0, epochs=12, bucket_by_length=True)
     return model, train
@@ -199,8 +253,11 @@ def configs_from_json(values: Mapping[str, Any]) -> tuple[RobMMRConfig, TrainCon
     """The inverse of `configs_to_json`.
 
     Raises:
-        ValueError: a section is missing or unknown, or a field is unknown, ill-typed or out of range.
+        ValueError: a section is missing or unknown, a field is unknown, ill-typed or out of range, or the two do not go
+            together.
     """
     if set(values) != {"model", "train"}:
         raise ValueError(f"a configuration must have the sections model and train, got {', '.join(sorted(values))}")
-    return config_from_dict(RobMMRConfig, values["model"]), config_from_dict(TrainConfig, values["train"])
+    model, train = config_from_dict(RobMMRConfig, values["model"]), config_from_dict(TrainConfig, values["train"])
+    check_pair(model, train)
+    return model, train

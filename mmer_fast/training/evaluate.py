@@ -6,7 +6,8 @@ Shape suffixes: n samples, t time, k labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,14 @@ PLANTED = "planted_"
 
 def _device(model: RobMMR) -> torch.device:
     return next(model.parameters()).device
+
+
+@contextmanager
+def same_draws(seed: int = 0) -> Iterator[None]:
+    """A block in which torch's generators begin at `seed`; afterwards they are where they were before."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 @torch.inference_mode()
@@ -90,7 +99,7 @@ def mask_recall(model: RobMMR, split: Split, batch_size: int = 256) -> dict[str,
 
     A sample's recall is the share of its planted units among the k that its mask suppresses most (k as in
     training, rounded, at least 1). Chance is k/n: the recall of k units drawn at random. Samples without a
-    planted unit in a modality do not count there.
+    planted unit in a modality do not count there. Random masks are the same draw at every call.
 
     Returns:
         Modality → recall, chance, samples. Empty when the split has no such extra.
@@ -98,11 +107,12 @@ def mask_recall(model: RobMMR, split: Split, batch_size: int = 256) -> dict[str,
     model.eval()
     names = [name for name in model.modalities if PLANTED + name in split.extras]
     sums = {name: np.zeros(3) for name in names}
-    for batch in batches(split, sorted_batches(split, batch_size) if names else [], _device(model)):
-        masks = model.temporal_masks(model.encode(batch.features, batch.lengths))
-        for name in names:
-            planted_bt = torch.from_numpy(split.extras[PLANTED + name])[batch.index.cpu()]
-            sums[name] += _recall_sums(masks[name].float().cpu(), batch.lengths[name].cpu(), planted_bt)
+    with same_draws():
+        for batch in batches(split, sorted_batches(split, batch_size) if names else [], _device(model)):
+            masks = model.temporal_masks(model.encode(batch.features, batch.lengths))
+            for name in names:
+                planted_bt = torch.from_numpy(split.extras[PLANTED + name])[batch.index.cpu()]
+                sums[name] += _recall_sums(masks[name].float().cpu(), batch.lengths[name].cpu(), planted_bt)
     return {
         name: {"recall": recall / max(n, 1), "chance": chance / max(n, 1), "samples": int(n)}
         for name, (recall, chance, n) in ((name, values.tolist()) for name, values in sums.items())

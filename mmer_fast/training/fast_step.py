@@ -2,8 +2,9 @@
 
 What is saved, and why no number changes:
 
-    E^x, clean   APP leaves the unimodal encoders alone, so H^x serves L_r, the mask networks and L_p. The gradients
-                 that arrive there from the three are summed, and the backward pass of E^x runs once, on the sum.
+    E^x, clean   APP of E^m or D leaves the unimodal encoders alone, so H^x serves L_r, the mask networks and L_p. The
+                 gradients that arrive there from the three are summed, and the backward pass of E^x runs once, on the
+                 sum.
     M^x          One launch of SOFT top-k for all modalities (`mmer_fast.models.masking`).
 
 In forward passes of E^x this is 2 instead of 3 (clean, masked), in backward passes 2 instead of 3, or of 4 where the
@@ -16,6 +17,9 @@ a forward and a backward pass of E^x of its own, as in the textbook, and little 
 
 E^m and D run three times as in the textbook. Where g of Eq. 14 may contain L_m they could take the clean and the masked
 samples as one batch; on a CPU that gains nothing and holds more memory.
+
+**APP of E^x** (`TrainConfig.perturbed_modules`) gives L_p a forward and a backward pass of its own too, and where g of
+Eq. 14 is the gradient of L_r alone, that has to go through the clean E^x by itself, before those of L_m and L_p arrive.
 
 **FGSM and PGD** move the embeddings, below H^x: nothing of E^x can be shared with their pass. They are served by
 `Algorithm1` itself.
@@ -61,6 +65,8 @@ class FastStep(Algorithm1):
         logits = self._read(clean.encodings)
         loss_r = self.recognition_loss(logits, batch.labels)
         loss_r.backward()
+        if self._copies_g() and config.perturbs_unimodal:
+            clean.backward(retain_graph=model.config.reversal == "scores")
         g = self._copy_of_g()
 
         # Adversarial temporal masking, lines 7-12.
@@ -70,7 +76,7 @@ class FastStep(Algorithm1):
             (config.rho * loss_m).backward()
 
         # Adversarial parameter perturbation, lines 13-17.
-        shared = config.share_dropout or not self._draws_in_encoders()
+        shared = not config.perturbs_unimodal and (config.share_dropout or not self._draws_in_encoders())
         if config.sigma > 0:
             if measure_ratio or not shared:
                 clean.backward(retain_graph=shared)
@@ -91,7 +97,8 @@ class FastStep(Algorithm1):
     def _draws_in_encoders(self) -> bool:
         """Whether two forward passes of E^x differ."""
         config = self.model.config
-        return self.model.training and (config.dropout > 0 or config.attention_dropout > 0)
+        attends = config.encoder == "transformer"
+        return self.model.training and (config.dropout > 0 or (attends and config.attention_dropout > 0))
 
     def _encode(self, batch: Batch, masks: dict[str, Tensor] | None = None) -> Encodings:
         with self._autocast(batch.labels.device):

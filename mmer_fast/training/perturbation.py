@@ -1,4 +1,4 @@
-"""What the third pass of Algorithm 1 perturbs, and in which direction: weights of E^m (APP), or embeddings (FGSM, PGD).
+"""What the third pass of Algorithm 1 perturbs, and in which direction: weights (APP), or embeddings (FGSM, PGD).
 
 `mf.perturbed` moves weights and puts them back. Embeddings are not moved but given offsets (`RobMMR.forward`), so
 nothing has to be put back there.
@@ -13,31 +13,47 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from mmer_fast.models import RobMMR
 from mmer_fast.models.attention import MultiHeadAttention
 from mmer_fast.models.transformer import FeedForward
+from mmer_fast.training.config import TrainConfig, check_pair
 
 Offsets = Mapping[str, Tensor]
 """Modality → (N, D), what is added to the embeddings of its tokens."""
 
 
-def perturbed_parameters(encoder: nn.Module, which: str) -> list[nn.Parameter]:
-    """The parameters of `encoder` (E^m) that APP perturbs, each once, frozen ones left out.
+def app_parameters(model: RobMMR, config: TrainConfig) -> list[nn.Parameter]:
+    """The parameters of `model` that APP perturbs: `perturbed` of `perturbed_modules`; none where no weight is.
+
+    Raises:
+        ValueError: as `check_pair`.
+    """
+    check_pair(model.config, config)
+    if not config.perturbs_weights:
+        return []
+    names = {"unimodal": "unimodal_encoders", "multimodal": "multimodal_encoder", "decoder": "decoder"}
+    chosen = [model.get_submodule(names[name]) for name in config.perturbed_modules.split("+")]
+    return perturbed_parameters(nn.ModuleList(chosen), config.perturbed)
+
+
+def perturbed_parameters(module: nn.Module, which: str) -> list[nn.Parameter]:
+    """The parameters of `module` that APP perturbs, each once, frozen ones left out.
 
     Args:
         which: "all", or the weight matrices of "projections" (attention and feed-forward layers: the
-            Attention_ε and FNN_ε of the paper), of "attention" (Attention_ε alone, Table 2's "- FNN_ε") or of
-            "feed_forward" (FNN_ε alone, Table 2's "- Attention_ε").
+            Attention_ε and FNN_ε of the paper; and LSTMs), of "attention" (Attention_ε alone, Table 2's "- FNN_ε") or
+            of "feed_forward" (FNN_ε alone, Table 2's "- Attention_ε").
     """
     if which == "all":
-        chosen: list[nn.Parameter] = list(encoder.parameters())
+        chosen: list[nn.Parameter] = list(module.parameters())
     else:
         kinds = {
-            "projections": (MultiHeadAttention, FeedForward),
+            "projections": (MultiHeadAttention, FeedForward, nn.LSTM),
             "attention": (MultiHeadAttention,),
             "feed_forward": (FeedForward,),
         }[which]
-        parts = [module for module in encoder.modules() if isinstance(module, kinds)]
-        layers = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
+        parts = [part for part in module.modules() if isinstance(part, kinds)]
+        layers = [layer for part in parts for layer in part.modules() if isinstance(layer, (nn.Linear, nn.LSTM))]
         chosen = list(dict.fromkeys(p for layer in layers for p in layer.parameters() if p.dim() == 2))
     return [parameter for parameter in chosen if parameter.requires_grad]
 

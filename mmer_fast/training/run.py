@@ -3,7 +3,7 @@
 config.json        model and training configuration, and what the data looked like
 state.safetensors  everything needed to go on (`Trainer`)
 model.safetensors  weights of the best epoch, and how to build the model around them
-metrics.json       history, validation and test metrics of the best epoch
+metrics.json       history; metrics of the best epoch on training, validation and test split
 curves.png         losses and micro-F1 by epoch
 train.log          one line an epoch
 report.html        all of it to look at, in one file
@@ -12,6 +12,7 @@ tensorboard/       with --tensorboard
 
 from __future__ import annotations
 
+import tempfile
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +22,10 @@ import numpy as np
 import torch
 
 from mmer_fast.data import MultiModalData, Split
+from mmer_fast.data.statistics import feature_statistics
 from mmer_fast.models import RobMMR, RobMMRConfig
 from mmer_fast.models.config import config_from_dict
+from mmer_fast.models.standardization import Standardization
 from mmer_fast.training.checkpoint import CheckpointError, read_json, read_tensors, write_json
 from mmer_fast.training.config import TrainConfig, configs_from_json, configs_to_json
 from mmer_fast.training.evaluate import evaluate, mask_recall
@@ -123,6 +126,7 @@ def train_run(
     """
     write_json(directory / CONFIG_FILE, config.to_json())
     model = build_model(config, device)
+    _fit_standardization(model, data.splits["train"])
     header = {"model": asdict(config.model), "threshold": config.train.threshold}
     header |= {key: config.data[key] for key in ("modalities", "label_names")}
     trainer = Trainer(model, config.train, data, directory, header, observer)
@@ -132,6 +136,7 @@ def train_run(
     results = {
         "selection": config.train.selection,
         "best_epoch": trainer.progress.best_epoch,
+        "train": evaluate(best, data.splits["train"], threshold=config.train.threshold),
         "valid": evaluate(best, data.splits["valid"], threshold=config.train.threshold),
         "test": evaluate(best, data.splits["test"], threshold=config.train.threshold),
         "mask_recall": mask_recall(best, data.splits["test"]),
@@ -139,6 +144,12 @@ def train_run(
     }
     write_json(directory / METRICS_FILE, results)
     return results
+
+
+def _fit_standardization(model: RobMMR, split: Split) -> None:
+    for name, layer in model.standardization.items():
+        assert isinstance(layer, Standardization)
+        layer.fit(*feature_statistics(split.features[name], split.lengths[name]))
 
 
 def load_best(directory: Path, device: torch.device) -> tuple[RobMMR, dict[str, Any]]:
@@ -156,6 +167,20 @@ def load_best(directory: Path, device: torch.device) -> tuple[RobMMR, dict[str, 
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not hold a RobMMR model: {error}") from None
     return model.to(device).eval(), header
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory that can be written to, unless there is one.
+
+    Raises:
+        RunError: it cannot be.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise RunError(f"{directory}: cannot write there: {error.strerror}") from None
 
 
 def holds_run(directory: Path) -> bool:

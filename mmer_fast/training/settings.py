@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from mmer_fast.models import RobMMRConfig
-from mmer_fast.training.config import TrainConfig, configs_to_json
+from mmer_fast.training.config import TrainConfig, check_pair, configs_to_json
 from mmer_fast.training.config import preset as preset_configs
 from mmer_fast.training.run import RunError
 
@@ -119,13 +119,14 @@ def configure(
         base: what they change where no preset is named; None: the compact preset.
 
     Raises:
-        RunError: an unknown preset or field, or a value of another type or out of range.
+        RunError: an unknown preset or field, a value of another type or out of range, or two that do not go together.
     """
     try:
         if settings.preset is not None or base is None:
             base = preset_configs(DEFAULT_PRESET if settings.preset is None else settings.preset)
         left = dict(settings.values)
         model, train = (_replaced(config, left) for config in base)
+        check_pair(model, train)
     except ValueError as error:
         raise RunError(str(error)) from None
     if left:

@@ -17,6 +17,7 @@ from torch import Tensor
 from mmer_fast.data import MultiModalData
 from mmer_fast.models import RobMMR
 from mmer_fast.training.algorithm1 import StepResult
+from mmer_fast.training.augmentation import augmented
 from mmer_fast.training.checkpoint import (
     CheckpointError,
     load_optimizer_tensors,
@@ -190,6 +191,7 @@ class Trainer:
 
     def _optimize(self, batch: Any, step: int, measure_ratio: bool) -> StepResult:
         self.optimizer.zero_grad()
+        batch = augmented(batch, self.config)
         result = self.algorithm.accumulate_gradients(batch, measure_ratio=measure_ratio)
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)

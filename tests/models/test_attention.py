@@ -1,14 +1,11 @@
-"""Attention against the formula, and the cheap dropout."""
+"""Attention against the formula."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 
 import mmer_fast as mf
 from mmer_fast.models.attention import MultiHeadAttention, Spans
-from mmer_fast.models.dropout import Dropout
 
 
 def test_a_sample_without_context_reads_the_output_bias_and_sends_no_gradient() -> None:
@@ -45,41 +42,3 @@ def test_multi_head_attention_equals_the_library_module() -> None:
     queries = Spans.equal(2, 3, query.device)
     out = ours(query.flatten(0, 1), mf.pack(context, memory), queries, Spans.of(memory))
     torch.testing.assert_close(out.unflatten(0, (2, 3)), expected)
-
-
-def test_dropout_keeps_the_right_share_and_the_mean() -> None:
-    torch.manual_seed(0)
-    x = torch.ones(400_000)
-    out = Dropout(0.1)(x)
-    values = out.unique()
-    assert len(values) == 2
-    assert values[0] == 0
-    torch.testing.assert_close(values[1].item(), 1 / 0.9, rtol=2e-5, atol=0)
-    # five standard deviations of a share of 0.1 over 400 000 elements
-    assert abs((out == 0).double().mean().item() - 0.1) < 5 * math.sqrt(0.09 / 400_000)
-
-
-def test_dropout_draws_neighbours_independently() -> None:
-    torch.manual_seed(0)
-    dropped = Dropout(0.5)(torch.ones(100_000)) == 0
-    for lag in (1, 2, 3, 4):
-        both = (dropped[:-lag] & dropped[lag:]).double().mean().item()
-        assert abs(both - 0.25) < 0.01
-
-
-def test_dropout_follows_the_seed_and_passes_gradients_of_what_it_kept() -> None:
-    x = torch.randn(7, 5, 3, requires_grad=True)
-    drop = Dropout(0.3)
-    torch.manual_seed(3)
-    first = drop(x)
-    torch.manual_seed(3)
-    assert torch.equal(first, drop(x))
-    assert not torch.equal(first, drop(x))
-    first.sum().backward()
-    assert x.grad is not None
-    assert torch.equal(x.grad == 0, first == 0)
-
-
-def test_dropout_is_the_identity_in_evaluation() -> None:
-    x = torch.randn(9)
-    assert Dropout(0.5).eval()(x) is x

@@ -125,6 +125,19 @@ def test_planted_units_are_marked_where_they_are_known(
     assert "planted unit (the truth)" not in page.text
 
 
+def test_a_run_without_mask_networks_encoder_and_decoder_has_a_whole_report(
+    data: MultiModalData, tmp_path: Path
+) -> None:
+    left_out = {"mask_source": "random", "fusion": "concatenation", "head": "linear", "sigma": 0.0}
+    run = small_run(data, tmp_path / "run", **left_out, epochs=1)
+    page = report_of(run, data=data, out=tmp_path / "report.html", measure_time=True)
+    assert "The masks are random (mask_source = random): no scores, and one draw is shown." in page.text
+    assert "What the masks hide" in page.text
+    assert "mask score" not in page.text
+    assert "L_m forward" in page.text
+    assert run.metrics["mask_recall"]
+
+
 def test_the_time_of_a_step_is_divided(page: Page) -> None:
     for part in ("L_r forward", "L_m backward", "L_p forward", "weights perturbed and restored", "optimizer"):
         assert part in page.text

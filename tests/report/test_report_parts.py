@@ -23,6 +23,7 @@ from mmer_fast.report.calibration import calibration
 from mmer_fast.report.curves import PANELS, RunCurves, curve_panels, plot_curves
 from mmer_fast.report.explanation import chosen_samples, explain, find_sample
 from mmer_fast.report.labels import label_results
+from mmer_fast.report.masks import legend, sample_block
 from mmer_fast.report.page import Html, escape, number, page, table, tag
 from mmer_fast.report.terminal import ExplanationView
 from mmer_fast.report.theme import DARK, LIGHT
@@ -170,6 +171,29 @@ def test_an_explanation_is_what_the_model_computes(data: MultiModalData, config:
             assert units.count == pytest.approx(0.4 * counted, abs=1e-3)
             assert units.planted is not None
             assert units.planted.sum() == split.extras[f"planted_{name}"][index].sum() * (units.length > 0)
+
+
+def test_an_explanation_of_random_masks_is_one_draw_without_scores(data: MultiModalData) -> None:
+    model = model_for(data, mask_source="random")
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    result = explain(model, data, "test", 1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    again = explain(model, data, "test", 1)
+    for name, units in result.modalities.items():
+        assert units.scores is None
+        np.testing.assert_array_equal(units.masked, again.modalities[name].masked)
+        assert units.count == pytest.approx(0.4 * len(units.masked), abs=1e-5)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(ExplanationView(result))
+    shown = console.export_text(), str(legend([result])), str(sample_block(result))
+    assert not any("score" in text for text in shown)
+    assert "masked by ATM" in shown[0]
+    for name, units in result.modalities.items():
+        text = f"{units.length} units, ATM masks {units.count:.1f}" if units.length else "missing in this sample"
+        assert f"{name}: {text}" in shown[0]
+    assert shown[2].count("% masked") == sum(len(units.masked) for units in result.modalities.values())
 
 
 def test_an_explanation_fits_a_terminal_of_any_width(data: MultiModalData) -> None:

@@ -25,8 +25,8 @@ def small_data(**sizes: int) -> MultiModalData:
     return make_synthetic(3, **counts).select(["audio", "video"])
 
 
-def run_config(data: MultiModalData, **changes: Any) -> RunConfig:
-    return RunConfig(MODEL, dataclasses.replace(TRAIN, **changes), describe_data(data))
+def run_config(data: MultiModalData, model: RobMMRConfig = MODEL, **changes: Any) -> RunConfig:
+    return RunConfig(model, dataclasses.replace(TRAIN, **changes), describe_data(data))
 
 
 def small_model(data: MultiModalData, config: RobMMRConfig = MODEL, seed: int = 0) -> RobMMR:
@@ -61,7 +61,7 @@ class StopAt(Silent):
             raise KeyboardInterrupt
 
 
-def train(directory: Path, observer: Silent, **changes: Any) -> dict[str, Any]:
+def train(directory: Path, observer: Silent, model: RobMMRConfig = MODEL, **changes: Any) -> dict[str, Any]:
     data = small_data()
     directory.mkdir(exist_ok=True)
-    return train_run(run_config(data, **changes), data, directory, torch.device("cpu"), observer)
+    return train_run(run_config(data, model, **changes), data, directory, torch.device("cpu"), observer)
