@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmer_fast.ops import _backends
 from mmer_fast.ops import attention_checks as checks
-from mmer_fast.ops.attention_inputs import Inputs
+from mmer_fast.ops.attention_inputs import Inputs, wide_dtype
 from mmer_fast.ops.attention_operators import FORWARD, SUFFIX
 
 
@@ -206,7 +206,7 @@ def packed_attention(
 
 def _attend(operator: str, inputs: Inputs, return_lse: bool, backend: str | None) -> Tensor | tuple[Tensor, Tensor]:
     """Settles dtypes and the backend, and calls."""
-    q, wide = inputs.q, inputs.wide
+    q, wide = inputs.q, wide_dtype(inputs.q)  # TorchDynamo of torch 2.10 cannot trace a property of a named tuple
     m, b = (None if x is None else x.to(wide) for x in (inputs.key_weights, inputs.bias))
     name = _backends.select(operator, q.device.type, backend, _cannot(q), quiet=q.dtype == torch.float64)
     out, lse = FORWARD[SUFFIX[name]](*inputs._replace(key_weights=m, bias=b))
