@@ -16,6 +16,7 @@ from typing import Any
 
 import attention_kernel_cases
 import cmake_build
+import dropout_kernel_cases
 import numpy as np
 import perturbation_kernel_cases
 import pytest
@@ -67,8 +68,8 @@ class Runs:
 
 
 def _assert_clean(report: dict[str, Any]) -> None:
-    every = (cases(), attention_kernel_cases.cases(), perturbation_kernel_cases.cases())
-    assert report["cases"] == sum(len(list(some)) for some in every)
+    modules = (attention_kernel_cases, dropout_kernel_cases, perturbation_kernel_cases)
+    assert report["cases"] == len(list(cases())) + sum(len(list(module.cases())) for module in modules)
     assert not report["failures"], "\n".join(report["failures"][:20])
 
 
