@@ -39,14 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from mmer_fast.data import DataError
     from mmer_fast.training.checkpoint import CheckpointError
     from mmer_fast.training.commands import app
+    from mmer_fast.training.distributed import ProcessFailed, WorldError
     from mmer_fast.training.errors import TrainingError
     from mmer_fast.training.run import RunError
 
     try:
         app(args=None if arguments is None else list(arguments), prog_name="mmer-fast")
-    except (DataError, RunError, CheckpointError) as error:
+    except (DataError, RunError, CheckpointError, WorldError) as error:
         _fail(str(error), 2)
     except (TrainingError, WriteError) as error:
+        _fail(str(error), 1)
+    except ProcessFailed as error:
+        if error.reported:
+            raise SystemExit(1) from None
         _fail(str(error), 1)
 
 

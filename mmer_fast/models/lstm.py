@@ -38,8 +38,8 @@ class LSTMEncoder(nn.Module):
     def forward(self, x_nd: Tensor, spans: Spans) -> Tensor:
         """Encode the tokens (N, D) of all samples; returns (N, D) in the dtype of the parameters."""
         x_nd = x_nd.to(next(self.lstm.parameters()).dtype)
-        if x_nd.shape[0] == 0:
-            return x_nd
+        if x_nd.shape[0] == 0:  # the parameters get a gradient of 0, as those of other layers do, not none at all
+            return x_nd + torch.stack([parameter.sum() for parameter in self.lstm.parameters()]).sum()
         order_n, batch_sizes = _packed_order(spans)
         with torch.autocast(x_nd.device.type, enabled=False):
             hidden, _ = self.lstm(PackedSequence(x_nd.index_select(0, order_n), batch_sizes))

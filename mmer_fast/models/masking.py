@@ -8,8 +8,10 @@ samples one after the other), l longest row.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,22 +45,23 @@ class MaskNetwork(nn.Module):
 
 
 def temporal_masks(
-    scores: Mapping[str, Tensor], lengths: Mapping[str, Tensor], config: RobMMRConfig
+    scores: Mapping[str, Tensor], lengths: Mapping[str, Tensor], config: RobMMRConfig, batch_group: Any = None
 ) -> dict[str, Tensor]:
     """Soft masks of all modalities from their scores, through one launch of the SOFT top-k operator.
 
     Args:
         scores: modality → (B, T), floating; T may differ between modalities.
         lengths: modality → (B,) integer, units that count in each row, 0 to T.
+        batch_group: process group whose ranks have a part of the batch each, for the normaliser "max"; None: all is
+            here.
 
     Returns:
         Modality → (B, T) in [0, 1]: near 0 at the k units to mask, near 1 at the others, 0 beyond the length.
     """
     names = list(scores)
     longest = max(scores[name].shape[1] for name in names)
-    rows_rl = torch.cat(
-        [F.pad(_unit_cost(scores[name], lengths[name], config), (0, longest - scores[name].shape[1])) for name in names]
-    )
+    moved = {name: _unit_cost(scores[name], lengths[name], config, batch_group) for name in names}
+    rows_rl = torch.cat([F.pad(moved_bt, (0, longest - moved_bt.shape[1])) for moved_bt in moved.values()])
     lengths_r = torch.cat([lengths[name] for name in names])
     masks_rl = mf.temporal_mask(
         rows_rl,
@@ -101,7 +104,7 @@ def random_masks(
     return masks
 
 
-def _unit_cost(scores_bt: Tensor, lengths_b: Tensor, config: RobMMRConfig) -> Tensor:
+def _unit_cost(scores_bt: Tensor, lengths_b: Tensor, config: RobMMRConfig, batch_group: Any) -> Tensor:
     """Move the scores so that the operator's cost with normaliser 1 equals their cost with normaliser Z.
 
     The plan depends on the difference of the two costs, ((s−1)² − s²)/Z = (1 − 2s)/Z, only. It is 1 − 2s' for
@@ -112,4 +115,6 @@ def _unit_cost(scores_bt: Tensor, lengths_b: Tensor, config: RobMMRConfig) -> Te
     cost_bt = torch.maximum(scores_bt, 1 - scores_bt).detach() ** 2
     valid_bt = length_mask(lengths_b, scores_bt.shape[1])
     largest = cost_bt.masked_fill(~valid_bt, 0.0).amax()
+    if batch_group is not None:
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=batch_group)
     return 0.5 + (scores_bt - 0.5) / torch.where(largest > 0, largest, 1.0)

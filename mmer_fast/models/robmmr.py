@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -196,16 +197,19 @@ class RobMMR(nn.Module):
             read_bkd = self.decoder(memory_nd, memory)
         return self.classifier_dropout(self.classifier(read_bkd))
 
-    def temporal_masks(self, encodings: Encodings) -> dict[str, Tensor]:
-        """The adversarial masks m^x (B, T) of Eq. 6-7 from clean encodings; their gradient is reversed (Eq.
-        11).
+    def temporal_masks(self, encodings: Encodings, batch_group: Any = None) -> dict[str, Tensor]:
+        """The adversarial masks m^x (B, T) of Eq. 6-7 from clean encodings; their gradient is reversed (Eq. 11).
 
         Where `mask_source` is "random" they are drawn, and nothing of the encodings counts but the lengths.
+
+        Args:
+            encodings: from `encode`.
+            batch_group: process group whose ranks have a part of the batch each; None: all of it is here.
         """
         if self.config.mask_source == "random":
             dtype = next(iter(encodings.hidden.values())).dtype
             return random_masks(encodings.lengths, encodings.steps, dtype, self.config)
-        return temporal_masks(self.mask_scores(encodings), encodings.lengths, self.config)
+        return temporal_masks(self.mask_scores(encodings), encodings.lengths, self.config, batch_group)
 
     def mask_scores(self, encodings: Encodings) -> dict[str, Tensor]:
         """Scores (B, T) of the mask networks from clean encodings, 0 in the padding; empty where there are none."""

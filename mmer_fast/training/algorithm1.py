@@ -21,7 +21,8 @@ PGD takes `pgd_steps` more passes, whose gradients of the parameters are never c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,8 @@ from mmer_fast.models import RobMMR
 from mmer_fast.models.losses import asymmetric_loss, binary_cross_entropy
 from mmer_fast.ops.kl_divergence import bernoulli_kl_with_logits, softmax_kl_with_logits
 from mmer_fast.training.config import TrainConfig
+from mmer_fast.training.data_parallel import averaging_group, mean, norm
+from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.perturbation import (
     Offsets,
     app_parameters,
@@ -75,24 +78,28 @@ class Algorithm1:
     Args:
         model: the network; its parameters receive the gradients.
         config: ρ, σ, γ, losses, and what is perturbed how.
+        world: the processes that share each batch; sharded (FSDP2) before, where it says so.
 
     Raises:
         ValueError: the model has not what is to be perturbed (`check_pair`).
     """
 
-    def __init__(self, model: RobMMR, config: TrainConfig) -> None:
+    def __init__(self, model: RobMMR, config: TrainConfig, world: World = ALONE) -> None:
         self.model = model
         self.config = config
         self.recognition_loss = RECOGNITION_LOSSES[config.recognition_loss]
         self.consistency_loss = CONSISTENCY_LOSSES[config.consistency_loss]
         self.perturbed = app_parameters(model, config)
+        self.world = world
+        self.averaging_group = averaging_group(config, world)
 
-    def accumulate_gradients(self, batch: Batch, *, measure_ratio: bool = False) -> StepResult:
+    def accumulate_gradients(self, batch: Batch, *, measure_ratio: bool = False, weight: float = 1.0) -> StepResult:
         """Add the gradients of Eq. 15 to `.grad` of the parameters, which must be None or zero before.
 
         Args:
             batch: on the device of the model.
             measure_ratio: also measure ‖∇L_p‖ / ‖∇(L_r + ρ L_m)‖; copies the gradients once.
+            weight: factor of the gradients, not of the losses in the result: `World.weight`.
         """
         config, model = self.config, self.model
         none = torch.zeros((), device=batch.labels.device)
@@ -104,32 +111,32 @@ class Algorithm1:
         offsets = self._zero_offsets(batch) if config.sigma > 0 and config.perturbation == "fgsm" else None
         clean = model(batch.features, batch.lengths, offsets=offsets)
         loss_r = self.recognition_loss(clean.logits, batch.labels)
-        loss_r.backward(retain_graph=config.rho > 0 and model.config.reversal == "scores")
+        (weight * loss_r).backward(retain_graph=config.rho > 0 and model.config.reversal == "scores")
         g = self._copy_of_g()
         if offsets is not None:
             offsets = fgsm_offsets(offsets, config.embedding_radius)
 
         # Adversarial temporal masking, lines 7-12.
         if config.rho > 0:
-            masks = model.temporal_masks(clean.encodings)
+            masks = model.temporal_masks(clean.encodings, self.world.group)
             masked = model(batch.features, batch.lengths, masks)
             loss_m = self.recognition_loss(masked.logits, batch.labels)
-            (config.rho * loss_m).backward()
+            (weight * config.rho * loss_m).backward()
 
         # Adversarial parameter perturbation, lines 13-17; or adversarial embeddings in its place.
         if config.sigma > 0:
             before = copy_gradients(model.parameters()) if measure_ratio else None
             if config.perturbation in ("gradient", "random"):
                 direction = random_directions(self.perturbed) if config.perturbation == "random" else g
-                with mf.perturbed(self.perturbed, config.gamma, scope=config.perturbation_norm, grads=direction):
+                with self._moved_along(direction):
                     noisy = model(batch.features, batch.lengths)
                     loss_p = self.consistency_loss(clean.logits.detach(), noisy.logits)
-                    (config.sigma * loss_p).backward()
+                    (weight * config.sigma * loss_p).backward()
             else:
                 offsets = self._pgd_offsets(batch) if offsets is None else offsets
                 loss_p = self._loss_at(offsets, batch)
-                (config.sigma * loss_p).backward()
-            ratio = None if before is None else gradient_ratio(model.parameters(), before) / config.sigma
+                (weight * config.sigma * loss_p).backward()
+            ratio = None if before is None else gradient_ratio(model.parameters(), before, self.world) / config.sigma
 
         losses = torch.stack([loss_r.detach(), loss_m.detach(), loss_p.detach()])
         return StepResult(losses, clean.logits.detach(), ratio)
@@ -144,6 +151,20 @@ class Algorithm1:
         if not self._copies_g():
             return None
         return [None if p.grad is None else p.grad.clone() for p in self.perturbed]
+
+    def _moved_along(self, direction: Sequence[Tensor | None] | None) -> AbstractContextManager[object]:
+        """A block with the perturbed weights of Eq. 14.
+
+        Args:
+            direction: g of this process; None: it is in `.grad`.
+        """
+        return mf.perturbed(
+            self.perturbed,
+            self.config.gamma,
+            scope=self.config.perturbation_norm,
+            grads=direction,
+            average_over=self.averaging_group,
+        )
 
     def _zero_offsets(self, batch: Batch) -> dict[str, Tensor]:
         """Offsets of the embeddings that change nothing and receive a gradient."""
@@ -169,11 +190,7 @@ def copy_gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
 
 
-def gradient_ratio(parameters: Iterable[Tensor], before: list[Tensor]) -> Tensor:
-    """‖after − before‖ / ‖before‖ over all gradients."""
+def gradient_ratio(parameters: Iterable[Tensor], before: list[Tensor], world: World = ALONE) -> Tensor:
+    """‖after − before‖ / ‖before‖ over all gradients, those of the global batch."""
     added = [after - b for after, b in zip(copy_gradients(parameters), before, strict=True)]
-    return _norm(added) / _norm(before)
-
-
-def _norm(tensors: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors, 2)))
+    return norm(mean(added, world), world) / norm(mean(before, world), world)

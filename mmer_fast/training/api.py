@@ -25,6 +25,7 @@ from mmer_fast.models import RobMMR
 from mmer_fast.models.robmmr import check_outline
 from mmer_fast.training.checkpoint import read_json
 from mmer_fast.training.display import TrainingDisplay, recall_lines
+from mmer_fast.training.distributed import ALONE, TIMEOUT, World, joined
 from mmer_fast.training.evaluate import evaluate, predict_probabilities
 from mmer_fast.training.observers import Observers, TensorBoardLog
 from mmer_fast.training.predictions import Predictions, identifiers
@@ -61,9 +62,13 @@ def train(
     resume: bool = False,
     tensorboard: bool = False,
     show: bool = True,
+    fsdp: bool = False,
+    timeout: float = TIMEOUT,
     **settings: Any,
 ) -> Run:
     """Train a model and leave a run in a directory, `report.html` for people included.
+
+    In a script that torchrun started, its processes train together; each has to call this, and see the directory.
 
     Args:
         data: a data set, a path that `mmer_fast.data.load` reads, or "synthetic".
@@ -76,6 +81,8 @@ def train(
         resume: go on with the run in `out` from its last checkpoint, which must have the same configuration and data.
         tensorboard: write `out`/tensorboard as well; needs the package tensorboard.
         show: progress and results on standard output; `train.log` is written in any case.
+        fsdp: shard the parameters over the processes (FSDP2); else each holds them all.
+        timeout: seconds that a process waits for the others before it gives up.
         settings: fields of `RobMMRConfig` or `TrainConfig` by name, in place of the preset's and those of `config`:
             `epochs=20, dim=256`.
 
@@ -84,29 +91,33 @@ def train(
             unknown or out of range.
         DataError: the data cannot be read or used.
         TrainingError: training diverged.
+        WorldError: the processes cannot train together.
+        ProcessFailed: another process failed, or is gone.
     """
     directory = Path(out)
-    if holds_run(directory) != resume:
-        raise RunError(
-            f"{directory}: " + ("no run to resume" if resume else "already holds a run; resume=True goes on")
+    with joined(lambda: as_device(device), fsdp=fsdp, timeout=timeout) as world:
+        if holds_run(directory) != resume:
+            raise RunError(
+                f"{directory}: " + ("no run to resume" if resume else "already holds a run; resume=True goes on")
+            )
+        asked = Settings() if config is None else read_settings(Path(config))
+        stored = RunConfig.read(directory) if resume else None
+        model_config, train_config = configure(
+            asked.updated(preset, settings), (stored.model, stored.train) if stored else None
         )
-    asked = Settings() if config is None else read_settings(Path(config))
-    stored = RunConfig.read(directory) if resume else None
-    model_config, train_config = configure(
-        asked.updated(preset, settings), (stored.model, stored.train) if stored else None
-    )
-    loaded = open_data(data, modalities)
-    try:
-        check_outline(loaded.modalities, len(loaded.label_names))
-    except ValueError as error:
-        raise RunError(str(error)) from None
-    run = RunConfig(model_config, train_config, describe_data(loaded))
-    if stored:
-        check_same(stored, run)
-    directory.mkdir(parents=True, exist_ok=True)
-    chosen = as_device(device)
-    train_and_report(run, loaded, directory, chosen, Console(quiet=not show), tensorboard=tensorboard)
-    return Run(directory, chosen)
+        loaded = open_data(data, modalities)
+        try:
+            check_outline(loaded.modalities, len(loaded.label_names))
+        except ValueError as error:
+            raise RunError(str(error)) from None
+        run = RunConfig(model_config, train_config, describe_data(loaded))
+        if stored:
+            check_same(stored, run)
+        if world.first:
+            directory.mkdir(parents=True, exist_ok=True)
+        console = Console(quiet=not show)
+        train_and_report(run, loaded, directory, world.device, console, tensorboard=tensorboard, world=world)
+    return Run(directory, world.device)
 
 
 def train_and_report(
@@ -117,6 +128,7 @@ def train_and_report(
     console: Console,
     *,
     tensorboard: bool = False,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Train, or go on training, in a directory, showing progress; then draw the curves and write the report.
 
@@ -127,14 +139,17 @@ def train_and_report(
         device: to train on.
         console: for progress.
         tensorboard: log for TensorBoard too.
+        world: the processes that train together, each of which calls this; the first shows and writes.
 
     Returns:
         What is in `metrics.json`.
 
     Raises:
-        TrainingError, CheckpointError: as `train_run`.
-        RunError: tensorboard is missing.
+        TrainingError, CheckpointError, WorldError: as `train_run`.
+        RunError: as `train_run`, or tensorboard is missing.
     """
+    if not world.first:
+        return train_run(config, data, directory, device, Observers([]), world)
     from mmer_fast.report import plot_curves, write_report  # matplotlib only where something is drawn
 
     steps = -(-len(data.splits["train"]) // config.train.batch_size)
@@ -144,11 +159,12 @@ def train_and_report(
             log = TensorBoardLog(directory / TENSORBOARD_DIRECTORY, steps, config.train.log_every)
             observers.append(stack.enter_context(log))
         display = stack.enter_context(TrainingDisplay(console, directory / LOG_FILE, config.train.epochs, steps))
+        others = f", {world.size} processes" if world.group is not None else ""
         sizes = ", ".join(f"{name} {size}" for name, size in config.data["modalities"].items())
-        display.say(f"{data.source}: {len(data.splits['train'])} training samples; {sizes}; on {device}")
+        display.say(f"{data.source}: {len(data.splits['train'])} training samples; {sizes}; on {device}{others}")
         for note in data.notes:
             display.say(f"note: {note}")
-        results = train_run(config, data, directory, device, Observers([display, *observers]))
+        results = train_run(config, data, directory, device, Observers([display, *observers]), world)
         ended, training = len(results["history"]), config.train
         if ended < training.epochs:
             reason = f"no better validation {training.selection} in {training.patience} epochs"

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmer_fast._files import write_atomically
+from mmer_fast.training.distributed import ALONE, World
 
 
 class CheckpointError(ValueError):
@@ -115,22 +116,39 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def random_states() -> dict[str, Tensor]:
-    """States of torch's random generators (the only ones that training draws from), `cpu` and
-    `cuda/<index>`.
+def random_states(world: World = ALONE) -> dict[str, Tensor]:
+    """States of torch's random generators (the only ones that training draws from), `cpu` and `cuda/<index>`.
+
+    Of several processes, those of every one: of the first `cpu` and `cuda/0`, its device, as if it were alone; of the
+    others the same under `ranks/<rank>/`. Each has to call this.
     """
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"cuda/{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    return states
+    if world.group is None:
+        states = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            states |= {f"cuda/{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+        return states
+    own = {"cpu": torch.get_rng_state()}
+    if world.device.type == "cuda":
+        own["cuda/0"] = torch.cuda.get_rng_state(world.device)
+    return {_of_rank(rank) + name: state for name, mine in own.items() for rank, state in enumerate(world.gather(mine))}
 
 
-def restore_random_states(states: Mapping[str, Tensor]) -> None:
-    """The inverse of `random_states`; generators of devices that are absent here are passed over."""
-    torch.set_rng_state(states["cpu"])
-    for i in range(torch.cuda.device_count()):
-        if f"cuda/{i}" in states:
-            torch.cuda.set_rng_state(states[f"cuda/{i}"], i)
+def restore_random_states(states: Mapping[str, Tensor], world: World = ALONE) -> None:
+    """The inverse of `random_states`; generators of ranks or devices without a state are left alone."""
+    cpu = _of_rank(world.rank) + "cpu"
+    if cpu in states or world.first:
+        torch.set_rng_state(states[cpu])
+    if world.group is None:
+        devices = {f"cuda/{i}": torch.device("cuda", i) for i in range(torch.cuda.device_count())}
+    else:
+        devices = {_of_rank(world.rank) + "cuda/0": world.device} if world.device.type == "cuda" else {}
+    for name, device in devices.items():
+        if name in states:
+            torch.cuda.set_rng_state(states[name], device)
+
+
+def _of_rank(rank: int) -> str:
+    return f"ranks/{rank}/" if rank else ""
 
 
 def section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

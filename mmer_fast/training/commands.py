@@ -19,6 +19,7 @@ from mmer_fast.models.robmmr import check_outline
 from mmer_fast.report.tables import shift_names
 from mmer_fast.training.api import REPORT_FILE, train_and_report
 from mmer_fast.training.display import metrics_table
+from mmer_fast.training.distributed import TIMEOUT, World, joined
 from mmer_fast.training.errors import Terminated
 from mmer_fast.training.evaluate import evaluate as evaluate_split
 from mmer_fast.training.evaluate import predict_probabilities
@@ -111,28 +112,38 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also log for TensorBoard, into the directory tensorboard of --out.")
     ] = False,
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="Under torchrun: shard the parameters over the processes (FSDP2).")
+    ] = False,
+    timeout: Annotated[
+        int, typer.Option(min=1, help="Under torchrun: seconds that a process waits for the others.")
+    ] = int(TIMEOUT),
 ) -> None:
-    """Train a model; shows progress, then the metrics of the epoch that was best on the validation split."""
-    chosen = choose_device(device)
-    if tensorboard:
-        check_tensorboard()
-    stored = _stored_run(out, resume)
-    options = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "seed": seed}
-    options |= {"checkpoint_every": checkpoint_every, "workers": workers}
-    asked = asked_settings(preset, config, settings, options)
-    model_config, train_config = configure(asked, (stored.model, stored.train) if stored else None)
-    loaded = load(
-        data or (stored.data["source"] if stored else "synthetic"), modalities=_modalities(modalities, stored)
-    )
-    run = RunConfig(model_config, train_config, describe_data(loaded))
-    try:
-        check_outline(loaded.modalities, len(loaded.label_names))
-    except ValueError as error:
-        raise RunError(f"{loaded.source}: {error}") from None
-    if stored:
-        check_same(stored, run)
-    make_directory(out)
-    _train_and_show(run, loaded, out, chosen, tensorboard)
+    """Train a model; shows progress, then the metrics of the epoch that was best on the validation split.
+
+    Under torchrun the processes train together: a batch is divided among them, and one shows and writes.
+    """
+    with joined(lambda: choose_device(device), fsdp=fsdp, timeout=timeout) as world:
+        if tensorboard:
+            check_tensorboard()
+        stored = _stored_run(out, resume)
+        options = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "seed": seed}
+        options |= {"checkpoint_every": checkpoint_every, "workers": workers}
+        asked = asked_settings(preset, config, settings, options)
+        model_config, train_config = configure(asked, (stored.model, stored.train) if stored else None)
+        loaded = load(
+            data or (stored.data["source"] if stored else "synthetic"), modalities=_modalities(modalities, stored)
+        )
+        run = RunConfig(model_config, train_config, describe_data(loaded))
+        try:
+            check_outline(loaded.modalities, len(loaded.label_names))
+        except ValueError as error:
+            raise RunError(f"{loaded.source}: {error}") from None
+        if stored:
+            check_same(stored, run)
+        if world.first:
+            make_directory(out)
+        _train_and_show(run, loaded, out, tensorboard, world)
 
 
 @app.command("config")
@@ -182,18 +193,20 @@ def predict(
 data_commands.register(app)
 
 
-def _train_and_show(
-    config: RunConfig, data: MultiModalData, out: Path, device: torch.device, tensorboard: bool
-) -> None:
+def _train_and_show(config: RunConfig, data: MultiModalData, out: Path, tensorboard: bool, world: World) -> None:
     console = Console()
     try:
-        results = train_and_report(config, data, out, device, console, tensorboard=tensorboard)
+        results = train_and_report(config, data, out, world.device, console, tensorboard=tensorboard, world=world)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; go on with: mmer-fast train --out {out} --resume", err=True)
+        if world.first:
+            typer.echo(f"interrupted; go on with: mmer-fast train --out {out} --resume", err=True)
         raise typer.Exit(130) from None
     except Terminated as terminated:
-        typer.echo(f"{terminated}; go on with: mmer-fast train --out {out} --resume", err=True)
-        raise typer.Exit(143) from None
+        if world.first:
+            typer.echo(f"{terminated}; go on with: mmer-fast train --out {out} --resume", err=True)
+        raise
+    if not world.first:
+        return
     title = f"epoch {results['best_epoch']} of {len(results['history'])}, best validation {results['selection']}"
     console.print(metrics_table({name: results[name] for name in ("valid", "test")}, title, shift_names(data.source)))
     console.print(f"written to {out}; to look at: {out / REPORT_FILE}", soft_wrap=True, highlight=False)

@@ -45,6 +45,9 @@ class TrainConfig:
         perturbed_modules: modules that are perturbed (Figure 4b): "unimodal" (every E^x), "multimodal" (E^m) and
             "decoder" (D), or several joined by "+", in any order; kept in this one. One norm is over all of them.
         app_gradient: g of Eq. 14: the gradient of "recognition" (L_r) or "total" (L_r + ρ L_m).
+        app_batch: of which samples g of Eq. 14 is the gradient where several processes train: "global" is the whole
+            batch, as in one process; "local" each process's part, along whose gradient it perturbs its own copy of the
+            weights (as SAM does under DDP's `no_sync`), which saves an exchange. No effect in one process.
         embedding_radius: r, the largest change of an entry of an embedding by "fgsm" or "pgd". **The paper gives no
             value.** Embeddings come out of a LayerNorm, so the unit is the standard deviation of their entries at the
             start of training. With ρ = 0 and σ = 1, 0.01 leaves the compact network free to learn the embedded
@@ -70,7 +73,7 @@ class TrainConfig:
         consistency_loss: L_p: "bernoulli" (Eq. 13 for K sigmoid outputs) or "softmax" (the authors' code).
         learning_rate, weight_decay: of AdamW.
         clip_norm: largest global gradient norm, or None; after the perturbation has been taken back.
-        epochs, batch_size: passes over the training split; samples a step.
+        epochs, batch_size: passes over the training split; samples a step, those of all processes together.
         accumulation: micro-batches that the gradients of a step are summed over, a divisor of `batch_size`: each has
             `batch_size` / `accumulation` samples, which is what has to fit into memory. With σ > 0 APP perturbs each
             along its own g (`mmer_fast.training.accumulation`).
@@ -98,6 +101,7 @@ class TrainConfig:
     perturbed: Literal["projections", "attention", "feed_forward", "all"] = "projections"
     perturbed_modules: str = "multimodal"
     app_gradient: Literal["recognition", "total"] = "recognition"
+    app_batch: Literal["global", "local"] = "global"
     embedding_radius: float = 0.01
     pgd_steps: int = 3
     step: Literal["fast", "textbook"] = "fast"

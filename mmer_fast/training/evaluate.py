@@ -18,6 +18,7 @@ from mmer_fast.data import Split
 from mmer_fast.metrics import multilabel_metrics
 from mmer_fast.models import RobMMR
 from mmer_fast.ops.lengths import length_mask
+from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.order import batches, sorted_batches
 
 PLANTED = "planted_"
@@ -35,14 +36,21 @@ def same_draws(seed: int = 0) -> Iterator[None]:
         yield
 
 
-@torch.inference_mode()
-def predict_logits(model: RobMMR, split: Split, batch_size: int = 256) -> Tensor:
-    """Label logits (N, K), float32 on the CPU, in the order of the split. Leaves the model in eval mode."""
+def predict_logits(model: RobMMR, split: Split, batch_size: int = 256, world: World = ALONE) -> Tensor:
+    """Label logits (N, K), float32 on the CPU, in the order of the split. Leaves the model in eval mode.
+
+    The processes of `world` compute whole batches in turns, so the logits are those of one process; each gets all.
+    """
     model.eval()
-    logits_nk = torch.empty(len(split), model.labels)
-    for batch in batches(split, sorted_batches(split, batch_size), _device(model)):
-        logits_nk[batch.index.cpu()] = model(batch.features, batch.lengths).logits.float().cpu()
-    return logits_nk
+    logits_nk = torch.zeros(len(split), model.labels)
+    indices, counted = world.turns(sorted_batches(split, batch_size))
+    # What FSDP2 allocates in inference mode cannot be trained with afterwards.
+    with torch.no_grad() if world.fsdp else torch.inference_mode():
+        for i, batch in enumerate(batches(split, indices, _device(model))):
+            logits_bk = model(batch.features, batch.lengths).logits.float().cpu()
+            if i < counted:
+                logits_nk[batch.index.cpu()] = logits_bk
+    return world.sum(logits_nk)
 
 
 def predict_probabilities(model: RobMMR, split: Split, batch_size: int = 256) -> Tensor:
@@ -59,12 +67,14 @@ def evaluate(
     threshold: float = 0.5,
     batch_size: int = 256,
     recognition_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Metrics of `multilabel_metrics` over a split; where it has the extra `shift`, also for each of its
     values.
 
     Args:
         recognition_loss: of logits and labels (N, K), to be evaluated as well.
+        world: the processes that share the work and all get the result; each has to call this.
 
     Returns:
         The metrics, and "samples"; "recognition": that loss; "shift": value → metrics of that subset, if there is such
@@ -73,7 +83,7 @@ def evaluate(
     Raises:
         FloatingPointError: a logit or the loss is not finite.
     """
-    logits_nk = predict_logits(model, split, batch_size)
+    logits_nk = predict_logits(model, split, batch_size, world)
     if not logits_nk.isfinite().all():
         raise FloatingPointError("the model's logits are not finite")
     probabilities_nk = logits_nk.sigmoid()

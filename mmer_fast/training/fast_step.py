@@ -36,12 +36,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-import mmer_fast as mf
 from mmer_fast.data import Batch
 from mmer_fast.models import RobMMR
 from mmer_fast.models.robmmr import Encodings
 from mmer_fast.training.algorithm1 import Algorithm1, StepResult, copy_gradients, gradient_ratio
 from mmer_fast.training.config import TrainConfig
+from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.perturbation import random_directions
 
 
@@ -52,11 +52,11 @@ class FastStep(Algorithm1):
     dropout is shared or the precision is "bfloat16".
     """
 
-    def accumulate_gradients(self, batch: Batch, *, measure_ratio: bool = False) -> StepResult:
+    def accumulate_gradients(self, batch: Batch, *, measure_ratio: bool = False, weight: float = 1.0) -> StepResult:
         """As `Algorithm1.accumulate_gradients`; `measure_ratio` costs a second backward pass of the clean E^x."""
         config, model = self.config, self.model
         if config.sigma > 0 and config.perturbation in ("fgsm", "pgd"):
-            return super().accumulate_gradients(batch, measure_ratio=measure_ratio)
+            return super().accumulate_gradients(batch, measure_ratio=measure_ratio, weight=weight)
         loss_m = loss_p = torch.zeros((), device=batch.labels.device)
         before = ratio = None
         clean = _SharedEncodings(self._encode(batch))
@@ -64,7 +64,7 @@ class FastStep(Algorithm1):
         # Emotion recognition, lines 3-6.
         logits = self._read(clean.encodings)
         loss_r = self.recognition_loss(logits, batch.labels)
-        loss_r.backward()
+        (weight * loss_r).backward()
         if self._copies_g() and config.perturbs_unimodal:
             clean.backward(retain_graph=model.config.reversal == "scores")
         g = self._copy_of_g()
@@ -73,7 +73,7 @@ class FastStep(Algorithm1):
         if config.rho > 0:
             masked = self._encode(batch, self._masks(clean.encodings))
             loss_m = self.recognition_loss(self._read(masked), batch.labels)
-            (config.rho * loss_m).backward()
+            (weight * config.rho * loss_m).backward()
 
         # Adversarial parameter perturbation, lines 13-17.
         shared = not config.perturbs_unimodal and (config.share_dropout or not self._draws_in_encoders())
@@ -83,13 +83,13 @@ class FastStep(Algorithm1):
             if measure_ratio:
                 before = copy_gradients(model.parameters())
             direction = random_directions(self.perturbed) if config.perturbation == "random" else g
-            with mf.perturbed(self.perturbed, config.gamma, scope=config.perturbation_norm, grads=direction):
+            with self._moved_along(direction):
                 noisy = self._read(clean.encodings if shared else self._encode(batch))
                 loss_p = self.consistency_loss(logits.detach(), noisy)
-                (config.sigma * loss_p).backward()
+                (weight * config.sigma * loss_p).backward()
         clean.backward()
         if before is not None:
-            ratio = gradient_ratio(model.parameters(), before) / config.sigma
+            ratio = gradient_ratio(model.parameters(), before, self.world) / config.sigma
 
         losses = torch.stack([loss_r.detach(), loss_m.detach(), loss_p.detach()])
         return StepResult(losses, logits.detach(), ratio)
@@ -105,7 +105,8 @@ class FastStep(Algorithm1):
             return self.model.encode(batch.features, batch.lengths, masks)
 
     def _masks(self, encodings: Encodings) -> dict[str, Tensor]:
-        return self.model.temporal_masks(replace(encodings, hidden={n: _wide(x) for n, x in encodings.hidden.items()}))
+        wide = replace(encodings, hidden={name: _wide(x_nd) for name, x_nd in encodings.hidden.items()})
+        return self.model.temporal_masks(wide, self.world.group)
 
     def _read(self, encodings: Encodings) -> Tensor:
         """Logits (B, K) by E^m and D."""
@@ -120,9 +121,9 @@ class FastStep(Algorithm1):
         return torch.autocast(device.type, torch.bfloat16)
 
 
-def chosen_step(model: RobMMR, config: TrainConfig) -> Algorithm1:
+def chosen_step(model: RobMMR, config: TrainConfig, world: World = ALONE) -> Algorithm1:
     """The form of the step that `TrainConfig.step` names."""
-    return FastStep(model, config) if config.step == "fast" else Algorithm1(model, config)
+    return FastStep(model, config, world) if config.step == "fast" else Algorithm1(model, config, world)
 
 
 class _SharedEncodings:

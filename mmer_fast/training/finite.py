@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import Tensor, nn
 
 from mmer_fast.data import Batch
+from mmer_fast.perturbation import sharded
 from mmer_fast.training.algorithm1 import LOSSES
 
 SHOWN_SAMPLES = 5
@@ -15,8 +16,8 @@ Named = Iterable[tuple[str, Tensor]]
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all values are; waits for the device."""
-    return bool(tensor.isfinite().all())
+    """Whether all values are, of a sharded tensor those of this rank; waits for the device."""
+    return bool(sharded.local(tensor).isfinite().all())
 
 
 def first_loss(losses: Tensor) -> str:

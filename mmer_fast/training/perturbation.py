@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmer_fast.models import RobMMR
 from mmer_fast.models.attention import MultiHeadAttention
 from mmer_fast.models.transformer import FeedForward
+from mmer_fast.perturbation import sharded
 from mmer_fast.training.config import TrainConfig, check_pair
 
 Offsets = Mapping[str, Tensor]
@@ -59,8 +60,11 @@ def perturbed_parameters(module: nn.Module, which: str) -> list[nn.Parameter]:
 
 
 def random_directions(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Standard normal numbers from torch's generator in the shapes of `parameters`, in the place of g in Eq. 14."""
-    return [torch.randn_like(parameter) for parameter in parameters]
+    """Standard normal numbers from torch's generator in the shapes of `parameters`, in the place of g in Eq. 14.
+
+    Of a DTensor each process draws its own shard.
+    """
+    return [sharded.like(p, torch.randn_like(sharded.local(p))) for p in parameters]
 
 
 def fgsm_offsets(zeros: Offsets, radius: float) -> dict[str, Tensor]:

@@ -30,6 +30,8 @@ from mmer_fast.models.config import config_from_dict
 from mmer_fast.models.standardization import Standardization
 from mmer_fast.training.checkpoint import CheckpointError, read_json, read_tensors, write_json
 from mmer_fast.training.config import TrainConfig, configs_from_json, configs_to_json
+from mmer_fast.training.data_parallel import prepare
+from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.evaluate import evaluate, mask_recall
 from mmer_fast.training.trainer import BEST_FILE, STATE_FILE, Observer, Trainer
 
@@ -118,35 +120,61 @@ def build_model(config: RunConfig, device: torch.device) -> RobMMR:
 
 
 def train_run(
-    config: RunConfig, data: MultiModalData, directory: Path, device: torch.device, observer: Observer
+    config: RunConfig,
+    data: MultiModalData,
+    directory: Path,
+    device: torch.device,
+    observer: Observer,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Train, or go on training, in `directory`; returns what it writes to `metrics.json`.
 
+    Args:
+        world: the processes that train together. Each has to call this, with the same configuration and data and a
+            directory that all of them see; the first writes, and all return the same.
+
     Raises:
+        RunError: the configuration does not go with `world`.
+        WorldError: configuration, data or saved state differ between its processes.
         TrainingError, Terminated: as `Trainer.fit`.
         CheckpointError: the state in the directory cannot be read.
     """
-    remove_partial_files(directory)
-    write_json(directory / CONFIG_FILE, config.to_json())
+    _check_world(config, world)
+    if world.first:
+        remove_partial_files(directory)
+        write_json(directory / CONFIG_FILE, config.to_json())
     model = build_model(config, device)
     _fit_standardization(model, data.splits["train"])
+    prepare(model, world)
+    world.seed_draws(config.train.seed)
     header = {"model": asdict(config.model), "threshold": config.train.threshold}
     header |= {key: config.data[key] for key in ("modalities", "label_names")}
-    trainer = Trainer(model, config.train, data, directory, header, observer)
+    trainer = Trainer(model, config.train, data, directory, header, observer, world)
     trainer.resume()
+    world.agree({"epoch": trainer.progress.epoch, "step": trainer.progress.step})
     history = trainer.fit()
+    world.wait()  # until the best model is on disk
     best, _ = load_best(directory, device)
     results = {
         "selection": config.train.selection,
         "best_epoch": trainer.progress.best_epoch,
-        "train": evaluate(best, data.splits["train"], threshold=config.train.threshold),
-        "valid": evaluate(best, data.splits["valid"], threshold=config.train.threshold),
-        "test": evaluate(best, data.splits["test"], threshold=config.train.threshold),
+        "train": evaluate(best, data.splits["train"], threshold=config.train.threshold, world=world),
+        "valid": evaluate(best, data.splits["valid"], threshold=config.train.threshold, world=world),
+        "test": evaluate(best, data.splits["test"], threshold=config.train.threshold, world=world),
         "mask_recall": mask_recall(best, data.splits["test"]),
         "history": history,
     }
-    write_json(directory / METRICS_FILE, results)
+    if world.first:
+        write_json(directory / METRICS_FILE, results)
     return results
+
+
+def _check_world(config: RunConfig, world: World) -> None:
+    if world.fsdp and config.train.app_batch == "local":
+        raise RunError("TrainConfig.app_batch must be 'global' with fsdp, which reduces every gradient, got 'local'")
+    facts = _flatten(config.to_json())
+    facts.pop("data.source")  # a path may differ between machines; the checksums may not
+    world.agree({**facts, "fsdp": world.fsdp})
 
 
 def _fit_standardization(model: RobMMR, split: Split) -> None:

@@ -7,6 +7,7 @@ was killed at any moment and resumed ends with the same bits as training that wa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -32,6 +33,8 @@ from mmer_fast.training.checkpoint import (
     write_tensors,
 )
 from mmer_fast.training.config import TrainConfig
+from mmer_fast.training.data_parallel import average_gradients, clip_gradients, gathered, scattered
+from mmer_fast.training.distributed import ALONE, World, padded_as_whole
 from mmer_fast.training.errors import Terminated, TrainingError
 from mmer_fast.training.evaluate import evaluate
 from mmer_fast.training.fast_step import chosen_step
@@ -89,6 +92,8 @@ class Trainer:
         directory: existing; where the two files go.
         header: JSON data stored with the best weights, enough to build the model again.
         observer: told about steps and epochs.
+        world: the processes that train together, each with such a trainer; `prepare` has readied the model for it.
+            Rank 0 writes the files; `resume` wants them where every rank can read them.
     """
 
     def __init__(
@@ -99,15 +104,17 @@ class Trainer:
         directory: Path,
         header: dict[str, Any],
         observer: Observer,
+        world: World = ALONE,
     ) -> None:
         self.model = model
+        self.world = world
         self.config = config
         self.train_split, self.valid_split = data.splits["train"], data.splits["valid"]
         self.directory = directory
         self.header = header
         self.observer = observer
         self.device = next(model.parameters()).device
-        self.algorithm = chosen_step(model, config)
+        self.algorithm = chosen_step(model, config, world)
         fused = self.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
@@ -132,7 +139,7 @@ class Trainer:
                 with dead_workers_named(self.config.workers):
                     self._train_epoch()
                 self._finish_epoch()
-                if self.termination.received:
+                if self._asked_to_leave(True):
                     raise Terminated
         return self.progress.history
 
@@ -152,15 +159,18 @@ class Trainer:
         self._write(STATE_FILE, self._state(), asdict(self.progress))
 
     def _state(self) -> dict[str, Tensor]:
+        """What every rank has to come together for."""
         return {
-            **with_prefix("model", self.model.state_dict()),
-            **with_prefix("optimizer", optimizer_tensors(self.optimizer, self.model)),
-            **with_prefix("random", random_states()),
+            **with_prefix("model", gathered(self.model.state_dict())),
+            **with_prefix("optimizer", gathered(optimizer_tensors(self.optimizer, self.model))),
+            **with_prefix("random", random_states(self.world)),
             "sums/losses": self.sums.losses,
             "sums/counts": self.sums.counts,
         }
 
     def _write(self, name: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        if not self.world.first:
+            return
         try:
             write_tensors(self.directory / name, tensors, header)
         except WriteError as error:
@@ -179,12 +189,13 @@ class Trainer:
             return False
         tensors, progress = read_tensors(path)
         try:
-            self.model.load_state_dict(section(tensors, "model"))
-            load_optimizer_tensors(self.optimizer, self.model, section(tensors, "optimizer"))
+            self.model.load_state_dict(scattered(section(tensors, "model"), self.model))
+            optimizer = scattered(section(tensors, "optimizer"), self.model)
+            load_optimizer_tensors(self.optimizer, self.model, optimizer)
             self.sums.losses.copy_(tensors["sums/losses"])
             self.sums.counts.copy_(tensors["sums/counts"])
             self.progress = Progress(**progress)
-            restore_random_states(section(tensors, "random"))
+            restore_random_states(section(tensors, "random"), self.world)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path} is not a state of this training: {error}") from None
         best = self.directory / BEST_FILE
@@ -196,40 +207,59 @@ class Trainer:
         progress, config = self.progress, self.config
         self.model.train()
         remaining = epoch_batches(self.train_split, config, progress.epoch)[progress.step :]
-        for batch in training_batches(self.train_split, remaining, self.device, config.workers):
+        micro_batches = [indices_b.split(config.batch_size // config.accumulation) for indices_b in remaining]
+        own = [torch.cat([self.world.part(indices_b) for indices_b in parts]) for parts in micro_batches]
+        batches = training_batches(self.train_split, own, self.device, config.workers)
+        for indices_b, parts, batch in zip(remaining, micro_batches, batches, strict=True):
             step = progress.epoch * self.steps_per_epoch + progress.step
             measure = progress.step % config.log_every == 0
-            result = self._optimize(batch, step, measure)
-            self.sums.add(result, batch.labels, config.threshold)
+            result = self._optimize(parts, batch, step, measure)
+            labels_bk = batch.labels if self.world.group is None else self._labels(indices_b)
+            self.sums.add(result, labels_bk, config.threshold)
             if measure:
                 self._record_ratio(result.gradient_ratio)
-            self.observer.on_step(progress.epoch, progress.step, len(batch), result)
+            self.observer.on_step(progress.epoch, progress.step, len(indices_b), result)
             progress.step += 1
-            leave = self.termination.received
+            leave = self._asked_to_leave(measure)
             if leave or (config.checkpoint_every and progress.step % config.checkpoint_every == 0):
                 self.save()
             if leave:
                 raise Terminated
 
-    def _optimize(self, batch: Batch, step: int, measure_ratio: bool) -> StepResult:
+    def _optimize(self, micro_batches: Sequence[Tensor], batch: Batch, step: int, measure_ratio: bool) -> StepResult:
+        """A step on these samples, of which `batch` has this rank's parts; the result is that of all ranks."""
+        world = self.world
+        if world.group is not None:
+            batch = padded_as_whole(batch, self.train_split, torch.cat(list(micro_batches)))
         self.optimizer.zero_grad()
         batch = augmented(batch, self.config)
-        micro_batch = self.config.batch_size // self.config.accumulation
-        result = accumulate_gradients(self.algorithm, batch, micro_batch, measure_ratio=measure_ratio)
+        result = accumulate_gradients(self.algorithm, batch, micro_batches, measure_ratio=measure_ratio)
+        average_gradients(self.model.parameters(), world)
         if measure_ratio or self.device.type == "cpu":  # elsewhere it would make every step wait for the device
             self._check_losses(batch, result.losses)
         if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+            clip_gradients(self.model.parameters(), self.config.clip_norm, world)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step, self.steps_per_epoch)
         self.optimizer.step()
         return result
 
+    def _asked_to_leave(self, ask_others: bool) -> bool:
+        """Whether SIGTERM has come to any rank. To know that they have to wait for each other, so not at every step."""
+        received = self.termination.received
+        if self.world.group is None:
+            return received
+        return ask_others and any(self.world.gather_objects(received))
+
+    def _labels(self, indices_b: Tensor) -> Tensor:
+        return torch.from_numpy(self.train_split.labels[indices_b.numpy()]).to(self.device)
+
     def _check_losses(self, batch: Batch, losses: Tensor) -> None:
         """Stop where the losses of the step under way, not yet in the sums, or those of earlier ones are not finite."""
         if is_finite(self.sums.losses + losses):
             return
-        culprit = first_nonfinite(inputs(batch), parameters(self.model), gradients(self.model))
+        groups = (inputs(batch), parameters(self.model), gradients(self.model))
+        culprit = next(filter(None, (self._on_any_rank(first_nonfinite(group)) for group in groups)), None)
         if is_finite(self.sums.losses):
             self._stop(f"the {first_loss(losses)} loss is not finite", culprit, self.progress.step + 1)
         self._stop(f"the {first_loss(self.sums.losses)} loss is not finite", culprit, self.progress.step, exact=False)
@@ -237,14 +267,17 @@ class Trainer:
     def _check_state(self) -> None:
         """Stop where the losses so far, the weights or the state of the optimizer are not finite."""
         moments = optimizer_state(optimizer_tensors(self.optimizer, self.model))
-        culprit = first_nonfinite(parameters(self.model), moments)
+        culprit = self._on_any_rank(first_nonfinite(parameters(self.model), moments))
         if not is_finite(self.sums.losses):
-            self._stop(
-                f"the {first_loss(self.sums.losses)} loss is not finite", culprit, self.progress.step, exact=False
-            )
+            what = f"the {first_loss(self.sums.losses)} loss is not finite"
+            self._stop(what, culprit, self.progress.step, exact=False)
         if culprit is not None:
-            cause = first_nonfinite(gradients(self.model)) or culprit
+            cause = self._on_any_rank(first_nonfinite(gradients(self.model))) or culprit
             self._stop("the weights after the optimizer step are not finite", cause, self.progress.step)
+
+    def _on_any_rank(self, found: str | None) -> str | None:
+        """What the first rank has found that has found something; every rank has its own samples and shards."""
+        return next((name for name in self.world.gather_objects(found) if name is not None), None)
 
     def _stop(self, what: str, culprit: str | None, step: int, *, exact: bool = True) -> NoReturn:
         """Keep the state for a post-mortem and end training at, or shortly before, step `step` (from 1)."""
@@ -252,10 +285,13 @@ class Trainer:
         samples = epoch_batches(self.train_split, config, progress.epoch)[step - 1].tolist()
         path = self.directory / FAILED_FILE
         kept = f"the state is in {path}"
+        state = self._state()
         try:
-            write_tensors(path, self._state(), {**asdict(progress), "batch": samples})
+            if self.world.first:
+                write_tensors(path, state, {**asdict(progress), "batch": samples})
         except WriteError as error:
             kept = str(error)
+        self.world.wait()  # none may end, and with it all, before it is on disk
         place = f"step {step}" if exact else f"in one of the {min(step, config.log_every)} steps up to step {step}"
         raise TrainingError(
             f"{what} in epoch {progress.epoch + 1}, {place}; first tensor that is not: {culprit or 'none'}; "
@@ -272,7 +308,9 @@ class Trainer:
         self._check_state()
         loss = self.algorithm.recognition_loss
         try:
-            valid = evaluate(self.model, self.valid_split, threshold=config.threshold, recognition_loss=loss)
+            valid = evaluate(
+                self.model, self.valid_split, threshold=config.threshold, recognition_loss=loss, world=self.world
+            )
         except FloatingPointError as error:  # of finite weights that overflow
             self._stop(f"{error} on the validation split", None, progress.step)
         valid.pop("shift", None)
@@ -290,7 +328,7 @@ class Trainer:
         if best is None or valid[config.selection] > progress.history[best - 1]["valid"][config.selection]:
             progress.best_epoch = record["epoch"]
             # Before the state, so that no state ever speaks of a best model that is not on disk.
-            self._write(BEST_FILE, self.model.state_dict(), self.header)
+            self._write(BEST_FILE, gathered(self.model.state_dict()), self.header)
         progress.epoch, progress.step, progress.gradient_ratios = progress.epoch + 1, 0, []
         self.sums = EpochSums(self.device)
         self.save()

@@ -52,7 +52,10 @@ def test_every_token_sees_its_whole_sample_and_no_other() -> None:
 
 def test_no_tokens_at_all() -> None:
     encoder, (x_nd, spans) = make_encoder(), tokens(0, 0)
-    assert encoder(x_nd, spans).shape == (0, 6)
+    hidden_nd = encoder(x_nd, spans)
+    assert hidden_nd.shape == (0, 6)
+    hidden_nd.sum().backward()  # of 0, not none: processes that share a batch have the same parameters with a gradient
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in encoder.parameters())
 
 
 @pytest.mark.parametrize("layers", [1, 2])

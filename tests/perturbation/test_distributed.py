@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import process_group
 import pytest
 import torch.distributed as dist
@@ -53,27 +50,15 @@ CHECKS = {
         "ddp:average_not_finite_on_one_rank",
     ],
 }
-Verdict = Callable[[int, str], str]
 
 
 @pytest.fixture(scope="module")
-def verdict(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Verdict:
-    """What went wrong in a check. The first question for a number of processes runs all checks that were selected."""
-    selected = [item.callspec.params for item in request.session.items if item.path == Path(request.path)]
-    found: dict[int, dict[str, str]] = {}
-
-    def of(world: int, check: str) -> str:
-        if world not in found:
-            checks = [params["check"] for params in selected if params["world"] == world]
-            folder = tmp_path_factory.mktemp(f"{world}_processes")
-            found[world] = process_group.run([f"checks_{check}" for check in checks], world, folder)
-        return found[world][f"checks_{check}"]
-
-    return of
+def verdict(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> process_group.Verdict:
+    return process_group.verdicts(request, tmp_path_factory)
 
 
 @pytest.mark.parametrize(("world", "check"), [(world, check) for world, checks in CHECKS.items() for check in checks])
-def test_in_processes(world: int, check: str, verdict: Verdict) -> None:
+def test_in_processes(world: int, check: str, verdict: process_group.Verdict) -> None:
     trouble = verdict(world, check)
     if trouble:
         pytest.fail(trouble, pytrace=False)

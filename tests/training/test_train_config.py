@@ -104,6 +104,7 @@ def test_unknown_preset_names_the_known_ones() -> None:
         ({"model": {"dimm": 3}}, "unknown RobMMRConfig field.*dimm"),
         ({"train": {"rho": "0.1"}}, r"TrainConfig\.rho"),
         ({"train": {"epochs": 2.5}}, r"TrainConfig\.epochs"),
+        ({"train": {"app_batch": "rank"}}, r"TrainConfig\.app_batch"),
         ({"extra": {}}, "sections model and train"),
     ],
 )

@@ -9,9 +9,11 @@ import multiprocessing
 import time
 import traceback
 import warnings
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -21,8 +23,33 @@ LIMIT = 300  # seconds after which a process that still runs prints where it sta
 # Imported once, by the server that the processes are forks of.
 IMPORTS = ["torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.checkpoint", "mmer_fast"]
 
+Verdict = Callable[[int, str], str]
 
-def run(checks: list[str], world: int, folder: Path) -> dict[str, str]:
+
+def verdicts(request: pytest.FixtureRequest, folders: pytest.TempPathFactory, imports: Sequence[str] = ()) -> Verdict:
+    """What went wrong in a check, for a test parametrized by `world` and `check`, a "name:function" of checks_name.py.
+
+    The first question for a number of processes runs all checks of the file that were selected.
+
+    Args:
+        imports: modules that the processes need beside `IMPORTS`.
+    """
+    items = [item for item in request.session.items if item.path == Path(request.path) and hasattr(item, "callspec")]
+    chosen = [item.callspec.params for item in items if "check" in item.callspec.params]
+    found: dict[int, dict[str, str]] = {}
+
+    def of(world: int, check: str) -> str:
+        if world not in found:
+            checks = [params["check"] for params in chosen if params["world"] == world]
+            found[world] = run(
+                [f"checks_{check}" for check in checks], world, folders.mktemp(f"{world}_processes"), imports
+            )
+        return found[world][f"checks_{check}"]
+
+    return of
+
+
+def run(checks: list[str], world: int, folder: Path, imports: Sequence[str] = ()) -> dict[str, str]:
     """Calls `checks`, each a "module:function", with (rank, world) in `world` processes.
 
     The ranks meet after each check. When one fails, those after it are left out: collectives may be out of step.
@@ -30,7 +57,7 @@ def run(checks: list[str], world: int, folder: Path) -> dict[str, str]:
     Returns:
         For each check what went wrong, on which ranks; "" where nothing did.
     """
-    multiprocessing.set_forkserver_preload(IMPORTS)
+    multiprocessing.set_forkserver_preload([*IMPORTS, *imports])
     context = mp.start_processes(
         _rank, (world, checks, str(folder)), nprocs=world, join=False, start_method="forkserver"
     )
