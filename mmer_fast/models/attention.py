@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import mmer_fast as mf
+from mmer_fast.models.linear import Linear
 from mmer_fast.ops.attention_checks import drawn_seed
 
 
@@ -53,10 +54,10 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.dropout = dropout
-        self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim)
-        self.value = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, dim)
+        self.query = Linear(dim, dim)
+        self.key = Linear(dim, dim)
+        self.value = Linear(dim, dim)
+        self.out = Linear(dim, dim)
 
     def forward(self, query_nd: Tensor, context_md: Tensor, queries: Spans, context: Spans) -> Tensor:
         """Each sample's queries (N, D) attend to its context (M, D); returns (N, D)."""

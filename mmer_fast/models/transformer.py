@@ -12,11 +12,11 @@ import math
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmer_fast.models.attention import MultiHeadAttention, Spans
 from mmer_fast.models.dropout import Dropout
+from mmer_fast.models.linear import Linear
 from mmer_fast.ops.dropout import relu_dropout
 from mmer_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 
@@ -25,26 +25,26 @@ class FeedForward(nn.Sequential):
     """Linear, ReLU, dropout, Linear; ReLU and dropout run as one."""
 
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
-        super().__init__(nn.Linear(dim, hidden), nn.ReLU(), Dropout(dropout), nn.Linear(hidden, dim))
+        super().__init__(Linear(dim, hidden), nn.ReLU(), Dropout(dropout), Linear(hidden, dim))
 
     def forward(self, x_nd: Tensor) -> Tensor:
         """(N, D) to (N, D)."""
         return self.out(self.hidden(x_nd))
 
     @property
-    def out(self) -> nn.Linear:
+    def out(self) -> Linear:
         """The last layer."""
-        return cast(nn.Linear, self[3])
+        return cast(Linear, self[3])
 
     def hidden(self, x_nd: Tensor) -> Tensor:
         """What `out` reads, (N, H)."""
-        rise, dropout = cast(nn.Linear, self[0]), cast(Dropout, self[2])
-        return relu_dropout(F.linear(x_nd, rise.weight), rise.bias, dropout.rate)
+        rise, dropout = cast(Linear, self[0]), cast(Dropout, self[2])
+        return relu_dropout(rise.without_bias(x_nd), rise.bias, dropout.rate)
 
 
-def add_norm(x_nd: Tensor, branch_nh: Tensor, out: nn.Linear, dropout: Dropout, norm: nn.LayerNorm) -> Tensor:
+def add_norm(x_nd: Tensor, branch_nh: Tensor, out: Linear, dropout: Dropout, norm: nn.LayerNorm) -> Tensor:
     """``norm(x + dropout(out(branch)))``: the end of a branch (N, H), of which `out` is the last layer; (N, D)."""
-    product_nd = F.linear(branch_nh, out.weight)
+    product_nd = out.without_bias(branch_nh)
     return dropout_add_layer_norm(product_nd, out.bias, x_nd, norm.weight, norm.bias, norm.eps, dropout.rate)
 
 

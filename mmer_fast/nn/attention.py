@@ -62,7 +62,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             seed: of dropout, an int or an int64 tensor of one element; drawn from PyTorch's generator unless given.
 
         Returns:
-            The output in the layout of `query`, and None or the weights: ``(N, L, S)``, ``(N, H, L, S)`` with
+            The output in the layout of `query`, and None or the weights, ``(N, L, S)``, ``(N, H, L, S)`` with
             ``average_attn_weights=False``, without N for inputs without a batch. As in PyTorch dropout shows in them,
             and S counts the keys that `add_bias_kv` and `add_zero_attn` append.
 

@@ -87,7 +87,7 @@ def backends() -> dict[str, dict[str, str]]:
     A backend is judged on the device that it is made for: ``triton`` on CUDA, or on the CPU under its interpreter.
 
     Returns:
-        ``{operator: {backend: "available" | reason}}``.
+        A dictionary of operators, each a dictionary from the backend's name to ``"available"`` or the reason.
     """
     home = {"reference": "cpu", "cpu": "cpu", "cuda": "cuda", "triton": "cpu" if _INTERPRETER else "cuda"}
     row = {}

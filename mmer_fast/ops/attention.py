@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmer_fast.ops import _backends
 from mmer_fast.ops import attention_checks as checks
-from mmer_fast.ops.attention_inputs import Inputs
+from mmer_fast.ops.attention_inputs import Inputs, wide_dtype
 from mmer_fast.ops.attention_operators import FORWARD, SUFFIX
 
 
@@ -78,7 +78,7 @@ def masked_attention(
             outside [0, 1].
         BackendUnavailable: `backend` cannot serve these tensors.
 
-    Example:
+    Examples:
         >>> q = torch.ones(1, 1, 1, 2)
         >>> v = torch.tensor([[[[1.0, 0.0], [3.0, 0.0]]]])
         >>> masked_attention(q, torch.zeros_like(v), v, torch.tensor([[1.0, 0.5]]))
@@ -161,7 +161,7 @@ def packed_attention(
             end at the number of tokens (on the CPU, and in `mmer_fast.checked` mode everywhere); a maximum below the
             longest.
 
-    Example:
+    Examples:
         >>> layout = packed_layout(torch.tensor([2, 1]))
         >>> tokens = torch.tensor([[1.0], [3.0], [7.0]])[:, None]
         >>> packed_attention(0 * tokens, tokens, tokens, layout.cu_seqlens).flatten()
@@ -206,7 +206,7 @@ def packed_attention(
 
 def _attend(operator: str, inputs: Inputs, return_lse: bool, backend: str | None) -> Tensor | tuple[Tensor, Tensor]:
     """Settles dtypes and the backend, and calls."""
-    q, wide = inputs.q, inputs.wide
+    q, wide = inputs.q, wide_dtype(inputs.q)  # TorchDynamo of torch 2.10 cannot trace a property of a named tuple
     m, b = (None if x is None else x.to(wide) for x in (inputs.key_weights, inputs.bias))
     name = _backends.select(operator, q.device.type, backend, _cannot(q), quiet=q.dtype == torch.float64)
     out, lse = FORWARD[SUFFIX[name]](*inputs._replace(key_weights=m, bias=b))

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def wide_dtype(q: Tensor) -> torch.dtype:
+    """Of lse, the key weights, the bias and their gradients."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
 class Inputs(NamedTuple):
     """What the forward pass takes, in the order of the schema. Packed: with cu_seqlens; else padded.
 
@@ -43,8 +48,8 @@ class Inputs(NamedTuple):
 
     @property
     def wide(self) -> torch.dtype:
-        """Of lse, the key weights, the bias and their gradients."""
-        return torch.float64 if self.q.dtype == torch.float64 else torch.float32
+        """`wide_dtype` of q."""
+        return wide_dtype(self.q)
 
     def weights_of_each_head(self) -> Tensor:
         """The key weights as (B, H, S), packed (Tk, H): heads that share weights share memory."""

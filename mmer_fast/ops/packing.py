@@ -87,7 +87,7 @@ def packed_layout(*lengths: Tensor) -> PackedLayout:
         TypeError: lengths that are no integer tensor.
         ValueError: no lengths, negative ones, or tensors whose shapes or devices differ.
 
-    Example:
+    Examples:
         >>> layout = packed_layout(torch.tensor([2, 0, 3]))
         >>> layout.cu_seqlens.tolist(), layout.max_seqlen, layout.total
         ([0, 2, 2, 5], 3, 5)

@@ -95,13 +95,11 @@ def perturb_(
 ) -> tuple[Tensor, Tensor]:
     """Keeps the bits of `params` in `stash` and moves them up the gradients, in place: ``w += factor g``.
 
-    ======== ======================================= ===========================================
-    scope    factor                                   of
-    ======== ======================================= ===========================================
-    global   ``radius / |all gradients|``             RobMMR Eq. 14; SAM (Foret et al. 2021)
-    tensor   ``radius / |g|`` of each tensor          the code published with RobMMR
-    awp      ``radius |w| / |g|`` of each tensor      AWP (Wu et al. 2020)
-    ======== ======================================= ===========================================
+    | scope  | factor                              | of                                       |
+    |--------|-------------------------------------|------------------------------------------|
+    | global | radius / norm of all gradients      | RobMMR Eq. 14; SAM (Foret et al. 2021)   |
+    | tensor | radius / norm of g, of each tensor  | the code published with RobMMR           |
+    | awp    | radius norm of w / norm of g, each  | AWP (Wu et al. 2020)                     |
 
     With `adaptive` the step is ``factor w^2 g`` and the norm that of ``|w| g`` (ASAM, Kwon et al. 2021).
 
@@ -120,7 +118,7 @@ def perturb_(
         backend: ``"reference"``, ``"cpu"``, ``"cuda"`` or ``"triton"``; None chooses.
 
     Returns:
-        The norms and the factors, float64: ``()`` with scope ``"global"``, else ``(len(params),)``.
+        The norms and the factors, both float64 and ``()`` with scope ``"global"``, else ``(len(params),)``.
 
     Raises:
         TypeError: something is not a dense floating-point tensor, or not a number.

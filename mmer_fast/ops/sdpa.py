@@ -55,7 +55,7 @@ def scaled_dot_product_attention(
         ValueError: shapes that do not go together; `attn_mask` beside `is_causal`, as PyTorch documents it.
         BackendUnavailable: the backend that was asked for cannot serve these tensors.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[1.0], [3.0]])
         >>> scaled_dot_product_attention(0 * x, x, x, torch.tensor([[True, True], [False, True]])).flatten()
         tensor([2., 3.])

@@ -98,7 +98,7 @@ def soft_topk(
             row otherwise).
         BackendUnavailable: `backend` cannot serve these tensors.
 
-    Example:
+    Examples:
         >>> soft_topk(torch.tensor([[3.0, 1.0, 2.0]]), 1, epsilon=0.5)
         tensor([[0.9817, 0.0003, 0.0180]])
     """

@@ -84,12 +84,10 @@ def perturbed(
     Returns:
         A context manager that gives a `PerturbationInfo`.
 
-    Raises (on entering):
-        TypeError, ValueError: an argument that cannot be right; nothing has been written then.
-        RuntimeError: a parameter is perturbed already.
-
-    Raises (on leaving):
-        RuntimeError: the parameters were modified inside the block. They are restored, the modification is lost.
+    Raises:
+        TypeError, ValueError: on entering, an argument that cannot be right; nothing has been written then.
+        RuntimeError: on entering, a parameter is perturbed already; on leaving, the parameters were modified inside the
+            block. They are restored, the modification is lost.
     """
     return _Perturbed(
         lambda: perturb_(
@@ -123,7 +121,7 @@ def perturb_(
     """The split form of `perturbed`, with its arguments: perturbs now; the handle's `restore_` ends it.
 
     Returns:
-        The handle. Keep it: a handle that goes away restores the parameters, with a ResourceWarning.
+        The handle. Keep it, since a handle that goes away restores the parameters, with a ResourceWarning.
     """
     if torch.compiler.is_compiling():
         raise RuntimeError("mmer_fast.perturbed works outside of torch.compile: compile the model, not the block")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +16,7 @@ import torch
 
 FOLDER = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
+SOURCES = sorted(path for path in FOLDER.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
 
 def load(name: str) -> ModuleType:
@@ -21,6 +24,7 @@ def load(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where torch.compile looks for the names that a function uses
     spec.loader.exec_module(module)
     return module
 
@@ -70,11 +74,109 @@ def test_the_reference_model_learns_by_every_method(capsys: pytest.CaptureFixtur
     assert len({row["loss_after"] for row in table.values()}) == 3
 
 
+def test_the_vision_transformer_finds_the_important_patches(capsys: pytest.CaptureFixture[str]) -> None:
+    example = load("topk_vision_transformer")
+    result = example.main(steps=100)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    for row in result.values():
+        assert row["accuracy"] > 0.8  # of four classes
+        assert row["kept"] > 0.5  # by chance 0.08
+
+
+def test_the_hard_choice_of_patches_is_the_limit_of_the_soft_one() -> None:
+    example = load("topk_vision_transformer")
+    model, images = example.SelectiveTransformer(), torch.randn(5, example.PATCHES, example.PIXELS)
+    (soft, weights), (hard, chosen) = model(images, 1e-6), model(images, None)
+    torch.testing.assert_close(soft, hard, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(weights, chosen, rtol=0, atol=1e-4)
+    model(images, 0.1)[0].square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.score.parameters())
+
+
+def test_every_row_learns_its_own_k(capsys: pytest.CaptureFixture[str]) -> None:
+    example = load("learned_k")
+    result = example.main()
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert len(result["relevant"].unique()) > 3
+    assert (result["learned k"] - result["relevant"]).abs().max() < 1
+    assert example.main(price=2.0)["learned k"].max() < 1  # an entry costs more than it brings
+
+
+@pytest.fixture
+def transformers() -> None:
+    with warnings.catch_warnings():  # what it deprecates in itself is not ours
+        warnings.simplefilter("ignore")
+        pytest.importorskip("transformers.models.bert.modeling_bert", reason="transformers is not installed")
+
+
+@pytest.mark.usefixtures("transformers")
+def test_temporal_masking_hides_what_the_model_relies_on(capsys: pytest.CaptureFixture[str]) -> None:
+    result = load("atm_bert").main()
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["natural", "ATM"]
+    (_, natural_silent, _), (accuracy, silent, hidden) = result["natural"], result["ATM"]
+    assert accuracy > 0.9
+    assert silent > natural_silent + 0.03
+    assert hidden > 0.45  # by chance 0.4
+
+
+@pytest.mark.usefixtures("transformers")
+def test_the_mask_network_climbs_what_the_encoder_descends() -> None:
+    example = load("atm_bert")
+    torch.manual_seed(0)
+    model, (features, lengths, labels, _) = example.MaskedEncoder().eval(), example.make_sequences(16, 0)
+
+    def loss() -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(model(features, lengths, 0.4), labels)
+
+    before = loss()
+    before.backward()
+    for name, direction in (("score", 1), ("head", -1)):
+        parameters = list(getattr(model, name).parameters())
+        with torch.no_grad():
+            for p in parameters:
+                p -= 1e-2 * p.grad / p.grad.norm()
+            assert (loss() - before) * direction > 0, name
+            for p in parameters:
+                p += 1e-2 * p.grad / p.grad.norm()
+
+
+@pytest.mark.usefixtures("transformers")
+def test_our_attention_gives_the_logits_of_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    result = load("attention_bert").main(samples=4, length=9)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert max(result["eager"], result["sdpa"]) < 1e-4
+    assert result["weight 0"] < 1e-5
+    assert result["gradient"] > 0
+
+
+def test_compiled_and_exported_modules_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.compiler.reset()
+    example = load("compile_export")
+    result = example.main(backend="aot_eager")
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert all(difference < 1e-6 for pair in result.values() for difference in pair)
+    nodes = {"Selection": "soft_topk_forward", "Attention": "attention_forward", "Sharpness": "perturb_"}
+    for module, inputs in example.make_cases(2).items():
+        before = [p.detach().clone() for p in module.parameters()]
+        loaded = example.round_trip(module, inputs)
+        targets = {str(node.target) for node in loaded.graph.nodes}
+        assert f"mmer_fast.{nodes[type(module).__name__]}.default" in targets
+        assert loaded(*inputs).abs().max() > 1e-3
+        assert all(map(torch.equal, loaded.parameters(), before))
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_a_script_says_how_to_run_it(script: Path) -> None:
-    first, *rest = script.read_text().splitlines()
-    assert first.endswith(f'python examples/{script.name}"""')
-    assert len(rest) < 80
+    docstring = ast.get_docstring(ast.parse(script.read_text()))
+    assert docstring is not None
+    assert docstring.splitlines()[0].endswith(f": python examples/{script.name}")
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_an_example_is_short_and_in_the_readme(source: Path) -> None:
+    assert len(source.read_text().splitlines()) < 80
+    readme = (FOLDER.parent / "README.md").read_text()
+    assert f"]({source.relative_to(FOLDER.parent)})" in readme
 
 
 def test_a_script_runs_from_the_command_line() -> None:

@@ -158,6 +158,24 @@ def test_a_mask_of_the_caller():
     torch.testing.assert_close(ours(IDS, attention_mask=mask)[0], other(IDS, attention_mask=mask)[0], **TOLERANCE)
 
 
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_key_weights_reach_every_layer(kind):
+    auto, config = {
+        "decoder": (transformers.AutoModelForCausalLM, decoder()),
+        "encoder": (transformers.AutoModelForMaskedLM, encoder()),
+    }[kind]
+    model, _ = pair(auto, config, "eager")
+    kept = RIGHT.clone()
+    kept[0, 2] = False
+    weights = kept.float().requires_grad_()
+    positions = {"position_ids": torch.arange(7).expand(3, -1)}
+    weighted = model(IDS, attention_mask=RIGHT.long(), key_weights=weights, **positions).logits
+    masked = model(IDS, attention_mask=kept.long(), **positions).logits
+    torch.testing.assert_close(weighted[kept], masked[kept], **TOLERANCE)
+    weighted[kept].square().sum().backward()
+    assert torch.equal(weights.grad[kept] != 0, torch.ones(int(kept.sum()), dtype=torch.bool))
+
+
 def test_dropout_follows_the_seed():
     model, _ = pair(transformers.AutoModelForCausalLM, decoder(attention_dropout=0.5), "eager")
     model.train()
@@ -206,6 +224,13 @@ class TestFunction:
         assert not out[0, 2].any()
         assert not out[1, 0].any()
         torch.testing.assert_close(out[mask], expected[mask])
+
+    def test_key_weights_of_each_head(self):
+        weights = torch.rand(2, 4, 3)
+        out, (q, k, v) = self.call(is_causal=False, key_weights=weights)
+        added = weights.log()[:, :, None].expand(-1, -1, 3, -1)
+        expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, added, enable_gqa=True)
+        torch.testing.assert_close(out, expected.transpose(1, 2))
 
     @pytest.mark.parametrize("name", ["softcap", "s_aux", "cache"])
     def test_what_is_not_served(self, name):

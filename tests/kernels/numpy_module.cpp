@@ -16,6 +16,7 @@
 namespace py = pybind11;
 
 void bind_attention(py::module_& module);     // numpy_attention.cpp
+void bind_dropout(py::module_& module);       // numpy_dropout.cpp
 void bind_perturbation(py::module_& module);  // numpy_perturbation.cpp
 
 namespace {
@@ -139,6 +140,7 @@ void backward(const py::array& grad_weights, const py::array& scores, const Vect
 PYBIND11_MODULE(mmer_kernels_numpy, module) {
   module.doc() = "The CPU kernels of mmer_fast over NumPy arrays.";
   bind_attention(module);
+  bind_dropout(module);
   bind_perturbation(module);
   module.def("cpu_isa", &mmer::cpu_isa_name, "The instruction set in use: baseline, avx2 or avx512.");
   module.def("soft_topk_forward", &forward, py::arg("scores").noconvert(), py::arg("weights").noconvert(),

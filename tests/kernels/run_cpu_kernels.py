@@ -16,14 +16,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import attention_kernel_cases
+import dropout_kernel_cases
 import numpy as np
 import perturbation_kernel_cases
 from attention_kernel_cases import AttentionInputs
 from cpu_kernel_cases import ROWS, Inputs, cases
+from dropout_kernel_cases import DropoutInputs
 from guarded_memory import ALLOCATORS, Allocator, untouched
 from numpy_oracle import STORAGE, backward, widen
 from perturbation_kernel_cases import PerturbationInputs
 from run_attention_kernels import AttentionRun
+from run_dropout_kernels import DropoutRun
 from run_perturbation_kernels import PerturbationRun
 
 GAP = 5  # entries between two strided rows, all NaN
@@ -163,6 +166,11 @@ def main(module_folder: str, outputs: str, memory: str) -> None:
         print(attention_case, file=sys.stderr)
         attention = AttentionRun(module, AttentionInputs(attention_case), ALLOCATORS[memory]())
         failures += [f"{attention_case}: {problem}" for problem in attention.problems()]
+        count += 1
+    for dropout_case in dropout_kernel_cases.cases():
+        print(dropout_case, file=sys.stderr)
+        dropout = DropoutRun(module, DropoutInputs(dropout_case), ALLOCATORS[memory]())
+        failures += [f"{dropout_case}: {problem}" for problem in dropout.problems()]
         count += 1
     for perturbation_case in perturbation_kernel_cases.cases():
         print(perturbation_case, file=sys.stderr)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import attention_kernel_cases
+import cmake_build
+import dropout_kernel_cases
 import numpy as np
 import perturbation_kernel_cases
 import pytest
@@ -28,35 +29,15 @@ ISAS = ("baseline", "avx2", "avx512")
 AGREEMENT = {"float64": 1e-13, "float32": 5e-7, "bfloat16": 2**-8, "float16": 2**-11}
 
 
-def _tool(name: str) -> str | None:
-    """A program beside this interpreter (cmake and ninja are Python packages too), or else on the PATH."""
-    return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-
-
-def _compiler() -> str | None:
-    return next((path for name in (os.environ.get("CXX"), "g++", "c++") if name and (path := shutil.which(name))), None)
-
-
-def _build(folder: Path, *definitions: str) -> Path:
-    cmake, ninja = _tool("cmake"), _tool("ninja")
-    if cmake is None or ninja is None or _compiler() is None:
-        pytest.skip("needs cmake, ninja and a C++ compiler")
-    configure = [cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_CXX_COMPILER={_compiler()}", *definitions]
-    for command in (configure, [cmake, "--build", str(folder), "--parallel", "2"]):
-        result = subprocess.run(command, capture_output=True, text=True)
-        assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}\n{result.stderr}"
-    return folder
-
-
 @pytest.fixture(scope="session")
 def module(pytestconfig: pytest.Config) -> Path:
-    return _build(pytestconfig.cache.mkdir("cpu_kernels"))
+    return cmake_build.build(ROOT, pytestconfig.cache.mkdir("cpu_kernels"))
 
 
 @pytest.fixture(scope="session")
 def sanitized_module(pytestconfig: pytest.Config) -> Path:
-    return _build(pytestconfig.cache.mkdir("cpu_kernels_sanitized"), "-DMMER_SANITIZE=address,undefined")
+    folder = pytestconfig.cache.mkdir("cpu_kernels_sanitized")
+    return cmake_build.build(ROOT, folder, "-DMMER_SANITIZE=address,undefined")
 
 
 class Runs:
@@ -87,8 +68,8 @@ class Runs:
 
 
 def _assert_clean(report: dict[str, Any]) -> None:
-    every = (cases(), attention_kernel_cases.cases(), perturbation_kernel_cases.cases())
-    assert report["cases"] == sum(len(list(some)) for some in every)
+    modules = (attention_kernel_cases, dropout_kernel_cases, perturbation_kernel_cases)
+    assert report["cases"] == len(list(cases())) + sum(len(list(module.cases())) for module in modules)
     assert not report["failures"], "\n".join(report["failures"][:20])
 
 
@@ -101,7 +82,7 @@ def guarded(module: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
 def sanitized(sanitized_module: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     libraries = []
     for name in ("libasan.so", "libubsan.so", "libstdc++.so"):
-        command = [str(_compiler()), f"-print-file-name={name}"]
+        command = [str(cmake_build.compiler()), f"-print-file-name={name}"]
         found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         if not os.path.isabs(found):
             pytest.skip(f"the compiler has no {name}")

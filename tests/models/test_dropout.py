@@ -14,7 +14,7 @@ from mmer_fast.models.transformer import FeedForward
 from mmer_fast.ops import dropout as module
 from mmer_fast.ops.dropout import dropout, relu_dropout, wide
 
-SHAPES = [(), (1,), (7,), (5, 3), (40, 128), (3, 1134), (0, 4), (4001,)]
+SHAPES = [(), (1,), (7,), (5, 3), (40, 128), (3, 1134), (0, 4), (4001,), (2000, 150)]
 
 
 def test_it_keeps_the_right_share_and_the_mean() -> None:

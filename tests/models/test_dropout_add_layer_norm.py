@@ -166,7 +166,7 @@ def test_without_a_kernel_it_is_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         ({7: None}, "seed must be an int64 tensor"),
         ({6: 1.0}, r"p must be within \[0, 1\)"),
     ],
-    ids=str,
+    ids=["residual", "x_bias", "weight", "floating seed", "no seed", "p"],
 )
 def test_what_the_operator_refuses(change: dict[int, object], message: str) -> None:
     arguments = [*(t.detach() for t in inputs((3, 6), torch.float32)), 1e-5, 0.1, torch.tensor([1])]

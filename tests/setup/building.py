@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import torch
@@ -25,6 +26,22 @@ def copy_sources(target: Path) -> Path:
     for path in (ROOT / "setup.py", *ROOT.glob("*.toml"), *ROOT.glob("*.md"), *ROOT.glob("LICENSE*")):
         shutil.copy2(path, target)
     return target
+
+
+def package_files() -> set[str]:
+    """The files of the package in an installation without the compiled library, as paths from site-packages."""
+    modules = (path for path in ROOT.glob("mmer_fast/**/*.py") if "__pycache__" not in path.parts)
+    files = {str(path.relative_to(ROOT)) for path in modules}
+    return (
+        files | {f"mmer_fast/triton/{path.name}" for path in ROOT.glob("kernels/triton/*.py")} | {"mmer_fast/py.typed"}
+    )
+
+
+def wheel_files(wheel: Path) -> set[str]:
+    """The files that a wheel installs, without its metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        files = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+    return {name for name in files if ".dist-info/" not in name}
 
 
 @dataclasses.dataclass

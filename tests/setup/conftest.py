@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,9 @@ def import_from(bare_python: Python) -> Callable[[Path], Python]:
 
 @pytest.fixture(scope="session")
 def wheel(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel for CPUs. Its tree is kept between runs, so that only what changed is compiled."""
+    """The wheel of MMER_WHEEL, else one for CPUs, its tree kept between runs so that only what changed is compiled."""
+    if "MMER_WHEEL" in os.environ:
+        return Path(os.environ["MMER_WHEEL"])
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         pytest.skip("needs a C++ compiler")
     kept = copy_sources(pytestconfig.cache.mkdir("wheel_tree"))

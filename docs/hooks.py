@@ -1,0 +1,46 @@
+"""What MkDocs does here beyond its configuration: formulas as MathML, the README's measured tables and their plots."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parent.parent
+_INCLUDE = re.compile(r"<!-- include (benchmark:\S+) -->")
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """The plots that the tables show lie beside the results, not among the pages."""
+    for picture in sorted((ROOT / "benchmarks" / "results").glob("*.png")):
+        files.append(File.generated(config, picture.relative_to(ROOT).as_posix(), abs_src_path=str(picture)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    return _INCLUDE.sub(lambda found: measured(found[1]), markdown)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Formulas become MathML, which browsers draw by themselves."""
+    return _FORMULA.sub(_mathml, content)
+
+
+def measured(marker: str) -> str:
+    """What `benchmarks.report` has written into the README between this marker and the next end."""
+    found = re.search(rf"<!-- {marker} -->\n(.*?)<!-- /benchmark -->", (ROOT / "README.md").read_text(), re.DOTALL)
+    if found is None:
+        raise PluginError(f"README.md has no section {marker}")
+    return found[1].strip() or "*Not measured yet: `make bench` writes it.*"
+
+
+def _mathml(found: re.Match[str]) -> str:
+    kind, bracket, latex = found.groups()
+    formula = convert(html.unescape(latex).strip(), display="block" if bracket == "[" else "inline")
+    return f'<{kind} class="formula">{formula}</{kind}>'

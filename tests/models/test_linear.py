@@ -1,0 +1,106 @@
+"""The linear layer of the models: that of torch, whichever of its matrix products computes it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmer_fast.models.linear import Linear
+from mmer_fast.ops import linear as module
+
+ONEDNN = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch was built without oneDNN"
+)
+
+
+@pytest.fixture
+def onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Takes oneDNN for every size and on every processor; returns the shapes that it multiplies from now on."""
+    shapes = []
+    product = module._product
+    monkeypatch.setattr(module, "_SLOW_WITH_MKL", True)
+    monkeypatch.setattr(module, "_FEWEST_PRODUCTS", 0)
+    monkeypatch.setattr(module, "_product", lambda x, *rest: shapes.append(tuple(x.shape)) or product(x, *rest))
+    return shapes
+
+
+def run(layer: Linear, x: Tensor, grad: Tensor) -> list[Tensor]:
+    out = layer(x)
+    return [out, *torch.autograd.grad(out, [x, *layer.parameters()], grad)]
+
+
+@ONEDNN
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 7, 130])
+def test_it_is_the_layer_of_torch(onednn: list[tuple[int, ...]], rows: int, bias: bool) -> None:
+    layer, x, grad = Linear(33, 20, bias=bias), torch.randn(rows, 33, requires_grad=True), torch.randn(rows, 20)
+    got = run(layer, x, grad)
+    assert onednn == [(rows, 33), (rows, 20), (20, rows)]
+    out = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    expected = [out, *torch.autograd.grad(out, [x, *layer.parameters()], grad)]
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@ONEDNN
+def test_the_sum_without_its_bias(onednn: list[tuple[int, ...]]) -> None:
+    layer, x = Linear(8, 5), torch.randn(3, 8)
+    torch.testing.assert_close(layer.without_bias(x) + layer.bias, layer(x))
+
+
+@ONEDNN
+def test_what_is_frozen_costs_nothing(onednn: list[tuple[int, ...]]) -> None:
+    layer, x = Linear(8, 5).requires_grad_(False), torch.randn(3, 8, requires_grad=True)
+    layer(x).sum().backward()
+    assert onednn == [(3, 8), (3, 5)]
+    assert layer.weight.grad is None
+
+
+@ONEDNN
+def test_second_derivatives(onednn: list[tuple[int, ...]]) -> None:
+    layer, x = Linear(4, 3), torch.randn(5, 4, requires_grad=True)
+    second = []
+    for function in (layer, lambda x: torch.nn.functional.linear(x, layer.weight, layer.bias)):
+        first = torch.autograd.grad(function(x).sin().sum(), [x, layer.weight], create_graph=True)
+        second.append(torch.autograd.grad(sum(g.square().sum() for g in first), [x, layer.weight, layer.bias]))
+    for a, b in zip(*second, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@ONEDNN
+@pytest.mark.parametrize("other", ["float64", "autocast", "switched off", "compiled", "vmap", "3 dimensions"])
+def test_torch_computes_what_onednn_does_not_serve(onednn: list[tuple[int, ...]], other: str) -> None:
+    layer, x = Linear(8, 5), torch.randn(3, 8)
+    if other == "float64":
+        layer.double()(x.double())
+    elif other == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+    elif other == "switched off":
+        kept = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(False)
+        try:
+            layer(x)
+        finally:
+            torch._C._set_mkldnn_enabled(kept)
+    elif other == "compiled":
+        torch.compiler.reset()
+        torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    elif other == "vmap":
+        torch.func.vmap(layer)(x)
+    else:
+        layer(x[None])
+    assert onednn == []
+    layer.float()(x)
+    assert onednn == [(3, 8)]
+
+
+def test_small_products_are_not_worth_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SLOW_WITH_MKL", True)
+    small, large = torch.randn(16, 128), torch.randn(512, 128)
+    weight = torch.randn(128, 128)
+    assert not module._is_faster(small, weight)
+    assert module._is_faster(large, weight)
+    monkeypatch.setattr(module, "_SLOW_WITH_MKL", False)
+    assert not module._is_faster(large, weight)
