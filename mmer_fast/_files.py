@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 PARTIAL = ".partial-"
+SAFETENSORS_PARTIAL = ".tmp" + "[0-9A-Za-z]" * 6
+"""What safetensors calls a file that it is still writing, before it moves it to the path that it was given."""
 
 
 class WriteError(OSError):
@@ -45,10 +47,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def remove_partial_files(directory: Path) -> None:
     """Remove what a process that was killed in `write_atomically` has left in a directory."""
-    for partial in directory.glob(f"{PARTIAL}*"):
-        if partial.is_file():
-            with suppress(OSError):  # what is in the way of the next write is reported there
-                partial.unlink()
+    for pattern in (f"{PARTIAL}*", SAFETENSORS_PARTIAL):
+        for partial in directory.glob(pattern):
+            if partial.is_file():
+                with suppress(OSError):  # what is in the way of the next write is reported there
+                    partial.unlink()
 
 
 def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:

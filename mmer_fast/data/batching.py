@@ -40,17 +40,20 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def split(self, size: int) -> list[Batch]:
-        """Consecutive batches of ``size`` samples, the last of which may have fewer; views, padded as this one is."""
-        starts = range(0, len(self), size)
+    def split(self, sizes: Sequence[int]) -> list[Batch]:
+        """Consecutive batches of ``sizes`` samples, which add up to those of this one; views, padded as this one is."""
+        counts = list(sizes)
+        features = {name: x.split(counts) for name, x in self.features.items()}
+        lengths = {name: x.split(counts) for name, x in self.lengths.items()}
+        labels, index = self.labels.split(counts), self.index.split(counts)
         return [
             Batch(
-                features={name: x[start : start + size] for name, x in self.features.items()},
-                lengths={name: x[start : start + size] for name, x in self.lengths.items()},
-                labels=self.labels[start : start + size],
-                index=self.index[start : start + size],
+                features={name: parts[i] for name, parts in features.items()},
+                lengths={name: parts[i] for name, parts in lengths.items()},
+                labels=labels[i],
+                index=index[i],
             )
-            for start in starts
+            for i in range(len(counts))
         ]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:

@@ -2,7 +2,8 @@
 
 A batch is cut in the order of its samples into consecutive micro-batches of `batch_size` / `accumulation` samples;
 where the batch is short, as the last of an epoch may be, there are fewer of them and the last may be short too. All
-losses are means over samples, so a micro-batch counts with its share of the samples.
+losses are means over samples, so a micro-batch counts with its share of the samples. Over several processes it is the
+micro-batches of the *global* batch that are divided among the ranks, so all ranks run the step equally often.
 
 **APP perturbs each micro-batch along its own g** (Eq. 14), as m-sharpness does: with σ > 0 and `perturbation`
 "gradient" the gradients are those of another, noisier perturbation than that of the whole batch. With "random", "fgsm",
@@ -13,38 +14,47 @@ rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from mmer_fast.data import Batch
 from mmer_fast.training.algorithm1 import Algorithm1, StepResult
+from mmer_fast.training.distributed import whole_batch
 
 
 def accumulate_gradients(
-    algorithm: Algorithm1, batch: Batch, micro_batch: int, *, measure_ratio: bool = False, weight: float = 1.0
+    algorithm: Algorithm1, batch: Batch, micro_batches: Sequence[Tensor], *, measure_ratio: bool = False
 ) -> StepResult:
     """Set `.grad` of the parameters, which must be None or zero before, to the gradients of Eq. 15 over micro-batches.
 
+    Over several processes they are to be averaged over the ranks afterwards, unless they are sharded.
+
     Args:
         algorithm: the step; its gradients of one micro-batch at a time are in `.grad`, where it may look for g.
-        batch: B samples, on the device of the model.
-        micro_batch: samples in a micro-batch, at least 1; from B on the step runs once, on the batch itself.
-        measure_ratio, weight: as for `Algorithm1.accumulate_gradients`.
+        batch: on the device of the model; this rank's part of each micro-batch (`World.part`), one after the other.
+        micro_batches: at least one, the positions of its samples in the split. A single one is one run of the step.
+        measure_ratio: as for `Algorithm1.accumulate_gradients`.
 
     Returns:
-        Losses and logits of the whole batch. `gradient_ratio` is the mean of those of the micro-batches, weighted by
-        samples.
+        Losses and logits of the whole batch, of all ranks. `gradient_ratio` is the mean of those of the micro-batches,
+        weighted by samples.
     """
-    if len(batch) <= micro_batch:
-        return algorithm.accumulate_gradients(batch, measure_ratio=measure_ratio, weight=weight)
+    world = algorithm.world
     parameters = list(algorithm.model.parameters())
     sums: list[Tensor | None] = [None] * len(parameters)
-    results, shares = [], []
-    for part in batch.split(micro_batch):
-        results.append(algorithm.accumulate_gradients(part, measure_ratio=measure_ratio, weight=weight))
-        shares.append(len(part) / len(batch))
-        _move_gradients(parameters, sums, shares[-1])
+    results = []
+    shares = [len(indices_b) / sum(map(len, micro_batches)) for indices_b in micro_batches]
+    own = batch.split([len(world.part(indices_b)) for indices_b in micro_batches])
+    for indices_b, part, share in zip(micro_batches, own, shares, strict=True):
+        weight = world.weight(indices_b)
+        result = algorithm.accumulate_gradients(part, measure_ratio=measure_ratio, weight=weight)
+        losses, logits_bk = whole_batch(world, indices_b, result.losses, result.logits)
+        results.append(replace(result, losses=losses, logits=logits_bk))
+        if len(micro_batches) == 1:
+            return results[0]
+        _move_gradients(parameters, sums, share)
     for parameter, total in zip(parameters, sums, strict=True):
         parameter.grad = total
     return _joined(results, shares)

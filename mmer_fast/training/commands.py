@@ -202,8 +202,9 @@ def _train_and_show(config: RunConfig, data: MultiModalData, out: Path, tensorbo
             typer.echo(f"interrupted; go on with: mmer-fast train --out {out} --resume", err=True)
         raise typer.Exit(130) from None
     except Terminated as terminated:
-        typer.echo(f"{terminated}; go on with: mmer-fast train --out {out} --resume", err=True)
-        raise typer.Exit(143) from None
+        if world.first:
+            typer.echo(f"{terminated}; go on with: mmer-fast train --out {out} --resume", err=True)
+        raise
     if not world.first:
         return
     title = f"epoch {results['best_epoch']} of {len(results['history'])}, best validation {results['selection']}"

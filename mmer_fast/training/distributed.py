@@ -107,6 +107,13 @@ class World:
         dist.all_gather(parts, own, group=self.group)
         return [part.to(tensor.device) for part in parts]
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """`value`, anything that can be pickled, of each rank."""
+        values = [value] * self.size
+        if self.group is not None:
+            dist.all_gather_object(values, value, group=self.group)
+        return values
+
     def seed_draws(self, seed: int) -> None:
         """Seed torch's generators with `seed` + 1000003 · rank on the ranks after the first."""
         if self.rank:
@@ -118,10 +125,7 @@ class World:
         Raises:
             WorldError: naming each fact that differs, with the values of two ranks; on every rank.
         """
-        if self.group is None:
-            return
-        told: list[Any] = [None] * self.size
-        dist.all_gather_object(told, dict(facts), group=self.group)
+        told = self.gather_objects(dict(facts))
         for rank, other in enumerate(told):
             differing = [key for key in sorted({*told[0], *other}) if told[0].get(key) != other.get(key)]
             if differing:

@@ -7,8 +7,8 @@ was killed at any moment and resumed ends with the same bits as training that wa
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -34,7 +34,7 @@ from mmer_fast.training.checkpoint import (
 )
 from mmer_fast.training.config import TrainConfig
 from mmer_fast.training.data_parallel import average_gradients, clip_gradients, gathered, scattered
-from mmer_fast.training.distributed import ALONE, World, padded_as_whole, whole_batch
+from mmer_fast.training.distributed import ALONE, World, padded_as_whole
 from mmer_fast.training.errors import Terminated, TrainingError
 from mmer_fast.training.evaluate import evaluate
 from mmer_fast.training.fast_step import chosen_step
@@ -134,13 +134,12 @@ class Trainer:
                 `TrainConfig.workers` has died.
             Terminated: SIGTERM came; the state is saved.
         """
-        # Among several processes a signal comes to each at its own step; there it ends the process, and all with it.
-        with self.termination if self.world.group is None else nullcontext():
+        with self.termination:
             while self.progress.epoch < self.config.epochs and not self.stopped_early:
                 with dead_workers_named(self.config.workers):
                     self._train_epoch()
                 self._finish_epoch()
-                if self.termination.received:
+                if self._asked_to_leave(True):
                     raise Terminated
         return self.progress.history
 
@@ -160,6 +159,7 @@ class Trainer:
         self._write(STATE_FILE, self._state(), asdict(self.progress))
 
     def _state(self) -> dict[str, Tensor]:
+        """What every rank has to come together for."""
         return {
             **with_prefix("model", gathered(self.model.state_dict())),
             **with_prefix("optimizer", gathered(optimizer_tensors(self.optimizer, self.model))),
@@ -207,44 +207,49 @@ class Trainer:
         progress, config = self.progress, self.config
         self.model.train()
         remaining = epoch_batches(self.train_split, config, progress.epoch)[progress.step :]
-        own = [self.world.part(indices_b) for indices_b in remaining]
-        parts = training_batches(self.train_split, own, self.device, config.workers)
-        for indices_b, part in zip(remaining, parts, strict=True):
+        micro_batches = [indices_b.split(config.batch_size // config.accumulation) for indices_b in remaining]
+        own = [torch.cat([self.world.part(indices_b) for indices_b in parts]) for parts in micro_batches]
+        batches = training_batches(self.train_split, own, self.device, config.workers)
+        for indices_b, parts, batch in zip(remaining, micro_batches, batches, strict=True):
             step = progress.epoch * self.steps_per_epoch + progress.step
             measure = progress.step % config.log_every == 0
-            result = self._optimize(indices_b, part, step, measure)
-            labels_bk = part.labels if self.world.group is None else self._labels(indices_b)
+            result = self._optimize(parts, batch, step, measure)
+            labels_bk = batch.labels if self.world.group is None else self._labels(indices_b)
             self.sums.add(result, labels_bk, config.threshold)
             if measure:
                 self._record_ratio(result.gradient_ratio)
             self.observer.on_step(progress.epoch, progress.step, len(indices_b), result)
             progress.step += 1
-            leave = self.termination.received
+            leave = self._asked_to_leave(measure)
             if leave or (config.checkpoint_every and progress.step % config.checkpoint_every == 0):
                 self.save()
             if leave:
                 raise Terminated
 
-    def _optimize(self, indices_b: Tensor, part: Batch, step: int, measure_ratio: bool) -> StepResult:
-        """A step on the batch with these samples, of which `part` is this rank's; the result is that of all ranks."""
+    def _optimize(self, micro_batches: Sequence[Tensor], batch: Batch, step: int, measure_ratio: bool) -> StepResult:
+        """A step on these samples, of which `batch` has this rank's parts; the result is that of all ranks."""
         world = self.world
         if world.group is not None:
-            part = padded_as_whole(part, self.train_split, indices_b)
+            batch = padded_as_whole(batch, self.train_split, torch.cat(list(micro_batches)))
         self.optimizer.zero_grad()
-        part = augmented(part, self.config)
-        micro_batch = self.config.batch_size // self.config.accumulation
-        weight = world.weight(indices_b)
-        result = accumulate_gradients(self.algorithm, part, micro_batch, measure_ratio=measure_ratio, weight=weight)
+        batch = augmented(batch, self.config)
+        result = accumulate_gradients(self.algorithm, batch, micro_batches, measure_ratio=measure_ratio)
         average_gradients(self.model.parameters(), world)
-        losses, logits_bk = whole_batch(world, indices_b, result.losses, result.logits)
         if measure_ratio or self.device.type == "cpu":  # elsewhere it would make every step wait for the device
-            self._check_losses(part, losses)
+            self._check_losses(batch, result.losses)
         if self.config.clip_norm is not None:
             clip_gradients(self.model.parameters(), self.config.clip_norm, world)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step, self.steps_per_epoch)
         self.optimizer.step()
-        return replace(result, losses=losses, logits=logits_bk)
+        return result
+
+    def _asked_to_leave(self, ask_others: bool) -> bool:
+        """Whether SIGTERM has come to any rank. To know that they have to wait for each other, so not at every step."""
+        received = self.termination.received
+        if self.world.group is None:
+            return received
+        return ask_others and any(self.world.gather_objects(received))
 
     def _labels(self, indices_b: Tensor) -> Tensor:
         return torch.from_numpy(self.train_split.labels[indices_b.numpy()]).to(self.device)
@@ -253,22 +258,26 @@ class Trainer:
         """Stop where the losses of the step under way, not yet in the sums, or those of earlier ones are not finite."""
         if is_finite(self.sums.losses + losses):
             return
-        culprit = first_nonfinite(inputs(batch), parameters(self.model), gradients(self.model))
+        groups = (inputs(batch), parameters(self.model), gradients(self.model))
+        culprit = next(filter(None, (self._on_any_rank(first_nonfinite(group)) for group in groups)), None)
         if is_finite(self.sums.losses):
             self._stop(f"the {first_loss(losses)} loss is not finite", culprit, self.progress.step + 1)
         self._stop(f"the {first_loss(self.sums.losses)} loss is not finite", culprit, self.progress.step, exact=False)
 
     def _check_state(self) -> None:
-        """Stop where the losses so far, the weights or the state of the optimizer are not finite on any rank."""
+        """Stop where the losses so far, the weights or the state of the optimizer are not finite."""
         moments = optimizer_state(optimizer_tensors(self.optimizer, self.model))
-        culprit = first_nonfinite(parameters(self.model), moments)
+        culprit = self._on_any_rank(first_nonfinite(parameters(self.model), moments))
         if not is_finite(self.sums.losses):
-            self._stop(
-                f"the {first_loss(self.sums.losses)} loss is not finite", culprit, self.progress.step, exact=False
-            )
-        if float(self.world.sum(torch.tensor(float(culprit is not None)))) > 0:
-            cause = first_nonfinite(gradients(self.model)) or culprit
+            what = f"the {first_loss(self.sums.losses)} loss is not finite"
+            self._stop(what, culprit, self.progress.step, exact=False)
+        if culprit is not None:
+            cause = self._on_any_rank(first_nonfinite(gradients(self.model))) or culprit
             self._stop("the weights after the optimizer step are not finite", cause, self.progress.step)
+
+    def _on_any_rank(self, found: str | None) -> str | None:
+        """What the first rank has found that has found something; every rank has its own samples and shards."""
+        return next((name for name in self.world.gather_objects(found) if name is not None), None)
 
     def _stop(self, what: str, culprit: str | None, step: int, *, exact: bool = True) -> NoReturn:
         """Keep the state for a post-mortem and end training at, or shortly before, step `step` (from 1)."""
@@ -282,6 +291,7 @@ class Trainer:
                 write_tensors(path, state, {**asdict(progress), "batch": samples})
         except WriteError as error:
             kept = str(error)
+        self.world.wait()  # none may end, and with it all, before it is on disk
         place = f"step {step}" if exact else f"in one of the {min(step, config.log_every)} steps up to step {step}"
         raise TrainingError(
             f"{what} in epoch {progress.epoch + 1}, {place}; first tensor that is not: {culprit or 'none'}; "

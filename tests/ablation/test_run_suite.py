@@ -123,7 +123,7 @@ def test_only_the_rows_asked_for_are_trained_and_a_failure_stops_nothing_else(tm
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["diverging-seed0", "no-atm-seed0"]
     assert [len(row.results) for row in results.rows] == [0, 0, 1, 0]
     assert "loss is not finite" in results.rows[1].errors[0]
-    assert "stopped: the loss is not finite" in (tmp_path / "runs" / "diverging-seed0" / "train.log").read_text()
+    assert "loss is not finite in epoch 1, step " in (tmp_path / "runs" / "diverging-seed0" / "train.log").read_text()
     values = json.loads((tmp_path / "mixed.json").read_text())
     assert "not finite" in values["rows"][1]["errors"]["0"]
     assert values["rows"][2]["difference"]["test/micro_f1"] is None  # nothing to compare with yet

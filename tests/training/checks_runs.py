@@ -17,16 +17,17 @@ import torch.distributed as dist
 from small_training import MODEL, Silent, StopAt, run_config, small_data
 from worlds import NO_DROPOUT, double, double_model, world_of
 
-from mmer_fast.training import order
 from mmer_fast.training import trainer as trainer_module
 from mmer_fast.training.data_parallel import prepare
 from mmer_fast.training.distributed import ALONE, World
+from mmer_fast.training.loader import training_batches
+from mmer_fast.training.order import batches
 from mmer_fast.training.run import RunConfig, RunError, describe_data, train_run
 from mmer_fast.training.trainer import STATE_FILE, Trainer
 
 CPU = torch.device("cpu")
 NATURAL = {"rho": 0.0, "sigma": 0.0}
-real_batches, real_training_batches = order.batches, trainer_module.training_batches
+ACCUMULATED = {"batch_size": 20, "accumulation": 4}  # micro-batches of 5, which the ranks share unevenly
 
 
 class Losses(Silent):
@@ -70,10 +71,10 @@ def fit(world: World, folder: Path, **changes: Any) -> tuple[Losses, list[dict[s
 def an_epoch_has_the_losses_of_one_process(rank: int, size: int) -> None:
     """Batches of 29 of 30 samples: uneven parts, and in the last batch a rank without a sample."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(trainer_module, "training_batches", lambda *arguments: map(double, real_training_batches(*arguments)))
-    patch.setattr("mmer_fast.training.evaluate.batches", lambda *arguments: map(double, real_batches(*arguments)))
+    patch.setattr(trainer_module, "training_batches", lambda *arguments: map(double, training_batches(*arguments)))
+    patch.setattr("mmer_fast.training.evaluate.batches", lambda *arguments: map(double, batches(*arguments)))
     with shared_folder() as folder, tempfile.TemporaryDirectory() as own:
-        for changes in ({"batch_size": 29, **NATURAL}, {"batch_size": 29}, {"batch_size": 7}):
+        for changes in ({"batch_size": 29, **NATURAL}, {"batch_size": 29}, {"batch_size": 7}, ACCUMULATED):
             want, history = fit(ALONE, Path(own), **changes)
             for fsdp in (False, True):
                 got, got_history = fit(world_of(rank, size, fsdp=fsdp), folder, **changes)

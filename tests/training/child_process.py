@@ -28,3 +28,8 @@ def start(work: Callable[[], object]) -> int:
 def wait(pid: int) -> int:
     """The exit code of a process, or the negative number of the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def runs(pid: int) -> bool:
+    """Whether a process has not ended yet."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None

@@ -39,7 +39,7 @@ def step(
     """The result and the gradients by name."""
     model = plain_model()
     algorithm = STEPS[form](model, dataclasses.replace(TRAIN, step=form, **changes))
-    result = accumulate_gradients(algorithm, batch, micro_batch, measure_ratio=measure)
+    result = accumulate_gradients(algorithm, batch, batch.index.split(micro_batch), measure_ratio=measure)
     return result, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -61,7 +61,7 @@ def test_without_app_the_gradients_are_those_of_the_whole_batch(form: str, loss:
 def test_app_perturbs_each_micro_batch_along_its_own_gradient(form: str) -> None:
     batch = batch_of(6)
     result, gradients = step(batch, 3, form, measure=True, gamma=0.5)
-    parts = [step(part, 3, form, measure=True, gamma=0.5) for part in batch.split(3)]
+    parts = [step(part, 3, form, measure=True, gamma=0.5) for part in batch.split([3, 3])]
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, (parts[0][1][name] + parts[1][1][name]) / 2, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(result.losses, (parts[0][0].losses + parts[1][0].losses) / 2)
@@ -80,7 +80,7 @@ def test_a_batch_that_fits_is_one_step_of_the_same_bits() -> None:
 
 def test_a_batch_is_cut_in_order_into_views() -> None:
     batch = batch_of(7)
-    parts = batch.split(3)
+    parts = batch.split([3, 3, 1])
     assert [part.index.tolist() for part in parts] == [[0, 1, 2], [3, 4, 5], [6]]
     for name, values in batch.features.items():
         assert torch.equal(torch.cat([part.features[name] for part in parts]), values)
@@ -96,9 +96,9 @@ class Sizes(FastStep):
         super().__init__(*arguments)
         self.seen: list[int] = []
 
-    def accumulate_gradients(self, batch: Batch, **options: Any) -> StepResult:
+    def accumulate_gradients(self, batch: Batch, *, measure_ratio: bool = False, weight: float = 1.0) -> StepResult:
         self.seen.append(len(batch))
-        return super().accumulate_gradients(batch, **options)
+        return super().accumulate_gradients(batch, measure_ratio=measure_ratio, weight=weight)
 
 
 def test_the_trainer_cuts_the_batches_of_an_optimizer_step(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import process_group
 import pytest
 import torch
 import torch.distributed as dist
-from failing_ranks import IMPORTS, die, go_on, starve
+from failing_ranks import IMPORTS, die, go_on, starve, warn
 from failing_ranks import train as train_processes
 from small_training import small_data
 
@@ -103,6 +103,15 @@ def test_a_killed_rank_ends_all_and_the_training_resumes(data: Path, tmp_path: P
     codes, errors = train_processes([*arguments, "--resume"], [go_on, go_on], tmp_path)
     assert codes == [0, 0], errors
     assert len(json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]) == 2
+
+
+def test_sigterm_on_one_rank_saves_the_state_of_all(data: Path, tmp_path: Path) -> None:
+    """At the next step at which the ranks wait for each other: `log_every`."""
+    arguments = options(data, tmp_path / "run", "--checkpoint-every", "0", "--set=log_every=3")
+    codes, errors = train_processes(arguments, [go_on, warn], tmp_path)
+    assert codes == [143, 143]
+    assert errors == [f"terminated by SIGTERM; go on with: mmer-fast train --out {tmp_path / 'run'} --resume\n", ""]
+    assert read_tensors(tmp_path / "run" / STATE_FILE)[1]["step"] == 4  # the fourth is the first measured after it
 
 
 DIVERGE = ["--set=learning_rate=1e30", "--set=clip_norm=null", "--set=warmup=0"]

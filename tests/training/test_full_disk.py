@@ -147,11 +147,12 @@ def test_an_error_of_safetensors_without_a_number_keeps_its_text(
 
 
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    for name in (f"{_files.PARTIAL}model.safetensors", "mine"):
+    mine = {"mine", ".tmp-notes", ".tmpAb3xYz9"}
+    for name in (f"{_files.PARTIAL}model.safetensors", ".tmpAb3xYz", *mine):
         (tmp_path / name).write_text("half")
     (tmp_path / f"{_files.PARTIAL}folder").mkdir()
     remove_partial_files(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"mine", f"{_files.PARTIAL}folder"}
+    assert {path.name for path in tmp_path.iterdir()} == {*mine, f"{_files.PARTIAL}folder"}
     left = tmp_path / "run" / f"{_files.PARTIAL}failed.safetensors"
     left.parent.mkdir()
     left.write_text("half")

@@ -86,7 +86,7 @@ def test_the_workers_outlive_the_warning(tmp_path: Path) -> None:
 
     observer = TermToWorkers(1)
     assert train(tmp_path / "warned", observer, workers=2) == train(tmp_path / "whole", Silent())
-    assert observer.sent == 2
+    assert observer.sent >= 2
 
 
 def test_outside_the_main_thread_signals_are_left_alone() -> None:
