@@ -98,6 +98,11 @@ def processes_of(group: int) -> list[int]:
     return found
 
 
+def heed_interrupts() -> None:
+    """In a new process: a shell starts what runs in the background with SIGINT ignored, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_stops_every_process_and_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mmer_fast", "ablate", "--suite", "figure5", "--data", data, "--out", tmp_path]
     command += ["--jobs", "2", "--seeds", "1", "--device", "cpu", *SET, "--set", "epochs=100000"]
@@ -107,14 +112,19 @@ def test_an_interrupt_stops_every_process_and_says_how_to_go_on(data: Path, tmp_
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_interrupts,
     ) as process:
-        deadline = time.monotonic() + 120
-        while len(list(tmp_path.glob("runs/*/state.safetensors"))) < 2:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, errors = process.communicate(timeout=60)
+        try:
+            deadline = time.monotonic() + 120
+            while len(list(tmp_path.glob("runs/*/state.safetensors"))) < 2:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            _, errors = process.communicate(timeout=60)
+        except BaseException:  # else leaving the block would wait for it for ever
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     assert process.returncode == 130
     assert errors == "interrupted; the same command goes on where this one stopped\n"
     while processes_of(process.pid):  # the helper of multiprocessing ends when it notices that its parent has
