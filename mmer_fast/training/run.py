@@ -172,9 +172,6 @@ def train_run(
 def _check_world(config: RunConfig, world: World) -> None:
     if world.fsdp and config.train.app_batch == "local":
         raise RunError("TrainConfig.app_batch must be 'global' with fsdp, which reduces every gradient, got 'local'")
-    if world.size > 1 and config.train.accumulation > 1:
-        expected = f"1 with {world.size} processes, which divide a batch among themselves"
-        raise RunError(f"TrainConfig.accumulation must be {expected}, got {config.train.accumulation}")
     facts = _flatten(config.to_json())
     facts.pop("data.source")  # a path may differ between machines; the checksums may not
     world.agree({**facts, "fsdp": world.fsdp})
