@@ -10,7 +10,7 @@ is ever boxed on its own:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -30,12 +30,14 @@ class Batch:
         lengths: modality -> (B,) int64; 0 where the sample lacks the modality.
         labels: (B, K) float32, multi-hot.
         index: (B,) int64, each sample's position in its split.
+        extras: name -> (B, ...), those extras of the split that were asked for.
     """
 
     features: dict[str, Tensor]
     lengths: dict[str, Tensor]
     labels: Tensor
     index: Tensor
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,12 +48,14 @@ class Batch:
         features = {name: x.split(counts) for name, x in self.features.items()}
         lengths = {name: x.split(counts) for name, x in self.lengths.items()}
         labels, index = self.labels.split(counts), self.index.split(counts)
+        extras = {name: x.split(counts) for name, x in self.extras.items()}
         return [
             Batch(
                 features={name: parts[i] for name, parts in features.items()},
                 lengths={name: parts[i] for name, parts in lengths.items()},
                 labels=labels[i],
                 index=index[i],
+                extras={name: parts[i] for name, parts in extras.items()},
             )
             for i in range(len(counts))
         ]
@@ -63,6 +67,7 @@ class Batch:
             lengths={name: x.to(device, non_blocking=non_blocking) for name, x in self.lengths.items()},
             labels=self.labels.to(device, non_blocking=non_blocking),
             index=self.index.to(device, non_blocking=non_blocking),
+            extras={name: x.to(device, non_blocking=non_blocking) for name, x in self.extras.items()},
         )
 
     def pin_memory(self) -> Batch:
@@ -72,6 +77,7 @@ class Batch:
             lengths={name: x.pin_memory() for name, x in self.lengths.items()},
             labels=self.labels.pin_memory(),
             index=self.index.pin_memory(),
+            extras={name: x.pin_memory() for name, x in self.extras.items()},
         )
 
 
@@ -80,10 +86,12 @@ class SequenceDataset(Dataset[Batch]):
 
     Args:
         split: a validated split; its arrays are read, never copied as a whole or written to.
+        extras: names of the numeric extras that its batches carry.
     """
 
-    def __init__(self, split: Split) -> None:
+    def __init__(self, split: Split, extras: Sequence[str] = ()) -> None:
         self.split = split
+        self.extras = tuple(extras)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -108,7 +116,8 @@ class SequenceDataset(Dataset[Batch]):
             features[name] = torch.from_numpy(stored_ntd[index_b, :steps])
             lengths[name] = torch.from_numpy(lengths_b)
         labels_bk = torch.from_numpy(self.split.labels[index_b]).float()
-        return Batch(features, lengths, labels_bk, torch.from_numpy(index_b))
+        extras = {name: torch.from_numpy(np.asarray(self.split.extras[name])[index_b]) for name in self.extras}
+        return Batch(features, lengths, labels_bk, torch.from_numpy(index_b), extras)
 
 
 def collate(samples: Batch | Sequence[Batch]) -> Batch:
@@ -139,4 +148,5 @@ def collate(samples: Batch | Sequence[Batch]) -> Batch:
         lengths={name: torch.cat([sample.lengths[name] for sample in samples]) for name in samples[0].lengths},
         labels=torch.cat([sample.labels for sample in samples]),
         index=torch.cat([sample.index for sample in samples]),
+        extras={name: torch.cat([sample.extras[name] for sample in samples]) for name in samples[0].extras},
     )
