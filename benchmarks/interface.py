@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import timing
 from benchmarks.bars import Promise
-from benchmarks.harness import Row
+from mmer_fast.bench import timing
+from mmer_fast.bench.harness import Row
 
 
 @dataclass(frozen=True)

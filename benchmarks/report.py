@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import bars
-from benchmarks.harness import SCHEMA
 from benchmarks.interface import Operator
 from benchmarks.run import OPERATORS
+from mmer_fast.bench.results import SCHEMA
 
 ROOT = Path(__file__).resolve().parent.parent
 _END = "<!-- /benchmark -->"

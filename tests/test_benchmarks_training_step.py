@@ -13,12 +13,12 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is no part of the wheel
 
-from benchmarks import timing
-from benchmarks.harness import OK, WrongResultError
 from benchmarks.training_step import bars, cases, contestants, measure, memory, split
 from benchmarks.training_step.benchmark import OPERATOR
 from benchmarks.training_step.cases import Case
 from benchmarks.training_step.contestants import BF16, EAGER, FAST, SHARED, SHARED_BF16, TEXTBOOK
+from mmer_fast.bench import timing
+from mmer_fast.bench.harness import OK, WrongResultError
 from mmer_fast.training.fast_step import FastStep
 
 SIZES = (("dim", 16), ("ffn_dim", 24), ("heads", 2), ("unimodal_blocks", 1), ("multimodal_blocks", 1))

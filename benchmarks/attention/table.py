@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import bars
-from benchmarks.attention import cases, memory
-from benchmarks.attention.cases import Case
-from benchmarks.harness import FORWARD_BACKWARD, OK, Row
+from benchmarks.attention import memory
 from benchmarks.text import caption, microseconds, three_digits
+from mmer_fast.bench.attention import cases
+from mmer_fast.bench.attention.cases import Case
+from mmer_fast.bench.harness import FORWARD_BACKWARD, OK, Row
 
 
 def columns(result: dict[str, Any], device: str) -> list[Case]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import bars
-from benchmarks.harness import OK, Row
-from benchmarks.perturbation import cases
-from benchmarks.perturbation.cases import CYCLE
-from benchmarks.perturbation.measure import REPEATS
-from benchmarks.perturbation.peers import ADD_SUB, CLONE_AND_SWAP, FRESH, KEPT_ALPHA
 from benchmarks.text import caption, microseconds, three_digits
+from mmer_fast.bench.harness import OK, Row
+from mmer_fast.bench.perturbation import cases
+from mmer_fast.bench.perturbation.cases import CYCLE
+from mmer_fast.bench.perturbation.measure import REPEATS
+from mmer_fast.bench.perturbation.peers import ADD_SUB, CLONE_AND_SWAP, FRESH, KEPT_ALPHA
 
 SIZES = ("8.4M", "71M")
 

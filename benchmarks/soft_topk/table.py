@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import bars
-from benchmarks.harness import FORWARD, FORWARD_BACKWARD, OK
-from benchmarks.soft_topk import cases
 from benchmarks.text import caption, microseconds, three_digits
+from mmer_fast.bench.harness import FORWARD, FORWARD_BACKWARD, OK
+from mmer_fast.bench.soft_topk import cases
 
 MAIN_CASE = "64x500"
 

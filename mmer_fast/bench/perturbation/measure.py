@@ -3,32 +3,32 @@
 The gate looks at the weights inside of a cycle, and at their bits and addresses after cycles: ours must give back every
 bit, in the same memory; of the others the rows say whether they do. A peer that raises, or moves the weights elsewhere,
 is reported with the reason and not timed. GB/s count what a cycle must move, 7 values an entry (g; w, g, w', stash;
-stash, w), whatever a contestant really moves. The ceiling is the copy of `timing.copy_bandwidth`, which takes its turns
+stash, w), whatever a contestant really moves. The ceiling is the copy of `ceilings.large_copy`, which takes its turns
 like a contestant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import mmer_fast as mf
-from benchmarks import harness, timing
-from benchmarks.harness import OK, Row, WrongResultError
-from benchmarks.perturbation import cases, counters
-from benchmarks.perturbation.cases import CYCLE, Case, Inputs, Problem
-from benchmarks.perturbation.contestants import Contestant, Cycle
+from mmer_fast.bench import ceilings, counters, harness, timing
+from mmer_fast.bench.harness import OK, Row, WrongResultError
+from mmer_fast.bench.perturbation import cases
+from mmer_fast.bench.perturbation.cases import CYCLE, Case, Inputs, Problem
+from mmer_fast.bench.perturbation.contestants import Contestant, Cycle
+from mmer_fast.bench.roofline import Rates, Work, roofline
 
 # Largest error of the perturbed weights, ours and others': about two roundings to their dtype, and what norms in that
 # dtype, or in naive float32 sums, cost.
 TOLERANCES = {"fp32": (3e-7, 2e-3), "bf16": (1.6e-2, 5e-2), "fp16": (2e-3, 2e-2)}
 VALUES = 7  # of an entry that a cycle must read or write
 REPEATS = 100  # cycles after which bits are compared
-_BUDGET_S = 1.5
 _BLOCK = 2**16  # entries compared at a time, in the caches
 
 
@@ -185,10 +185,10 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
     if base is None:
         states = mf.backends()["perturbation"]
         raise RuntimeError(f"no backend of mmer_fast serves {device}: {states}. Build the package first.")
-    ceiling, copied = timing.large_copy(device)
-    calls = {name: entry.call for name, entry in active.items()} | {"": ceiling}
+    copy, copied = ceilings.large_copy(device)
+    calls = {name: entry.call for name, entry in active.items()} | {"": copy}
     seconds = {name: entry.seconds for name, entry in active.items()} | {"": 0.0}
-    timings = timing.interleave(calls, seconds, replace(plan, budget_s=min(plan.budget_s, _BUDGET_S)), device)
+    timings = timing.interleave(calls, seconds, plan, device)
     copy_gbps = copied / timings[""].median() * 1e-9
 
     rows = []
@@ -202,6 +202,8 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
         row |= {"status": OK, **findings(entry, case, inputs)}
         gbps = (2 if contestant.yardstick else VALUES) * inputs.bytes / own.median() * 1e-9
         row |= {"gbps": gbps, "copy_gbps": copy_gbps, "of_copy": gbps / copy_gbps}
+        if not contestant.yardstick:
+            row |= roofline(Work(bytes=VALUES * inputs.bytes), Rates(gbps=copy_gbps), own.median())
         rows.append(row | {"base": base} | harness.figures(own, timings[base]))
     return rows
 
