@@ -23,6 +23,10 @@ class WrongResultError(RuntimeError):
     """A contestant of ours raised or is not within the tolerances of the float64 reference: its case is not timed."""
 
 
+class NoBackendError(RuntimeError):
+    """No backend of ours can run on the device, so that there is nothing to compare with."""
+
+
 def figures(own: timing.Timing, base: timing.Timing) -> Row:
     """Microseconds of a call, and how many times those of `base` they are: medians and percentiles of the turns."""
     turns, side_by_side = own.taken(), timing.ratios(own, base)

@@ -19,7 +19,7 @@ from mmer_fast.bench import ceilings, counters, harness, timing
 from mmer_fast.bench.attention import cases
 from mmer_fast.bench.attention.cases import Case, Inputs
 from mmer_fast.bench.attention.contestants import PLAIN, WEIGHT_GRADIENT, Attend, Contestant, base_of
-from mmer_fast.bench.harness import FORWARD, FORWARD_BACKWARD, OK, Row, WrongResultError
+from mmer_fast.bench.harness import FORWARD, FORWARD_BACKWARD, OK, NoBackendError, Row, WrongResultError
 from mmer_fast.bench.roofline import Rates, Work, roofline
 
 # Largest error at valid positions over the largest entry: of the output, and of each gradient. Half types round p (and
@@ -147,7 +147,7 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
 
     Raises:
         WrongResultError: a result of ours is wrong.
-        RuntimeError: no backend of ours can run on this device.
+        NoBackendError: no backend of ours can run on this device.
     """
     inputs = cases.build(case, device)
     pool = [contestant for contestant in contestants if contestant.serves(case)]
@@ -161,7 +161,7 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
         taking_part = [entry.contestant for entry in active.values()]
         if not any(contestant.backend for contestant in taking_part):
             states = mf.backends()["masked_attention"]
-            raise RuntimeError(f"no backend of mmer_fast serves {device}: {states}. Build the package first.")
+            raise NoBackendError(f"no backend of mmer_fast serves {device}: {states}. Build the package first.")
         calls = {name: entry.call for name, entry in active.items()} | yardsticks
         seconds = {name: entry.seconds for name, entry in active.items()} | dict.fromkeys(yardsticks, 0.0)
         timings = timing.interleave(calls, seconds, plan, device)

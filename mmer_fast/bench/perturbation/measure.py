@@ -18,7 +18,7 @@ from torch import Tensor
 
 import mmer_fast as mf
 from mmer_fast.bench import ceilings, counters, harness, timing
-from mmer_fast.bench.harness import OK, Row, WrongResultError
+from mmer_fast.bench.harness import OK, NoBackendError, Row, WrongResultError
 from mmer_fast.bench.perturbation import cases
 from mmer_fast.bench.perturbation.cases import CYCLE, Case, Inputs, Problem
 from mmer_fast.bench.perturbation.contestants import Contestant, Cycle
@@ -173,7 +173,7 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
 
     Raises:
         WrongResultError: a result of ours is wrong.
-        RuntimeError: no backend of ours can run on this device.
+        NoBackendError: no backend of ours can run on this device.
     """
     inputs = cases.build(case, device)
     truth = solve_reference(inputs)
@@ -184,7 +184,7 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
     base = next((name for name, entry in active.items() if entry.contestant.backend), None)
     if base is None:
         states = mf.backends()["perturbation"]
-        raise RuntimeError(f"no backend of mmer_fast serves {device}: {states}. Build the package first.")
+        raise NoBackendError(f"no backend of mmer_fast serves {device}: {states}. Build the package first.")
     copy, copied = ceilings.large_copy(device)
     calls = {name: entry.call for name, entry in active.items()} | {"": copy}
     seconds = {name: entry.seconds for name, entry in active.items()} | {"": 0.0}
