@@ -19,12 +19,13 @@ from benchmarks import bars
 from benchmarks.attention.benchmark import OPERATOR as ATTENTION
 from benchmarks.interface import Operator
 from benchmarks.perturbation.benchmark import OPERATOR as PERTURBATION
+from benchmarks.scaling.benchmark import OPERATOR as SCALING
 from benchmarks.soft_topk.benchmark import OPERATOR as SOFT_TOPK
 from benchmarks.training_step.benchmark import OPERATOR as TRAINING_STEP
 from mmer_fast.bench import ceilings, results, timing
 from mmer_fast.bench.harness import WrongResultError
 
-OPERATORS: tuple[Operator, ...] = (SOFT_TOPK, ATTENTION, PERTURBATION, TRAINING_STEP)
+OPERATORS: tuple[Operator, ...] = (SOFT_TOPK, ATTENTION, PERTURBATION, TRAINING_STEP, SCALING)
 
 
 def choose(
@@ -106,9 +107,9 @@ def main(arguments: list[str] | None = None) -> int:
             result["rows"] += rows
             results.write(result, path)  # after each case: a run that is cut short is kept
     if result["rows"]:
-        print()
         promises = [bar for operator, _, _ in options.chosen for bar in operator.bars[options.device]]
-        print("\n".join(line for _, line in bars.check(result, bars.of_cases(promises, result))))
+        verdicts = bars.check(result, bars.of_cases(promises, result))
+        print(*(f"\n{line}" for _, line in verdicts), sep="")
         print(f"\nwritten: {path}")
     return 1 if failures else 0
 

@@ -19,6 +19,11 @@ def three_digits(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
+def count(value: float) -> str:
+    """A number of things: commas from a thousand on, e.g. ``65,536`` or ``0.25``."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
+
+
 def caption(result: dict[str, Any]) -> str:
     machine, versions = result["machine"], result["versions"]
     if machine["gpu"]:

@@ -162,7 +162,7 @@ def test_names_and_patterns_pick_operators_and_cases() -> None:
         chosen = run.choose(list(run.OPERATORS), "cpu", cases, parts)
         return {operator.name: (names, own_parts) for operator, names, own_parts in chosen}
 
-    assert list(names(None, None)) == ["soft_topk", "attention", "perturbation", "training_step"]
+    assert list(names(None, None)) == ["soft_topk", "attention", "perturbation", "training_step", "scaling"]
     assert names(["tiny*"], None) == {"soft_topk": (["tiny", "tiny-ragged"], None)}
     assert names(["tiny", "L50-*"], ["sigmoid", "loop"]) == {
         "soft_topk": (["tiny"], ["sigmoid"]),
@@ -250,7 +250,7 @@ def test_the_report_fills_the_readme_and_draws(tmp_path: Path, sample: dict[str,
     markers = "<!-- benchmark:soft_topk:cpu -->\nold\n<!-- /benchmark -->"
     readme.write_text(f"before\n{markers}\nafter\n<!-- /benchmark -->\n")
     (tmp_path / "a.json").write_text(json.dumps(sample))
-    assert report.main(["--results", str(tmp_path), "--readme", str(readme)]) == 0
+    assert report.main(["--results", str(tmp_path), "--root", str(tmp_path)]) == 0
     text = readme.read_text()
     assert text.startswith("before\n<!-- benchmark:soft_topk:cpu -->\n![")
     assert text.endswith("<!-- /benchmark -->\nafter\n<!-- /benchmark -->\n")
@@ -268,7 +268,7 @@ def test_the_report_without_markers_says_so(
     readme = tmp_path / "README.md"
     readme.write_text("no markers\n")
     (tmp_path / "a.json").write_text(json.dumps(sample))
-    assert report.main(["--results", str(tmp_path), "--readme", str(readme), "--no-plot"]) == 1
+    assert report.main(["--results", str(tmp_path), "--root", str(tmp_path), "--no-plot"]) == 1
     assert "README.md must have the markers <!-- benchmark:soft_topk:cpu -->" in capsys.readouterr().err
     assert readme.read_text() == "no markers\n"
 

@@ -192,7 +192,7 @@ def test_a_run_writes_rows_that_the_report_reads(tmp_path: Path, capsys: pytest.
 
     readme = tmp_path / "README.md"
     readme.write_text("<!-- benchmark:attention:cpu -->\n<!-- /benchmark -->\n")
-    arguments = ["--results", str(tmp_path), "--readme", str(readme), "--include-quick"]
+    arguments = ["--results", str(tmp_path), "--root", str(tmp_path), "--include-quick"]
     assert report.main(arguments) == 1  # the promises are about other cases
     assert "SDPA, bool mask was not measured" in capsys.readouterr().out
     text = readme.read_text()

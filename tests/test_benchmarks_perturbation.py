@@ -317,7 +317,7 @@ def test_a_run_writes_rows_that_the_report_reads(
     monkeypatch.setattr(table, "SIZES", ("tiny",))
     readme = tmp_path / "README.md"
     readme.write_text("<!-- benchmark:perturbation:cpu -->\n<!-- /benchmark -->\n")
-    arguments = ["--results", str(tmp_path), "--readme", str(readme), "--include-quick"]
+    arguments = ["--results", str(tmp_path), "--root", str(tmp_path), "--include-quick"]
     assert report.main(arguments) == 1  # the promises are about other cases
     assert "clone and swap was not measured" in capsys.readouterr().out
     text = readme.read_text()

@@ -3,7 +3,8 @@
     floor = max(bytes / copy bandwidth, FLOP / rate of a product, sigmoids / rate of torch.sigmoid)
 
 What is counted is what nobody can do without who computes the same: each input is read once and each result written
-once, however often a contestant goes over them. The rates take their turns beside the contestants.
+once, however often a contestant goes over them. The rates take their turns beside the contestants; copy and sigmoid
+have as many values as the case.
 
     soft top-k     s read, T written; backward s, dL/dT read, dL/ds written; the sigmoid of the plan at each valid entry
     attention      q, k, v read, o written; backward all of them and dL/do read, three gradients written; 4 D FLOP a

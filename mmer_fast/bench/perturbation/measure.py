@@ -3,8 +3,9 @@
 The gate looks at the weights inside of a cycle, and at their bits and addresses after cycles: ours must give back every
 bit, in the same memory; of the others the rows say whether they do. A peer that raises, or moves the weights elsewhere,
 is reported with the reason and not timed. GB/s count what a cycle must move, 7 values an entry (g; w, g, w', stash;
-stash, w), whatever a contestant really moves. The ceiling is the copy of `ceilings.large_copy`, which takes its turns
-like a contestant.
+stash, w), whatever a contestant really moves. Beside them stands the copy of `ceilings.large_copy`; the floor of the
+roofline is at the rate of a copy of as many bytes as the weights have, which may fit into a cache as they do. Both take
+their turns like contestants.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from mmer_fast.bench.roofline import Rates, Work, roofline
 TOLERANCES = {"fp32": (3e-7, 2e-3), "bf16": (1.6e-2, 5e-2), "fp16": (2e-3, 2e-2)}
 VALUES = 7  # of an entry that a cycle must read or write
 REPEATS = 100  # cycles after which bits are compared
+_LARGE_COPY, _OWN_COPY = "rate of a large copy", "rate of a copy"
 _BLOCK = 2**16  # entries compared at a time, in the caches
 
 
@@ -186,10 +188,11 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
         states = mf.backends()["perturbation"]
         raise NoBackendError(f"no backend of mmer_fast serves {device}: {states}. Build the package first.")
     copy, copied = ceilings.large_copy(device)
-    calls = {name: entry.call for name, entry in active.items()} | {"": copy}
-    seconds = {name: entry.seconds for name, entry in active.items()} | {"": 0.0}
+    calls = {name: entry.call for name, entry in active.items()} | {_LARGE_COPY: copy, _OWN_COPY: own_copy(inputs)}
+    seconds = {name: entry.seconds for name, entry in active.items()} | {_LARGE_COPY: 0.0, _OWN_COPY: 0.0}
     timings = timing.interleave(calls, seconds, plan, device)
-    copy_gbps = copied / timings[""].median() * 1e-9
+    copy_gbps = copied / timings[_LARGE_COPY].median() * 1e-9
+    rates = Rates(gbps=2 * inputs.bytes / timings[_OWN_COPY].median() * 1e-9)
 
     rows = []
     for contestant in pool:
@@ -203,9 +206,16 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
         gbps = (2 if contestant.yardstick else VALUES) * inputs.bytes / own.median() * 1e-9
         row |= {"gbps": gbps, "copy_gbps": copy_gbps, "of_copy": gbps / copy_gbps}
         if not contestant.yardstick:
-            row |= roofline(Work(bytes=VALUES * inputs.bytes), Rates(gbps=copy_gbps), own.median())
+            row |= roofline(Work(bytes=VALUES * inputs.bytes), rates, own.median())
         rows.append(row | {"base": base} | harness.figures(own, timings[base]))
     return rows
+
+
+def own_copy(inputs: Inputs) -> timing.Call:
+    """A copy of as many bytes as the weights have."""
+    source = torch.zeros(inputs.bytes, dtype=torch.uint8, device=inputs.weights[0].device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
 
 
 def findings(entry: Entry, case: Case, inputs: Inputs) -> Row:
