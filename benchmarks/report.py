@@ -145,11 +145,13 @@ def main(arguments: list[str] | None = None) -> int:
     if not any(result for _, _, result in found):
         print(f"error: no results in {options.results}; run python -m benchmarks.run first", file=sys.stderr)
         return 1
-    wrong = sum(
-        report(operator, device, result, options.results, options.root, not options.no_plot)
-        for operator, device, result in found
-        if result is not None
-    )
+    measured = [(operator, device, result) for operator, device, result in found if result is not None]
+    wrong = sum(report(*each, options.results, options.root, not options.no_plot) for each in measured)
+    if not options.no_plot:
+        from benchmarks import page
+
+        page.write(measured, options.results / "index.html")
+        print(f"written: {options.results / 'index.html'}")
     return 1 if wrong else 0
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from benchmarks import drawing
-from benchmarks.drawing import INK, OURS, plt, time_label
+from benchmarks.drawing import INK, OURS, plt, short_count, time_label
 from benchmarks.scaling.fit import upper_half
 from benchmarks.scaling.sweeps import Sweep
 from benchmarks.scaling.table import measured, points
@@ -43,17 +43,9 @@ def _panels(time: Axes, share: Axes, result: dict[str, Any], sweep: Sweep) -> No
     share.set_xlabel(f"{sweep.axis}\n{sweep.fixed}", fontsize=8, color=INK)
     for axes in (time, share):
         axes.set_xscale("log")
-        axes.set_xticks([row["at"] for row in rows], [_short(row["at"]) for row in rows], fontsize=8)
+        axes.set_xticks([row["at"] for row in rows], [short_count(row["at"]) for row in rows], fontsize=8)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(color="#eceef1")
-
-
-def _short(value: float) -> str:
-    """A tick, e.g. ``64``, ``1k``, ``50M``."""
-    for limit, unit in ((1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.2g}{unit}"
-    return f"{value:g}"
 
 
 def draw(result: dict[str, Any], path: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.scaling import estimate
 from benchmarks.scaling.fit import fit, upper_half
 from benchmarks.scaling.sweeps import SWEEPS, Sweep
-from benchmarks.text import caption, count, microseconds
+from benchmarks.text import caption, count, microseconds, roofline
 from mmer_fast.bench.harness import OK, Row
 
 
@@ -40,7 +40,7 @@ def growth_table(result: dict[str, Any]) -> str:
             f"{fit(xs, ys).exponent:.2f}",
             f"{upper_half(xs, ys).exponent:.2f}",
             sweep.expected,
-            ", ".join(f"{100 * row['roofline']:.0f} %" for row in ends) + f" ({rows[-1]['bound']})",
+            f"{', '.join(map(roofline, ends))} ({rows[-1]['bound']})",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
