@@ -16,13 +16,14 @@ SOURCES := setup.py pyproject.toml mmer_fast/_version.py kernels/sources.json \
            $(wildcard csrc/* kernels/common/* kernels/cpu/* kernels/cuda/*)
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-slow bench docs lint format wheel sdist wheel-check gpu-check cuda-check clean
+.PHONY: help train test test-slow bench bench-full docs lint format wheel sdist wheel-check gpu-check cuda-check clean
 
 help:
 	@echo "make train       environment, build, train the compact preset on the embedded data set (results in $(OUT))"
 	@echo "make test        environment, build, tests"
 	@echo "make test-slow   the tests that take long: every row of the ablations, trained on the embedded data set"
-	@echo "make bench       benchmarks against the peers: JSON rows, plots, the README's table"
+	@echo "make bench       benchmarks against the peers, at most 15 minutes: JSON rows, tables, plots, a page"
+	@echo "make bench-full  the same with many more rounds, and how the cost grows: docs/scaling.md"
 	@echo "make docs        the documentation site, in build/site: open index.html, no network needed"
 	@echo "make lint        ruff, mypy, clang-format"
 	@echo "make format      what lint would complain about, repaired where a tool can"
@@ -44,8 +45,15 @@ test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 8
 
 bench: $(VENV)/bench
-	$(BIN)/python -m benchmarks.run --device cpu --out benchmarks/results
+	$(BIN)/python -m benchmarks.run --device cpu --time-limit 720 \
+	  --operator soft_topk attention perturbation training_step
 	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.compare
+
+bench-full: $(VENV)/bench
+	$(BIN)/python -m benchmarks.run --device cpu --plan full
+	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.compare
 
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

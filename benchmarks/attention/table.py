@@ -78,8 +78,8 @@ def section(result: dict[str, Any], device: str) -> str:
             f"![Attention against its peers](benchmarks/results/attention_{device}.png)",
             "",
             f"Forward + backward by dtype and length, B={first.batch}, H={first.heads}, D={first.width}, "
-            "lengths evenly drawn (50 % padding) or dense. Ours: time, and the share of a matrix product's FLOP/s that it "
-            "reaches on valid pairs; others: time, and how many times that of ours which solves the same task:",
+            "lengths evenly drawn (50 % padding) or dense. Ours: time, and the share of a matrix product's FLOP/s on "
+            "valid pairs; others: time, and how many times that of ours which solves the same task:",
             "",
             times_table(result, chosen),
             "",

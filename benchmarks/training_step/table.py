@@ -37,10 +37,8 @@ def _times(row: dict[str, Any] | None) -> tuple[str, str]:
 def resources(result: dict[str, Any]) -> str:
     """Every contestant on every case: peak memory, roofline, and the kinds of operators that take its time."""
     chosen = measured(result)
-    lines = [
-        f"| peak memory; of the roofline; time by kind |{''.join(f' {case} |' for case in chosen)}",
-        f"|---|{'---|' * len(chosen)}",
-    ]
+    title = "peak memory; of the roofline; time by kind"
+    lines = [f"| {title} |{''.join(f' {case} |' for case in chosen)}", f"|---|{'---|' * len(chosen)}"]
     for contestant in CONTESTANTS:
         rows = [bars.find(result, case, STEP, contestant.name) for case in chosen]
         if any(rows):
@@ -64,8 +62,8 @@ def section(result: dict[str, Any], device: str) -> str:
             "",
             table(result),
             "",
-            "What a step holds beyond model and batch; the share of the time that the products of the shortest fast step "
-            "would take at the rate of a large one; and the operators that it spends its time on:",
+            "What a step holds beyond model and batch; the share of its time that the products of the fast step would "
+            "take at the rate of a large product; and the operators that it spends its time on:",
             "",
             resources(result),
             "",
