@@ -15,6 +15,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml mmer_fast/_version.py kernels/sources.json \
            $(wildcard csrc/* kernels/common/* kernels/cpu/* kernels/cuda/*)
 
+# What follows a measurement: tables and plots, and whether something became slower; both, whatever the first says.
+CONCLUDE = $(BIN)/python -m benchmarks.report; reported=$$?; $(BIN)/python -m benchmarks.compare && exit $$reported
+
 .DELETE_ON_ERROR:
 .PHONY: help train test test-slow bench bench-full docs lint format wheel sdist wheel-check gpu-check cuda-check clean
 
@@ -47,13 +50,11 @@ test-slow: $(VENV)/test
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.run --device cpu --time-limit 720 \
 	  --operator soft_topk attention perturbation training_step
-	$(BIN)/python -m benchmarks.report
-	$(BIN)/python -m benchmarks.compare
+	$(CONCLUDE)
 
 bench-full: $(VENV)/bench
 	$(BIN)/python -m benchmarks.run --device cpu --plan full
-	$(BIN)/python -m benchmarks.report
-	$(BIN)/python -m benchmarks.compare
+	$(CONCLUDE)
 
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -60,7 +60,7 @@ class Verdict:
         case, step, contestant = self.key
         where = f"{case} {step}: {contestant}"
         if self.change is None:
-            return f"NEW   {where}"
+            return f"NEW     {where}"
         word = "SLOWER" if self.slower else "FASTER" if self.change < 1 / self.tolerance else "same"
         return f"{word:6}  {where}: {self.change:.2f}x the time, beside the others (tolerance {self.tolerance:.2f})"
 

@@ -26,7 +26,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Tables of the README where they are included; a page's own tables, with their plots where `on_files` puts them."""
+    """The README's tables where they are included; a page's own, with their plots where `on_files` puts them."""
     markdown = _EMPTY.sub(NOT_MEASURED, markdown).replace("](../benchmarks/results/", "](benchmarks/results/")
     return _INCLUDE.sub(lambda found: measured(found[1]), markdown)
 

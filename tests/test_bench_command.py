@@ -38,6 +38,12 @@ def bench(*arguments: object) -> int:
     return int(exit_.value.code or 0)
 
 
+needs_kernels = pytest.mark.skipif(
+    mf.backends()["soft_topk"]["cpu"] != "available", reason="the compiled library is not built"
+)
+
+
+@needs_kernels
 @pytest.mark.parametrize(
     ("op", "case", "dtype", "peer", "expected"),
     [
@@ -66,6 +72,7 @@ def test_shapes_of_ones_own(
             assert row["extra_bytes"] > 0
 
 
+@needs_kernels
 def test_several_cases_are_one_result(tmp_path: Path) -> None:
     cases = ("--case", "B=2,n=9", "--case", "B=2,n=8,k=3")
     assert bench("--op", "soft_topk", *cases, "--contestants", "sigmoid", "--out", tmp_path) == 0
@@ -97,6 +104,7 @@ def test_refusals(arguments: tuple[str, ...], message: str, capsys: pytest.Captu
     assert printed.out == ""
 
 
+@needs_kernels
 def test_a_wrong_result_of_ours_ends_with_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 
 from mmer_fast.bench import ceilings, results, timing
-from mmer_fast.bench.shapes import OPERATORS, ShapeError, read_case
+from mmer_fast.bench.shapes import OPERATORS, Operator, ShapeError, read_case
 from mmer_fast.training.commands import DeviceOption, app, choose_device
 
 OperatorName = Enum("OperatorName", {name: name for name in OPERATORS}, type=str)  # type: ignore[misc]
@@ -52,13 +53,21 @@ def bench(
         torch.cuda.set_device(chosen_device)
     if threads is not None:
         torch.set_num_threads(threads)
-    result = results.header(chosen_device.type, plan.value, operator.packages)
-    typer.echo(f"{ceilings.in_words(result['ceilings'])}; {torch.get_num_threads()} CPU threads")
-    for each in cases:
-        rows = operator.measure(each, chosen, chosen_device.type, timing.PLANS[plan.value][chosen_device.type])
-        operator.show(rows)
-        result["rows"] += rows
+    result = measure(operator, cases, chosen, chosen_device.type, plan.value)
     if out is not None:
         path = results.new_file(out, result)
         results.write(result, path)
         typer.echo(f"\nwritten to {path}")
+
+
+def measure(
+    operator: Operator, cases: Sequence[Any], contestants: Sequence[Any], device: str, plan: str
+) -> results.Result:
+    """Measures and prints the cases, beside the ceilings of the machine."""
+    result = results.header(device, plan, operator.packages)
+    typer.echo(f"{ceilings.in_words(result['ceilings'])}; {torch.get_num_threads()} CPU threads")
+    for case in cases:
+        rows = operator.measure(case, contestants, device, timing.PLANS[plan][device])
+        operator.show(rows)
+        result["rows"] += rows
+    return result
