@@ -1,4 +1,4 @@
-"""Multi-label metrics: those of the paper's tables, and those that later papers add.
+"""Metrics: the multi-label ones of the paper's tables and of later papers, and those of data with one class a sample.
 
 Counting metrics come from torchmetrics. Two are computed here, since its definitions differ: the
 example-based Jaccard index with a stated convention for empty unions, and the weighted accuracy of the MOSEI
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import (
+    multiclass_f1_score,
+    multiclass_recall,
     multilabel_average_precision,
     multilabel_f1_score,
     multilabel_hamming_distance,
@@ -77,6 +79,43 @@ def multilabel_metrics(
         "per_label_f1": f1_k.tolist(),
         "weighted_accuracy": _weighted_accuracy(predicted_nk, y_nk),
         "mean_average_precision": _mean_average_precision(p_nk, y_nk),
+    }
+
+
+def single_label_metrics(probabilities: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> dict[str, float]:
+    """Compare predicted probabilities with the one class that each sample has.
+
+    The class with the highest probability is predicted, the first of several. Precision, recall and F1 are 0 where they
+    would be 0/0.
+
+    Args:
+        probabilities: (N, K) floating, in [0, 1].
+        labels: (N, K), any dtype, holding one 1 a row and else 0.
+
+    Returns:
+        Python floats under
+
+        - ``weighted_f1``: mean of the classes' F1, each weighted with its number of samples;
+        - ``weighted_accuracy``: share of the samples whose class is predicted (WA in the literature on emotions in
+          conversation: the mean of the classes' recalls, weighted likewise; another thing than the one of
+          `multilabel_metrics`);
+        - ``unweighted_accuracy``: mean recall of the classes that have samples (UA).
+
+    Raises:
+        TypeError, ValueError: as `multilabel_metrics`, and ValueError where a row has no class or several.
+    """
+    p_nk, y_nk = _validate(probabilities, labels, 0.5, 0.0)
+    several_n = y_nk.sum(dim=1) != 1
+    if several_n.any():
+        row = int(several_n.nonzero()[0])
+        raise ValueError(f"labels: expected one class a sample; got {int(y_nk[row].sum())} in row {row}")
+    predicted_n, class_n = p_nk.argmax(dim=1), y_nk.long().argmax(dim=1)
+    classes: dict[str, Any] = {"num_classes": max(p_nk.shape[1], 2), "validate_args": False}
+    recall_k = multiclass_recall(predicted_n, class_n, average="none", **classes)[: p_nk.shape[1]]
+    return {
+        "weighted_f1": multiclass_f1_score(predicted_n, class_n, average="weighted", **classes).item(),
+        "weighted_accuracy": (predicted_n == class_n).double().mean().item(),
+        "unweighted_accuracy": recall_k[y_nk.any(dim=0)].mean().item(),
     }
 
 
