@@ -9,37 +9,38 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """y = coefficient x^exponent; `error` is the root mean square of log(y / fitted y)."""
+    """The exponent b of y = c x^b, and its standard error."""
 
-    coefficient: float
     exponent: float
     error: float
 
-    def at(self, x: float) -> float:
-        return float(self.coefficient * x**self.exponent)
+    def __str__(self) -> str:
+        return f"{self.exponent:.2f} ± {self.error:.2f}"
 
 
 def fit(xs: Sequence[float], ys: Sequence[float]) -> PowerLaw:
     """The power law of the points.
 
     Args:
-        xs, ys: above 0, of the same length; two different x at least.
+        xs, ys: above 0, of the same length; three different x at least.
 
     Raises:
         ValueError: other points than these.
     """
-    if len(xs) != len(ys) or len(set(xs)) < 2 or min((*xs, *ys), default=0) <= 0:
-        raise ValueError(f"xs and ys must be as many numbers above 0, two different x at least, got {xs} and {ys}")
+    if len(xs) != len(ys) or len(set(xs)) < 3 or min((*xs, *ys), default=0) <= 0:
+        raise ValueError(f"xs and ys must be as many numbers above 0, three different x at least, got {xs} and {ys}")
     log_x, log_y = [math.log(x) for x in xs], [math.log(y) for y in ys]
     mean_x, mean_y = sum(log_x) / len(log_x), sum(log_y) / len(log_y)
-    variance = sum((x - mean_x) ** 2 for x in log_x)
-    exponent = sum((x - mean_x) * (y - mean_y) for x, y in zip(log_x, log_y, strict=True)) / variance
-    constant = mean_y - exponent * mean_x
-    squares = sum((y - constant - exponent * x) ** 2 for x, y in zip(log_x, log_y, strict=True))
-    return PowerLaw(math.exp(constant), exponent, math.sqrt(squares / len(log_x)))
+    spread = sum((x - mean_x) ** 2 for x in log_x)
+    exponent = sum((x - mean_x) * (y - mean_y) for x, y in zip(log_x, log_y, strict=True)) / spread
+    left = sum((y - mean_y - exponent * (x - mean_x)) ** 2 for x, y in zip(log_x, log_y, strict=True))
+    return PowerLaw(exponent, math.sqrt(left / (len(xs) - 2) / spread))
 
 
 def upper_half(xs: Sequence[float], ys: Sequence[float]) -> PowerLaw:
-    """The power law of the larger half of the points, x ascending: where what a call costs anyway no longer counts."""
-    start = (len(xs) - 1) // 2
+    """The power law of the larger half of the points, x ascending: where what a call costs anyway no longer counts.
+
+    Three points at least are fitted.
+    """
+    start = min((len(xs) - 1) // 2, max(0, len(xs) - 3))
     return fit(xs[start:], ys[start:])
