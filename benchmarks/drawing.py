@@ -26,7 +26,7 @@ def short_count(value: float) -> str:
     """A tick of an axis that counts, e.g. ``64``, ``1k``, ``50M``."""
     for limit, unit in ((1e6, "M"), (1e3, "k")):
         if value >= limit:
-            return f"{value / limit:.2g}{unit}"
+            return f"{value / limit:.3g}{unit}"
     return f"{value:g}"
 
 

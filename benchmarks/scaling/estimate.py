@@ -1,29 +1,28 @@
-"""A paper estimate of larger problems and machines: the fitted growth, over how much higher the ceilings are.
+"""A paper estimate of larger problems and machines: the share of the roofline of the largest point, kept.
 
     time(x, machine) = time(x0) (x / x0)^b · ceiling here / ceiling there
 
-x0 is the largest point that was measured and b the exponent of the upper half. The ceiling is the one that bounds x0:
-a copy, a matrix product, or a sigmoid. So the estimate takes for granted that the share of the roofline stays as it is.
+x0 is the largest point that was measured, b the exponent by counting: how the floor of the roofline grows. The ceiling
+is the one that bounds x0: a copy, a matrix product, or a sigmoid.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.scaling.fit import PowerLaw
+from benchmarks.scaling.sweeps import Sweep
 
 MACHINES = (1, 4, 16)
 """How many times the ceilings of the machine that was measured."""
 
 
-def microseconds(last: dict[str, Any], law: PowerLaw, x: float, times: float) -> float:
+def microseconds(last: dict[str, Any], sweep: Sweep, x: float, times: float) -> float:
     """The time at `x` on a machine whose ceilings are `times` as high.
 
     Args:
-        last: the row of the largest point.
-        law: of the upper half.
+        last: the row of the largest point of the sweep.
     """
-    return float(last["us"] * (x / last["at"]) ** law.exponent / times)
+    return float(last["us"] * (x / last["at"]) ** sweep.counted / times)
 
 
 def ceilings(result: dict[str, Any], times: float) -> str:

@@ -37,7 +37,7 @@ def _panels(time: Axes, share: Axes, result: dict[str, Any], sweep: Sweep) -> No
     low, high = time.get_ylim()
     time.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
     time.yaxis.set_minor_locator(NullLocator())
-    time.legend(fontsize=7, frameon=False, loc="upper left")
+    time.legend(fontsize=7, frameon=False)
     share.set_ylim(0, max(1.0, *share.get_ylim()))
     share.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     share.set_xlabel(f"{sweep.axis}\n{sweep.fixed}", fontsize=8, color=INK)

@@ -29,7 +29,8 @@ class Sweep:
         step: the pass that is shown.
         contestants: who takes part, the first ours.
         points: the number, ascending, and its case.
-        expected: the exponent that counting gives, and of what.
+        counted: the exponent of what a call has to do, as it is counted for the roofline.
+        remark: on `counted`.
         beyond: a number to estimate for, above the points; None for no estimate.
     """
 
@@ -40,7 +41,8 @@ class Sweep:
     step: str
     contestants: tuple[str, ...]
     points: tuple[tuple[float, Any], ...]
-    expected: str
+    counted: float
+    remark: str = ""
     beyond: float | None = None
 
 
@@ -52,24 +54,24 @@ SWEEPS = (
     Sweep(
         "soft_topk-n", "soft_topk", "scores of a row, n", "64 rows", FORWARD_BACKWARD, _SOFT_TOPK,
         _points(lambda n: SoftTopkCase(f"64x{n}", 64, n), 64, 256, 1024, 4096, 16384, 65536),
-        "1", beyond=1_000_000,
+        1, beyond=1_000_000,
     ),
     Sweep(
         "soft_topk-rows", "soft_topk", "rows, B", "500 scores each", FORWARD_BACKWARD, _SOFT_TOPK,
         _points(lambda rows: SoftTopkCase(f"{rows}x500", rows, 500), 1, 4, 16, 64, 256, 1024, 4096),
-        "1", beyond=100_000,
+        1, beyond=100_000,
     ),
     Sweep(
         "attention-length", "attention", "length, L", "B=4, H=8, D=64, half of it padding", FORWARD_BACKWARD,
         _ATTENTION,
         _points(lambda length: AttentionCase(f"L{length}", 4, 8, 64, length), 32, 64, 128, 256, 512, 1024, 2048),
-        "2, of the pairs", beyond=16384,
+        2, remark="the pairs", beyond=16384,
     ),
     Sweep(
         "attention-batch", "attention", "samples, B", "L=150, H=8, D=64, half of it padding", FORWARD_BACKWARD,
         _ATTENTION,
         _points(lambda batch: AttentionCase(f"B{batch}", batch, 8, 64, 150), 1, 2, 4, 8, 16, 32, 64),
-        "1", beyond=1024,
+        1, beyond=1024,
     ),
     Sweep(
         "attention-valid", "attention", "share of valid tokens, 1 - padding", "B=16, L=256, H=8, D=64",
@@ -78,7 +80,7 @@ SWEEPS = (
             lambda valid: AttentionCase(f"valid {valid:g}", 16, 8, 64, 256, padding=1 - valid),
             0.0625, 0.125, 0.25, 0.5, 0.75, 1.0,
         ),
-        "2 up to a half, of the pairs",
+        2, remark="the pairs, up to a half",
     ),
     Sweep(
         "perturbation-entries", "perturbation", "parameters", "in 48 tensors", CYCLE, _PERTURBATION,
@@ -86,7 +88,7 @@ SWEEPS = (
             lambda entries: PerturbationCase(f"{entries}", Small(48, entries // 48)),
             *(48 * 4**n for n in range(5, 11)),
         ),
-        "1", beyond=1e9,
+        1, beyond=1e9,
     ),
     Sweep(
         "perturbation-tensors", "perturbation", "tensors", f"{_ENTRIES:,} parameters in all", CYCLE, _PERTURBATION,
@@ -94,6 +96,6 @@ SWEEPS = (
             lambda count: PerturbationCase(f"{count} tensors", Small(count, _ENTRIES // count)),
             1, 4, 16, 64, 256, 1024, 4096,
         ),
-        "0 until the calls cost more than the entries",
+        0, remark="until the tensors cost more than the entries",
     ),
 )  # fmt: skip

@@ -39,7 +39,7 @@ def growth_table(result: dict[str, Any]) -> str:
             ", ".join(microseconds(row["us"]) for row in ends),
             str(fit(xs, ys)),
             str(upper_half(xs, ys)),
-            sweep.expected,
+            f"{sweep.counted:g}{sweep.remark and f': {sweep.remark}'}",
             f"{', '.join(map(roofline, ends))} ({rows[-1]['bound']})",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -57,8 +57,7 @@ def estimate_table(result: dict[str, Any]) -> str:
         if sweep.beyond is None:
             continue
         rows = points(result, sweep, sweep.contestants[0])
-        law = upper_half([row["at"] for row in rows], [row["us"] for row in rows])
-        times = [estimate.microseconds(rows[-1], law, sweep.beyond, times) for times in estimate.MACHINES]
+        times = [estimate.microseconds(rows[-1], sweep, sweep.beyond, times) for times in estimate.MACHINES]
         size = f"{sweep.axis}: {count(sweep.beyond)}; {sweep.fixed}"
         lines.append(f"| {sweep.operator} | {size} | {rows[-1]['bound']} | {' | '.join(map(microseconds, times))} |")
     return "\n".join(lines)
