@@ -40,7 +40,7 @@ class DialogueGraph:
         if x_gmld.shape[1] == 1:
             return summed_gmld
         for m in range(x_gmld.shape[1]):
-            summed_gmld = summed_gmld + self.across[:, :, m, :, None] * x_gmld[:, m : m + 1]
+            summed_gmld = torch.addcmul(summed_gmld, self.across[:, :, m, :, None], x_gmld[:, m : m + 1])
         return summed_gmld
 
     def stream(self, m: int) -> DialogueGraph:

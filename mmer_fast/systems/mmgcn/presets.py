@@ -16,7 +16,7 @@ _ADAM = {"weight_decay": 0.0, "warmup": 0, "batch_size": 16, "selection": "weigh
 PRESETS = {
     "compact": Preset(
         model={"dim": 64, "graph_dim": 64, "speaker_dim": 16, "recurrent_layers": 1, "standardize": True},
-        train={**_ADAM, "learning_rate": 2e-3, "epochs": 20},
+        train={**_ADAM, "learning_rate": 5e-3, "batch_size": 8, "epochs": 20},
     ),
     "talk": Preset(train={**_ADAM, "learning_rate": 3e-4, "epochs": 20}),
     "authors": Preset(
