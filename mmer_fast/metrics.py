@@ -31,6 +31,7 @@ def multilabel_metrics(
     *,
     threshold: float = 0.5,
     empty_union: float = 0.0,
+    predictions: Tensor | np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Compare predicted probabilities with multi-hot labels.
 
@@ -43,6 +44,7 @@ def multilabel_metrics(
         threshold: in [0, 1].
         empty_union: in [0, 1], what a sample counts in ``accuracy`` when it has no label and none is
             predicted; the authors' code says 0, scikit-learn's ``zero_division=1`` would say 1.
+        predictions: (N, K) bool, the labels that are predicted in place of those above ``threshold``.
 
     Returns:
         Python floats under
@@ -65,7 +67,7 @@ def multilabel_metrics(
         ValueError: shapes differ, are not (N >= 1, K >= 1), or a value is not finite or outside its range.
     """
     p_nk, y_nk = _validate(probabilities, labels, threshold, empty_union)
-    predicted_nk = p_nk > threshold
+    predicted_nk = p_nk > threshold if predictions is None else _predictions(predictions, p_nk)
     counts: dict[str, Any] = {"num_labels": p_nk.shape[1], "validate_args": False}
     decisions = predicted_nk.long(), y_nk.long()
     f1_k = multilabel_f1_score(*decisions, average="none", **counts).reshape(-1)
@@ -143,6 +145,16 @@ def _validate(
     if wrong.numel():
         raise ValueError(f"labels: expected only 0 and 1; got {wrong[0].item()}")
     return p_nk, y_nk.to(p_nk.device)
+
+
+def _predictions(predictions: Tensor | np.ndarray, p_nk: Tensor) -> Tensor:
+    given_nk = _as_tensor("predictions", predictions)
+    if given_nk.dtype != torch.bool or given_nk.shape != p_nk.shape:
+        raise ValueError(
+            f"predictions: expected bool of the shape of probabilities, {tuple(p_nk.shape)}; "
+            f"got {given_nk.dtype} of shape {tuple(given_nk.shape)}"
+        )
+    return given_nk.to(p_nk.device)
 
 
 def _as_tensor(name: str, value: Tensor | np.ndarray) -> Tensor:
