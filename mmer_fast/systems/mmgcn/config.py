@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mmer_fast.models.config import check_types
+from mmer_fast.training.loop_config import require
 
 EVERY, NONE = "all", "none"
 
@@ -70,17 +71,17 @@ class MMGCNConfig:
     def __post_init__(self) -> None:
         check_types(self)
         for name in ("dim", "recurrent_layers", "speakers", "speaker_dim", "layers", "graph_dim"):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
-        _require(self, "dim", self.recurrent_modalities == NONE or self.dim % 2 == 0, "even with an LSTM")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(self, "dim", self.recurrent_modalities == NONE or self.dim % 2 == 0, "even with an LSTM")
         for name in ("recurrent_modalities", "speaker_modalities"):
-            _require(self, name, all(getattr(self, name).split("+")), "'all', 'none' or names joined by '+'")
+            require(self, name, all(getattr(self, name).split("+")), "'all', 'none' or names joined by '+'")
         everywhere = self.speaker_modalities in (EVERY, NONE) or self.speaker_join == "add"
-        _require(self, "speaker_join", everywhere, f"'add' with speaker_modalities={self.speaker_modalities!r}")
+        require(self, "speaker_join", everywhere, f"'add' with speaker_modalities={self.speaker_modalities!r}")
         for name in ("gamma", "focal_gamma", "l2"):
-            _require(self, name, getattr(self, name) >= 0, "at least 0")
-        _require(self, "alpha", 0 <= self.alpha <= 1, "in [0, 1]")
-        _require(self, "decay", self.decay > 0, "positive")
-        _require(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)")
+            require(self, name, getattr(self, name) >= 0, "at least 0")
+        require(self, "alpha", 0 <= self.alpha <= 1, "in [0, 1]")
+        require(self, "decay", self.decay > 0, "positive")
+        require(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)")
 
 
 def chosen(names: str, modalities: Collection[str]) -> list[str]:
@@ -88,8 +89,3 @@ def chosen(names: str, modalities: Collection[str]) -> list[str]:
     if names in (EVERY, NONE):
         return list(modalities) if names == EVERY else []
     return [name for name in modalities if name in names.split("+")]
-
-
-def _require(config: MMGCNConfig, field: str, holds: bool, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"MMGCNConfig.{field} must be {expected}, got {getattr(config, field)!r}")
