@@ -132,6 +132,17 @@ def test_weights_of_classes_and_statistics_are_saved_with_the_model():
     assert not torch.equal(small_model(data).logits(batch), model.logits(batch))
 
 
+def test_joined_features_of_a_missing_modality_are_the_average_ones():
+    data = small_data(missing_share=0.0)
+    model, batch = small_model(data, fusion="early", standardize=True), small_batch(data)
+    model.fit(data.splits["train"])
+    batch.lengths["video"][3] = 0
+    missing = model.logits(batch)
+    batch.lengths["video"][3] = 1
+    batch.features["video"][3, 0] = model.standardizations["video"].mean
+    torch.testing.assert_close(model.logits(batch), missing)
+
+
 def test_what_it_is_to_the_trainer():
     assert MMGCN.group == "dialogue"
     assert MMGCN.group in MMGCN.input_extras
