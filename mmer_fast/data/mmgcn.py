@@ -102,7 +102,7 @@ def _write_split(name: str, split: Split, label_names: list[str], parts: list[di
 
 
 def _written_speakers(speaker_n: np.ndarray, label_names: list[str]) -> list:
-    """ "M" and "F" where IEMOCAP's labels and two speakers allow, else MELD's rows of 0 and a 1."""
+    """IEMOCAP's "M" and "F" where its labels and two speakers allow, else MELD's rows of 0 and a 1."""
     most = int(speaker_n.max())
     if label_names == LABELS[6] and most < len(_SEXES):
         return [_SEXES[speaker] for speaker in speaker_n]

@@ -98,7 +98,7 @@ def dialogue_graph(x_gmld: Tensor, present_gml: Tensor, gamma: float = 1.0) -> D
 def angular_similarity(cosine: Tensor) -> Tensor:
     """1 − arccos(0.99999 c) / π of cosines c, any shape: 1 for nearly one direction, 0 for nearly the opposite one.
 
-    0.99999 keeps the gradient at c = ±1 finite, at most 71.
+    0.99999 keeps the gradient at c = ±1 finite: 71.2 at most.
     """
     return 1 - torch.arccos(MARGIN * cosine) / math.pi
 

@@ -143,7 +143,7 @@ class MMGCN(SystemModel):
             there[name] = batch.lengths[name] > 0
             mean_bf = self.standardizations[name](utterance_means(batch.features[name], batch.lengths[name]))
             means[name] = torch.where(there[name][:, None], mean_bf, 0.0)
-        if JOINED in self.encoders:
+        if self.config.fusion == "early":
             means = {JOINED: torch.cat(list(means.values()), dim=1)}
             there = {JOINED: torch.stack(list(there.values())).any(dim=0)}
         hidden = [encode(means[name], there[name], layout) for name, encode in self.encoders.items()]
