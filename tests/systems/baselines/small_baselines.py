@@ -29,7 +29,7 @@ CONFIGS: dict[type[Baseline], Any] = {
     LSTMClassifier: LSTMConfig(dim=8),
     MulT: MulTConfig(dim=4, heads=2, levels=2),
     HHMPN: HHMPNConfig(dim=8, ffn_dim=12, heads=2, feature_layers=1, label_layers=2),
-    TAILOR: TAILORConfig(dim=8, ffn_dim=12, heads=2, language_layers=2, unimodal_layers=1, cross_layers=1),
+    TAILOR: TAILORConfig(dim=8, ffn_dim=12, heads=2, language_layers=2, unimodal_layers=1, cross_layers=1, dropout=0.1),
 }
 NETWORKS = list(CONFIGS)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -11,24 +11,24 @@ from small_baselines import CONFIGS, LABELS, LENGTHS, MODALITIES, NETWORKS, lear
 
 from mmer_fast.data import Batch
 from mmer_fast.models.config import config_from_dict
+from mmer_fast.systems.baselines import HHMPN, TAILOR, LSTMClassifier, MulT
 from mmer_fast.systems.baselines.base import Baseline
 
 each_network = pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
 SWITCHES = [
-    ("LSTMClassifier", {"summary": "last"}),
-    ("LSTMClassifier", {"summary": "mean", "layers": 2}),
-    ("MulT", {"mask": "none"}),
-    ("MulT", {"self_attention": False}),
-    ("HHMPN", {"label_messages": False}),
-    ("HHMPN", {"modality_weights": "mean"}),
-    ("HHMPN", {"graph": "complete"}),
-    ("TAILOR", {"fusion": "joint"}),
-    ("TAILOR", {"adversarial_weight": 0.0, "orthogonal_weight": 0.0, "common_weight": 0.0}),
+    (LSTMClassifier, {"summary": "last"}),
+    (LSTMClassifier, {"summary": "mean", "layers": 2}),
+    (MulT, {"mask": "none"}),
+    (MulT, {"self_attention": False}),
+    (HHMPN, {"label_messages": False}),
+    (HHMPN, {"modality_weights": "mean"}),
+    (HHMPN, {"graph": "complete"}),
+    (TAILOR, {"fusion": "joint"}),
+    (TAILOR, {"adversarial_weight": 0.0, "orthogonal_weight": 0.0, "common_weight": 0.0}),
 ]
 each_variant = pytest.mark.parametrize(
     ("network", "changes"),
-    [(network, {}) for network in NETWORKS]
-    + [(network, changes) for name, changes in SWITCHES for network in NETWORKS if network.__name__ == name],
+    [*((network, {}) for network in NETWORKS), *SWITCHES],
     ids=lambda value: value.__name__ if isinstance(value, type) else "-".join(f"{k}={v}" for k, v in value.items()),
 )
 
@@ -70,8 +70,7 @@ def test_every_parameter_learns_from_a_batch_with_everything(network: type[Basel
     model = small_model(network)
     model.objective(alone(batch, 0)).total.backward()
     without = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
-    # A softmax does not see a constant added to all its scores, and one label query alone is attended by itself.
-    assert {name for name in without if not name.endswith(("key.bias", "query.bias"))} == set()
+    assert without == set()
 
 
 @each_network
@@ -101,7 +100,7 @@ def test_it_learns_a_small_set_and_beats_the_prevalence(network: type[Baseline])
     data = learnable_data()
     train, valid = whole(data.splits["train"]), whole(data.splits["valid"])
     torch.manual_seed(0)
-    model = network(MODALITIES, LABELS, replace(CONFIGS[network]))
+    model = network(MODALITIES, LABELS, CONFIGS[network])
     model.fit(data.splits["train"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(60):
@@ -114,7 +113,7 @@ def test_it_learns_a_small_set_and_beats_the_prevalence(network: type[Baseline])
         loss = torch.nn.functional.binary_cross_entropy_with_logits(model.logits(valid), valid.labels)
     prevalence = train.labels.mean(dim=0).expand_as(valid.labels)
     trivial = torch.nn.functional.binary_cross_entropy(prevalence, valid.labels)
-    assert loss < 0.6 * trivial
+    assert loss < 0.75 * trivial
 
 
 @each_network
@@ -156,24 +155,29 @@ def test_presets_are_configurations(network: type[Baseline], preset: str) -> Non
         network(MODALITIES, LABELS, config)
 
 
-@each_network
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("network", "change", "message"),
     [
-        ({"dim": 0}, "dim must be at least 1, got 0"),
-        ({"dim": 2.5}, "dim must be int, got 2.5"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
-        ({"heads": 3}, "heads must be a divisor of dim=.*, got 3"),
-        ({"nothing": 1}, "unknown .* field"),
+        *((network, {"dim": 0}, "dim must be at least 1, got 0") for network in NETWORKS),
+        *((network, {"dim": 2.5}, "dim must be int, got 2.5") for network in NETWORKS),
+        *((network, {"nothing": 1}, "unknown .* field") for network in NETWORKS),
+        *((network, {"heads": 3}, "heads must be a divisor of dim=.*, got 3") for network in (MulT, HHMPN, TAILOR)),
+        *((network, {"dim": 7, "heads": 1}, "dim must be even, got 7") for network in (MulT, TAILOR)),
+        *(
+            (network, {rate: 1.0}, rf"{rate} must be in \[0, 1\), got 1.0")
+            for network in NETWORKS
+            for rate in asdict(CONFIGS[network])
+            if rate.endswith("dropout")
+        ),
+        (LSTMClassifier, {"dim": 7}, "dim must be even, got 7"),
+        (MulT, {"levels": 0}, "levels must be at least 1, got 0"),
+        (HHMPN, {"graph_threshold": 1.5}, r"graph_threshold must be in \[0, 1\], got 1.5"),
+        (TAILOR, {"common_weight": -1.0}, "common_weight must be at least 0, got -1.0"),
     ],
 )
 def test_configurations_that_make_no_sense(network: type[Baseline], change: dict, message: str) -> None:
-    known = asdict(CONFIGS[network])
-    change = {"residual_dropout" if name == "dropout" and name not in known else name: v for name, v in change.items()}
-    if "heads" in change and "heads" not in known:
-        pytest.skip("has no heads")
     with pytest.raises(ValueError, match=message):
-        config_from_dict(network.config_class, {**known, **change})
+        config_from_dict(network.config_class, {**asdict(CONFIGS[network]), **change})
 
 
 @each_network
