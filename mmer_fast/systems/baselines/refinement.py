@@ -47,16 +47,18 @@ def adversarial_loss(
     return torch.where(present_n, loss_bm, 0.0).sum() / present_n.sum().clamp(min=1)
 
 
-def orthogonal_loss(common: Tensor, private: Tensor) -> Tensor:
-    """What a modality's two representations share, squared: mean over samples of ‖Cᵀ P‖_F².
+def orthogonal_loss(common: Tensor, private: Tensor, lengths: Tensor) -> Tensor:
+    """What a modality's two representations share: mean over samples of ‖Cᵀ P‖_F² / T, with T the sample's own length.
 
     Computed from the two Gram matrices, ‖Cᵀ P‖_F² = Σ_ts (C Cᵀ)_ts (P Pᵀ)_ts: (T, T) instead of (D, D).
 
     Args:
         common, private: C and P, (B, T, D), floating, 0 in the padding.
+        lengths: (B,) integers, 0 to T; a sample of length 0 counts as 0.
 
     Returns:
         Scalar.
     """
     gram_btt = common @ common.transpose(1, 2)
-    return (gram_btt * (private @ private.transpose(1, 2))).sum(dim=(1, 2)).mean()
+    shared_b = (gram_btt * (private @ private.transpose(1, 2))).sum(dim=(1, 2))
+    return (shared_b / lengths.clamp(min=1)).mean()

@@ -26,9 +26,9 @@ from mmer_fast.models.config import check_types
 from mmer_fast.models.losses import binary_cross_entropy
 from mmer_fast.models.pooling import token_means
 from mmer_fast.models.robmmr import LabelClassifiers
-from mmer_fast.models.transformer import Decoder, Encoder, FeedForward, sinusoidal_positions
+from mmer_fast.models.transformer import Decoder, Encoder, FeedForward
 from mmer_fast.systems.baselines.base import Baseline, Tokens, embedding
-from mmer_fast.systems.baselines.checks import require, require_heads, require_rates, require_sizes, require_weights
+from mmer_fast.systems.baselines.checks import require_heads, require_rates, require_sizes, require_weights
 from mmer_fast.systems.baselines.refinement import ModalityDiscriminator, adversarial_loss, orthogonal_loss
 from mmer_fast.systems.interface import Objective, Preset
 
@@ -38,7 +38,7 @@ class TAILORConfig:
     """Sizes, losses and switches of `TAILOR`; the defaults are those of the published code where it is known.
 
     Attributes:
-        dim: width d of the hidden states, even.
+        dim: width d of the hidden states.
         ffn_dim: inner width of the feed-forward layers.
         heads: attention heads; must divide `dim`.
         language: the modality whose encoder has `language_layers`; there need not be any of this name.
@@ -71,7 +71,6 @@ class TAILORConfig:
         check_types(self)
         require_sizes(self, "dim", "ffn_dim", "language_layers", "unimodal_layers", "cross_layers", "decoder_layers")
         require_heads(self)
-        require(self, "dim", self.dim % 2 == 0, "even")
         require_rates(self, "dropout")
         require_weights(self, "adversarial_weight", "orthogonal_weight", "common_weight", "reversal_scale")
 
@@ -119,8 +118,8 @@ class TAILOR(Baseline):
             {name: embedding(size, dim, config.dropout) for name, size in modalities.items()}
         )
         self.encoders = nn.ModuleDict({name: self._encoder(self._unimodal_layers(name)) for name in modalities})
-        self.common = FeedForward(dim, dim, config.dropout)
-        self.private = nn.ModuleDict({name: FeedForward(dim, dim, config.dropout) for name in modalities})
+        self.common = self._refinement()
+        self.private = nn.ModuleDict({name: self._refinement() for name in modalities})
         self.discriminator = ModalityDiscriminator(dim, len(modalities))
         self.common_classifier = nn.Linear(dim, labels)
         self.kinds = nn.Parameter(torch.empty(1 + len(modalities), dim))
@@ -158,9 +157,7 @@ class TAILOR(Baseline):
         """Common and private representations of every unit."""
         refined = Refined({}, {})
         for name, x in self.tokens(batch).items():
-            hidden_nd = self.embeddings[name](x.values)
-            hidden_nd = hidden_nd + sinusoidal_positions(x.layout.time, hidden_nd.shape[1], hidden_nd.dtype)
-            hidden_nd = self.encoders[name](hidden_nd, x.spans)
+            hidden_nd = self.encoders[name](self.embeddings[name](x.values), x.spans)
             refined.common[name] = Tokens(self.common(hidden_nd), x.layout)
             refined.private[name] = Tokens(self.private[name](hidden_nd), x.layout)
         return refined
@@ -193,8 +190,8 @@ class TAILOR(Baseline):
         return adversarial_loss(self.discriminator, common_bmd, private_bmd, present_bm, self.config.reversal_scale)
 
     def _orthogonal(self, refined: Refined) -> Tensor:
-        pairs = [(_padded(refined.common[name]), _padded(refined.private[name])) for name in refined.common]
-        return torch.stack([orthogonal_loss(common_btd, private_btd) for common_btd, private_btd in pairs]).sum()
+        pairs = zip(refined.common.values(), refined.private.values(), strict=True)
+        return torch.stack([orthogonal_loss(_padded(c), _padded(p), c.layout.lengths) for c, p in pairs]).sum()
 
     def _common_logits(self, refined: Refined) -> Tensor:
         common_nd, layout = _join([*refined.common.values()])
@@ -202,6 +199,12 @@ class TAILOR(Baseline):
 
     def _unimodal_layers(self, name: str) -> int:
         return self.config.language_layers if name == self.config.language else self.config.unimodal_layers
+
+    def _refinement(self) -> nn.Sequential:
+        """E_c or E_m. The LayerNorm keeps units at one length: they could shrink to please the orthogonal loss."""
+        return nn.Sequential(
+            FeedForward(self.config.dim, self.config.dim, self.config.dropout), nn.LayerNorm(self.config.dim)
+        )
 
     def _encoder(self, layers: int) -> Encoder:
         config = self.config

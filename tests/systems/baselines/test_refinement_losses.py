@@ -69,21 +69,23 @@ def test_orthogonal_loss_against_its_equation() -> None:
     for i, length in enumerate(lengths):
         for a in range(4):
             for b in range(4):
-                expected += sum(common[i, t, a].item() * private[i, t, b].item() for t in range(length)) ** 2
-    assert orthogonal_loss(common, private).item() == pytest.approx(expected / 3, rel=1e-12)
+                shared = sum(common[i, t, a].item() * private[i, t, b].item() for t in range(length))
+                expected += shared**2 / max(length, 1)
+    assert orthogonal_loss(common, private, torch.tensor(lengths)).item() == pytest.approx(expected / 3, rel=1e-12)
 
 
 def test_orthogonal_representations_cost_nothing() -> None:
     common, private = torch.zeros(2, 4, 3, dtype=torch.float64), torch.zeros(2, 4, 3, dtype=torch.float64)
     common[:, :2], private[:, 2:] = 1.0, 1.0  # C and P have no unit in common: Cᵀ P = 0
-    assert orthogonal_loss(common, private) == 0
+    lengths = torch.tensor([4, 4])
+    assert orthogonal_loss(common, private, lengths) == 0
     private[:, 0] = 1.0
-    assert orthogonal_loss(common, private) > 0
+    assert orthogonal_loss(common, private, lengths) > 0
 
 
 def test_gradients_of_the_orthogonal_loss() -> None:
     common, private = (torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    assert torch.autograd.gradcheck(orthogonal_loss, (common, private))
+    assert torch.autograd.gradcheck(lambda c, p: orthogonal_loss(c, p, torch.tensor([3, 2])), (common, private))
 
 
 def test_tailor_weighs_the_losses(batch: Batch) -> None:

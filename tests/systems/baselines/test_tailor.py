@@ -18,10 +18,9 @@ def written_out(model: TAILOR, batch: Batch, sample: int) -> tuple[Tensor, Tenso
     common, private = [], []
     for name in MODALITIES:
         own_tf = batch.features[name][sample, : LENGTHS[name][sample]]
-        x = model.embeddings[name](model.standardization[name](own_tf))
-        h = encode(model.encoders[name], x + positions(x))
-        common.append(feed_forward(model.common, h))
-        private.append(feed_forward(model.private[name], h))
+        h = encode(model.encoders[name], model.embeddings[name](model.standardization[name](own_tf)))
+        common.append(refine(model.common, h))
+        private.append(refine(model.private[name], h))
     fused = torch.cat(common) + model.kinds[0]
     if model.config.fusion == "joint":
         private = [p + kind for p, kind in zip(private, model.kinds[1:], strict=True)]
@@ -41,18 +40,15 @@ def written_out(model: TAILOR, batch: Batch, sample: int) -> tuple[Tensor, Tenso
     return logits, model.common_classifier(mean)
 
 
-def positions(x: Tensor) -> Tensor:
-    dim = x.shape[1]
-    angle = [[t / 10000 ** (i / dim) for i in range(0, dim, 2)] for t in range(len(x))]
-    rows = [[f(a) for a in row for f in (math.sin, math.cos)] for row in angle]
-    return torch.tensor(rows, dtype=x.dtype).reshape(x.shape)
-
-
 def encode(module: nn.Module, x: Tensor) -> Tensor:
     for block in module.blocks:
         x = block.attention_norm(x + attend(block.attention, x, x))
         x = block.feed_forward_norm(x + feed_forward(block.feed_forward, x))
     return module.norm(x)
+
+
+def refine(module: nn.Sequential, h: Tensor) -> Tensor:
+    return module[1](feed_forward(module[0], h))
 
 
 def attend(module: nn.Module, x: Tensor, context: Tensor) -> Tensor:
