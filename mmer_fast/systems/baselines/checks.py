@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-
-def require(config: object, field: str, holds: bool, expected: str) -> None:
-    """ValueError that names the field of `config`, what it must be and what it is, unless it `holds`."""
-    if not holds:
-        raise ValueError(f"{type(config).__name__}.{field} must be {expected}, got {getattr(config, field)!r}")
+from mmer_fast.training.loop_config import require
 
 
 def require_sizes(config: object, *fields: str) -> None:

@@ -25,7 +25,7 @@ from mmer_fast.systems.interface import Preset
 
 @dataclass(frozen=True)
 class LSTMConfig:
-    """Sizes of `LSTMClassifier`.
+    """Sizes of `LSTM`.
 
     Attributes:
         dim: width of a modality's LSTM, half of it each way; even.
@@ -47,7 +47,7 @@ class LSTMConfig:
         require_rates(self, "dropout")
 
 
-class LSTMClassifier(Baseline):
+class LSTM(Baseline):
     """Bidirectional LSTMs, one a modality; their summaries side by side; one linear layer for all labels.
 
         y = W [s^1; ...; s^M] + b,   s^m = summary(LSTM^m(embedding(x^m)))

@@ -11,9 +11,9 @@ import torch
 from mmer_fast.data import Batch, MultiModalData, SequenceDataset, Split
 from mmer_fast.systems.baselines import (
     HHMPN,
+    LSTM,
     TAILOR,
     HHMPNConfig,
-    LSTMClassifier,
     LSTMConfig,
     MulT,
     MulTConfig,
@@ -26,7 +26,7 @@ LABELS = 4
 LENGTHS = {"text": [6, 3, 5, 0, 1], "frames": [2, 4, 0, 0, 3], "sound": [4, 4, 1, 0, 0]}
 
 CONFIGS: dict[type[Baseline], Any] = {
-    LSTMClassifier: LSTMConfig(dim=8),
+    LSTM: LSTMConfig(dim=8),
     MulT: MulTConfig(dim=4, heads=2, levels=2),
     HHMPN: HHMPNConfig(dim=8, ffn_dim=12, heads=2, feature_layers=1, label_layers=2),
     TAILOR: TAILORConfig(dim=8, ffn_dim=12, heads=2, language_layers=2, unimodal_layers=1, cross_layers=1, dropout=0.1),

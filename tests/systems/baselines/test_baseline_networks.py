@@ -11,13 +11,13 @@ from small_baselines import CONFIGS, LABELS, LENGTHS, MODALITIES, NETWORKS, lear
 
 from mmer_fast.data import Batch
 from mmer_fast.models.config import config_from_dict
-from mmer_fast.systems.baselines import HHMPN, TAILOR, LSTMClassifier, MulT
+from mmer_fast.systems.baselines import HHMPN, LSTM, TAILOR, MulT
 from mmer_fast.systems.baselines.base import Baseline
 
 each_network = pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
 SWITCHES = [
-    (LSTMClassifier, {"summary": "last"}),
-    (LSTMClassifier, {"summary": "mean", "layers": 2}),
+    (LSTM, {"summary": "last"}),
+    (LSTM, {"summary": "mean", "layers": 2}),
     (MulT, {"mask": "none"}),
     (MulT, {"self_attention": False}),
     (HHMPN, {"label_messages": False}),
@@ -168,7 +168,7 @@ def test_presets_are_configurations(network: type[Baseline], preset: str) -> Non
             for rate in asdict(CONFIGS[network])
             if rate.endswith("dropout")
         ),
-        (LSTMClassifier, {"dim": 7}, "dim must be even, got 7"),
+        (LSTM, {"dim": 7}, "dim must be even, got 7"),
         (MulT, {"dim": 7, "heads": 1}, "dim must be even, got 7"),
         (MulT, {"levels": 0}, "levels must be at least 1, got 0"),
         (HHMPN, {"graph_threshold": 1.5}, r"graph_threshold must be in \[0, 1\], got 1.5"),

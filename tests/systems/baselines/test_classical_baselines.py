@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import replace
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.multioutput import ClassifierChain as Chain
-from small_baselines import LABELS, learnable_data
+from small_baselines import LABELS, learnable_data, whole
 
+import mmer_fast.training
 from mmer_fast.data import DataError, MultiModalData
-from mmer_fast.systems.baselines import METHODS, ClassicalPredictor, Pooling, fit
+from mmer_fast.systems.baselines import METHODS, fit, load
+from mmer_fast.training.api import Run
 from mmer_fast.training.checkpoint import CheckpointError, read_tensors, write_tensors
 
 each_method = pytest.mark.parametrize("method", list(METHODS))
@@ -30,8 +32,8 @@ def data() -> MultiModalData:
 def used_directly(data: MultiModalData, method: str, regression: LogisticRegression) -> np.ndarray:
     """Probabilities (N, K) of the test split by scikit-learn's own estimators."""
     train, test = data.splits["train"], data.splits["test"]
-    pooling = Pooling.fit(train)
-    x, y, z = pooling(train), train.labels.astype(int), pooling(test)
+    pooled = fit(data, "br").pooled
+    x, y, z = pooled(train).numpy(), train.labels.astype(int), pooled(test).numpy()
     if method == "br":
         return np.stack([regression.fit(x, y[:, k]).predict_proba(z)[:, 1] for k in range(LABELS)], axis=1)
     if method == "cc":
@@ -57,11 +59,11 @@ def test_a_chain_passes_on_what_it_predicts(data: MultiModalData) -> None:
     chain = predictor.classifier.chain
     assert chain[1, 0] > 1
     assert torch.equal(chain, chain.tril(-1))
-    probabilities = predictor.probabilities(data.splits["test"])
-    alone = replace(predictor.classifier, chain=torch.zeros_like(chain))
-    unlinked = replace(predictor, classifier=alone).probabilities(data.splits["test"])
-    assert torch.equal(probabilities[:, 0], unlinked[:, 0])
-    assert not torch.allclose(probabilities[:, 1], unlinked[:, 1])
+    linked = predictor.probabilities(data.splits["test"])
+    predictor.classifier.chain = torch.zeros_like(chain)
+    unlinked = predictor.probabilities(data.splits["test"])
+    assert torch.equal(linked[:, 0], unlinked[:, 0])
+    assert not torch.allclose(linked[:, 1], unlinked[:, 1])
 
 
 def test_a_powerset_of_two_sets(data: MultiModalData) -> None:
@@ -85,12 +87,12 @@ def test_they_learn(method: str, data: MultiModalData) -> None:
 def test_saved_and_loaded_without_scikit_learn(
     method: str, data: MultiModalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictor = fit(data, method)
+    predictor = fit(data, method, inverse_regularization=0.5)
     predictor.save(tmp_path / "file.safetensors")
-    monkeypatch.setitem(__import__("sys").modules, "sklearn", None)
-    loaded = ClassicalPredictor.load(tmp_path / "file.safetensors")
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    loaded = load(tmp_path / "file.safetensors")
     assert torch.equal(loaded.probabilities(data.splits["test"]), predictor.probabilities(data.splits["test"]))
-    assert (loaded.method, loaded.label_names) == (method, data.label_names)
+    assert (type(loaded), loaded.config) == (METHODS[method], predictor.config)
     assert load_file(tmp_path / "file.safetensors")  # nothing but numbers and a header
 
 
@@ -102,20 +104,45 @@ def test_files_that_hold_something_else(method: str, data: MultiModalData, tmp_p
     cases = [
         (tensors, {**header, "kind": "other"}, "holds no classical baseline"),
         (tensors, ["list"], "holds no classical baseline"),
-        (tensors, {**header, "method": "svm"}, "lacks a part .*'svm'"),
-        (tensors, {**header, "modalities": [*header["modalities"], "smell"]}, "lacks a part .*'smell'"),
-        (tensors, {**header, "label_names": ["one"]}, "do not go together"),
-        ({k: v for k, v in tensors.items() if k != "classifier/weight"}, header, "lacks a part .*weight"),
-        ({**tensors, "classifier/bias": torch.zeros(9)}, header, "do not go together"),
-        ({**tensors, "classifier/extra": torch.zeros(9)}, header, "lacks a part .*extra"),
+        (tensors, {**header, "method": "svm"}, "is not a classical baseline .*'svm'"),
+        (tensors, {**header, "modalities": ["text"]}, "is not a classical baseline"),
+        (tensors, {**header, "modalities": {**header["modalities"], "smell": 2}}, "is not a classical .*smell"),
+        (tensors, {**header, "labels": 1}, "is not a classical baseline .*size mismatch"),
+        (tensors, {**header, "config": {"c": 1}}, "is not a classical baseline .*unknown"),
+        (tensors, {name: x for name, x in header.items() if name != "config"}, "is not a classical .*'config'"),
+        ({name: x for name, x in tensors.items() if name != "classifier.weight"}, header, "Missing key.*weight"),
+        ({**tensors, "classifier.bias": torch.zeros(9)}, header, "size mismatch"),
+        ({**tensors, "classifier.extra": torch.zeros(9)}, header, "Unexpected key.*extra"),
     ]
     for values, head, message in cases:
         write_tensors(path, values, head)
-        with pytest.raises(CheckpointError, match=message):
-            ClassicalPredictor.load(path)
+        with pytest.raises(CheckpointError, match=rf"(?s){message}"):
+            load(path)
     path.write_text(json.dumps(header))
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
-        ClassicalPredictor.load(path)
+        load(path)
+
+
+@each_method
+def test_logits_are_those_of_the_probabilities(method: str, data: MultiModalData) -> None:
+    predictor, test = fit(data, method), data.splits["test"]
+    torch.testing.assert_close(
+        predictor.logits(whole(test)).sigmoid(), predictor.probabilities(test).float(), rtol=1e-5, atol=1e-6
+    )
+    objective = predictor.objective(whole(test))
+    objective.total.backward()
+    assert objective.total.isfinite()
+    assert [p.numel() for p in predictor.parameters()] == [0]
+
+
+@each_method
+@pytest.mark.usefixtures("no_report")
+def test_they_go_through_the_trainer(method: str, data: MultiModalData, tmp_path: Path) -> None:
+    run = mmer_fast.training.train(data, tmp_path / "run", model=method, show=False, device="cpu")
+    expected = fit(data, method).probabilities(data.splits["test"])
+    predicted = Run(tmp_path / "run", "cpu").predict(data).probabilities
+    np.testing.assert_allclose(predicted, expected, rtol=1e-4, atol=1e-6)
+    assert run.metrics["test"]["micro_f1"] > 0.6
 
 
 @pytest.mark.parametrize("method", ["br", "cc"])
@@ -140,6 +167,10 @@ def test_arguments_that_make_no_sense(data: MultiModalData, monkeypatch: pytest.
         fit(data, "br", inverse_regularization=0)
     with pytest.raises(ValueError, match="max_iterations must be at least 1, got 0"):
         fit(data, "br", max_iterations=0)
+    predictor = fit(data, "br")
+    data.splits["test"].features["text"] = data.splits["test"].features["text"][:, :, :4]
+    with pytest.raises(ValueError, match=r"features\['text'\] must have shape \(B, T, 5\), got \(40, 6, 4\)"):
+        predictor.probabilities(data.splits["test"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="br needs the package scikit-learn: pip install"):
+    with pytest.raises(DataError, match="BR needs the package scikit-learn: pip install"):
         fit(data, "br")

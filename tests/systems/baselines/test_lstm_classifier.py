@@ -8,14 +8,14 @@ from small_baselines import LENGTHS, MODALITIES, small_model
 
 from mmer_fast.data import Batch
 from mmer_fast.models.attention import Spans
-from mmer_fast.systems.baselines import LSTMClassifier
+from mmer_fast.systems.baselines import LSTM
 from mmer_fast.systems.baselines.base import first_tokens, last_tokens
 
 
 @pytest.mark.parametrize("summary", ["last", "mean"])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_logits_against_torch(summary: str, layers: int, batch: Batch) -> None:
-    model = small_model(LSTMClassifier, summary=summary, layers=layers)
+    model = small_model(LSTM, summary=summary, layers=layers)
     logits = model.logits(batch)
     for sample in range(5):
         summaries = []
