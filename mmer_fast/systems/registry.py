@@ -5,6 +5,13 @@ from __future__ import annotations
 ROBMMR = "robmmr"
 SISTERS: dict[str, str] = {
     "mmgcn": "mmer_fast.systems.mmgcn:MMGCN",
+    "br": "mmer_fast.systems.baselines:BR",
+    "cc": "mmer_fast.systems.baselines:CC",
+    "lp": "mmer_fast.systems.baselines:LP",
+    "lstm": "mmer_fast.systems.baselines:LSTM",
+    "mult": "mmer_fast.systems.baselines:MulT",
+    "hhmpn": "mmer_fast.systems.baselines:HHMPN",
+    "tailor": "mmer_fast.systems.baselines:TAILOR",
 }
 """Name → "module:class" of a `SystemModel`. To add a system, add a line."""
 NAMES = (ROBMMR, *SISTERS)
