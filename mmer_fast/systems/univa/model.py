@@ -65,6 +65,11 @@ class UniVA(SystemModel):
         """A softmax that all labels share, or a sigmoid each; either way the labels above a threshold."""
         return LABELS if self.config.recognition == "bce" else Outputs("softmax", "threshold")
 
+    @property
+    def training_extras(self) -> tuple[str, ...]:
+        """The VA scores, where the contrastive loss is on."""
+        return super().training_extras if self.config.contrast else ()
+
     @classmethod
     def check_data(cls, data: MultiModalData, config: UniVAConfig) -> None:
         """Refuse data without VA scores, where the contrastive loss needs them, or with labels that the prior does not
@@ -74,9 +79,8 @@ class UniVA(SystemModel):
             DataError: saying what is missing, and which data has it or which setting does without.
         """
         if config.contrast:
-            for name, split in data.splits.items():
-                for modality in data.modalities:
-                    _check_scores(name, split, VA + modality)
+            for modality in data.modalities:
+                _check_scores(data.splits["train"], VA + modality)
         numbered = [f"label_{k}" for k in range(len(config.emotion_names))]
         if config.prior != "none" and data.label_names not in (config.emotion_names, numbered):
             raise DataError(
@@ -104,6 +108,10 @@ class UniVA(SystemModel):
         """(B, K)."""
         return self.classify(self.encode(batch.features, batch.lengths))
 
+    def recognition_loss(self, logits_nk: Tensor, labels_nk: Tensor) -> Tensor:
+        """Scalar: `UniVAConfig.recognition`, without its factor."""
+        return self.losses.recognition(logits_nk, labels_nk)
+
     def objective(self, batch: Batch) -> Objective:
         """`UniVAObjective` of a batch; with the contrastive loss it needs the extras va_<modality> (B, 2)."""
         hidden = self.encode(batch.features, batch.lengths)
@@ -111,16 +119,16 @@ class UniVA(SystemModel):
         return self.losses(self.classify(hidden), batch.labels, hidden, va, batch.lengths)
 
 
-def _check_scores(name: str, split: Split, extra: str) -> None:
+def _check_scores(split: Split, extra: str) -> None:
     if extra not in split.extras:
         raise DataError(
-            f"{name} extras: expected {extra}, valence and arousal of each sample, for the contrastive loss; got "
+            f"train extras: expected {extra}, valence and arousal of each sample, for the contrastive loss; got "
             f"{', '.join(split.extras) or 'none'}. The embedded data and UniVA's own files have them; contrast=false "
             f"does without"
         )
     values = split.extras[extra]
     if values.dtype.kind != "f" or values.shape != (len(split), 2) or not np.isfinite(values).all():
         raise DataError(
-            f"{name} extras {extra}: expected finite floating numbers of shape ({len(split)}, 2); got {values.dtype} "
+            f"train extras {extra}: expected finite floating numbers of shape ({len(split)}, 2); got {values.dtype} "
             f"of shape {values.shape}"
         )

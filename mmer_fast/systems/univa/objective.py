@@ -96,8 +96,7 @@ class UniVAObjective(nn.Module):
             ValueError: the contrastive loss is on, and a modality has no VA scores.
         """
         config = self.config
-        recognize = softmax_label_kl if config.recognition == "softmax_kl" else binary_cross_entropy
-        recognition = recognize(logits_bk, labels_bk)
+        recognition = self.recognition(logits_bk, labels_bk)
         prior = self.prior(logits_bk)
         total = config.recognition_scale * recognition + config.prior_weight * prior
         contrast = logits_bk.new_zeros(())
@@ -106,6 +105,11 @@ class UniVAObjective(nn.Module):
             total = (1 - config.alpha) * total + config.alpha * contrast
         parts = torch.stack([part.detach().float() for part in (recognition, contrast, prior)])
         return Objective(total, parts, logits_bk.detach())
+
+    def recognition(self, logits_bk: Tensor, labels_bk: Tensor) -> Tensor:
+        """(), without the factor c."""
+        loss = softmax_label_kl if self.config.recognition == "softmax_kl" else binary_cross_entropy
+        return loss(logits_bk, labels_bk)
 
     def prior(self, logits_bk: Tensor) -> Tensor:
         """η of the predictions, (); 0 where it is off."""

@@ -1,0 +1,10 @@
+"""The systems by name: where each is, without importing it."""
+
+from __future__ import annotations
+
+ROBMMR = "robmmr"
+SISTERS: dict[str, str] = {
+    "univa": "mmer_fast.systems.univa:UniVA",
+}
+"""Name → "module:class" of a `SystemModel`. To add a system, add a line."""
+NAMES = (ROBMMR, *SISTERS)
