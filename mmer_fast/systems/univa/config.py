@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from mmer_fast.models.config import check_types
@@ -104,6 +104,9 @@ class UniVAConfig:
         if self.prior != "none":
             self._check_emotions()
 
+    def __hash__(self) -> int:
+        return hash(tuple(_hashable(getattr(self, each.name)) for each in fields(self)))
+
     @property
     def emotion_names(self) -> list[str]:
         """`emotions` as a list."""
@@ -130,3 +133,9 @@ class UniVAConfig:
     def _require(self, field: str, holds: Any, expected: str) -> None:
         if not holds:
             raise ValueError(f"UniVAConfig.{field} must be {expected}, got {getattr(self, field)!r}")
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return frozenset((key, _hashable(each)) for key, each in value.items())
+    return tuple(value) if isinstance(value, list) else value
