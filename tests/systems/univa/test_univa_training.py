@@ -42,7 +42,9 @@ def test_a_set_of_its_own_format_trains_to_the_same(data: MultiModalData, tmp_pa
     write_univa(data, tmp_path / "set")
     expected = train(data, tmp_path / "embedded", **OPTIONS).metrics
     got = train(tmp_path / "set", tmp_path / "converted", **OPTIONS).metrics
-    assert got["history"][0]["valid"]["recognition"] == pytest.approx(expected["history"][0]["valid"]["recognition"], rel=1e-6)
+    assert got["history"][0]["valid"]["recognition"] == pytest.approx(
+        expected["history"][0]["valid"]["recognition"], rel=1e-6
+    )
     assert got["history"][0]["train"]["contrast"] == expected["history"][0]["train"]["contrast"]
 
 
