@@ -12,6 +12,7 @@ SISTERS: dict[str, str] = {
     "mult": "mmer_fast.systems.baselines:MulT",
     "hhmpn": "mmer_fast.systems.baselines:HHMPN",
     "tailor": "mmer_fast.systems.baselines:TAILOR",
+    "univa": "mmer_fast.systems.univa:UniVA",
 }
 """Name → "module:class" of a `SystemModel`. To add a system, add a line."""
 NAMES = (ROBMMR, *SISTERS)
