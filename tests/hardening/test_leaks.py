@@ -23,15 +23,18 @@ from mmer_fast import ops
 
 BYTES_OF_A_CALL = 8  # on average; the smallest block of malloc is 24
 BLOCKS_OF_A_CALL = 0.2
-SLACK = 4096  # bytes
+SLACK_BYTES, SLACK_BLOCKS = 2048, 100  # that come and go
 Work = Callable[[], object]
 
 
+_FIELDS = (
+    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+)
+
+
 class _Mallinfo2(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-    )
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _FIELDS)
 
 
 def _heap() -> int:
@@ -60,20 +63,20 @@ def assert_no_growth(work: Work, calls: int) -> None:
             work()
         gc.collect()
         grown, objects = _heap() - heap, sys.getallocatedblocks() - blocks
-        if grown <= SLACK + BYTES_OF_A_CALL * calls and objects <= BLOCKS_OF_A_CALL * calls:
+        if grown <= SLACK_BYTES + BYTES_OF_A_CALL * calls and objects <= SLACK_BLOCKS + BLOCKS_OF_A_CALL * calls:
             return
     raise AssertionError(f"{calls} calls leave {grown} bytes and {objects} objects of Python each time")
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_forward_and_backward(name: str) -> None:
-    assert_no_growth(lambda: CALLS[name](3), 300)
+    assert_no_growth(lambda: CALLS[name](3), 150)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_forward_and_backward_very_often(name: str) -> None:
-    assert_no_growth(lambda: CALLS[name](3), 20_000)
+    assert_no_growth(lambda: CALLS[name](3), 5_000)
 
 
 def _cheap() -> dict[str, Work]:
@@ -93,7 +96,7 @@ def _cheap() -> dict[str, Work]:
 
 
 @pytest.mark.parametrize("name", _cheap())
-@pytest.mark.parametrize("calls", [10_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("calls", [4_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_cheap_calls(name: str, calls: int) -> None:
     work = _cheap()[name]
     for _ in range(1000):
@@ -116,7 +119,7 @@ def test_calls_that_fail() -> None:
         with pytest.raises(RuntimeError):
             forward(scores, torch.ones(3, dtype=torch.float64), 0.0, None, 1.0, None, None, True, 0)
 
-    assert_no_growth(fail, 300)
+    assert_no_growth(fail, 200)
 
 
 def _graph_of_soft_topk(leaf: Tensor) -> Tensor:
