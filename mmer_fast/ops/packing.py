@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmer_fast.ops import _validate
+from mmer_fast.ops.attention_checks import MOST_TOKENS
 from mmer_fast.ops.lengths import length_mask
 
 
@@ -85,7 +86,7 @@ def packed_layout(*lengths: Tensor) -> PackedLayout:
 
     Raises:
         TypeError: lengths that are no integer tensor.
-        ValueError: no lengths, negative ones, or tensors whose shapes or devices differ.
+        ValueError: no lengths, negative ones, 2³¹ tokens or more, or tensors whose shapes or devices differ.
 
     Examples:
         >>> layout = packed_layout(torch.tensor([2, 0, 3]))
@@ -102,14 +103,17 @@ def packed_layout(*lengths: Tensor) -> PackedLayout:
         modality, row = (int(x) for x in (per_modality < 0).nonzero()[0])
         raise ValueError(f"lengths[{modality}] must be >= 0, got {int(per_modality[modality, row])} in row {row}")
 
+    longest = extremes[1].tolist()
+    if sum(longest) * per_modality.shape[1] > MOST_TOKENS and int(per_modality.sum()) > MOST_TOKENS:
+        raise ValueError(f"lengths must sum to at most {MOST_TOKENS}, got {int(per_modality.sum())}")
     ends = per_modality.T.flatten().cumsum(0).reshape(-1, len(lengths)).T  # in the order of the packed tokens
     starts = ends - per_modality
     samples = per_modality.sum(0)
     cu_seqlens = torch.nn.functional.pad(samples.cumsum(0), (1, 0)).to(torch.int32)
     segments = []
-    for one, start, longest in zip(per_modality, starts, extremes[1].tolist(), strict=True):
-        sample, time = length_mask(one, longest).nonzero(as_tuple=True)
-        segments.append(_Segment(sample, time, start[sample] + time, longest))
+    for one, start, steps in zip(per_modality, starts, longest, strict=True):
+        sample, time = length_mask(one, steps).nonzero(as_tuple=True)
+        segments.append(_Segment(sample, time, start[sample] + time, steps))
     order = torch.cat([segment.position for segment in segments]).argsort()
     return PackedLayout(cu_seqlens, samples, int(samples.max()), len(order), tuple(segments), order)
 

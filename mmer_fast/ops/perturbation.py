@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mmer_fast.ops import _backends, _validate
 from mmer_fast.ops import perturbation_reference as reference
-from mmer_fast.ops._library import LIBRARY, NAMESPACE, define, implement
+from mmer_fast.ops._library import LIBRARY, define, implement, operator_of, qualified
 
 SCOPES = {"global": reference.GLOBAL, "tensor": reference.TENSOR, "awp": reference.AWP}
 _SCHEMAS = {
@@ -349,7 +349,7 @@ def _triton(name: str) -> Any:
 
 def _count_versions(name: str, mutated: tuple[int, ...]) -> None:
     """Whoever calls the dispatcher's operator bumps the version counters of what it writes, as torch's own do."""
-    operator = getattr(torch.ops.mmer_fast, name).default
+    operator = operator_of(name)
 
     def kernel(keyset: Any, *arguments: Any) -> Any:
         _bump_versions(*(list(arguments[i]) for i in mutated))
@@ -373,7 +373,7 @@ for _kind, _schema in _SCHEMAS.items():
         define(_name, _schema)
         if _suffix:
             implement(_name, _triton(_kind) if _suffix == "_triton" else getattr(reference, _kind))
-        torch.library.register_fake(f"{NAMESPACE}::{_name}", _FAKES[_kind])
+        torch.library.register_fake(qualified(_name), _FAKES[_kind])
         if _MUTATED[_kind]:
             _count_versions(_name, _MUTATED[_kind])
-        _OPERATORS[_kind, _suffix] = getattr(torch.ops.mmer_fast, _name).default
+        _OPERATORS[_kind, _suffix] = operator_of(_name)
