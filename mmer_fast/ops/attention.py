@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmer_fast.ops import _backends
+from mmer_fast.ops import _backends, _validate
 from mmer_fast.ops import attention_checks as checks
 from mmer_fast.ops.attention_inputs import Inputs, wide_dtype
 from mmer_fast.ops.attention_operators import FORWARD, SUFFIX
@@ -106,11 +106,11 @@ def masked_attention(
             None,
             queries,
             keys,
-            causal,
+            _validate.flag("causal", causal),
             checks.scale(scale, q),
             checks.dropout_p(dropout_p),
             checks.seed(seed, dropout_p, q),
-            exact_zero_weight_grad,
+            _validate.flag("exact_zero_weight_grad", exact_zero_weight_grad),
         ),
         return_lse,
         backend,
@@ -193,11 +193,11 @@ def packed_attention(
             cu_seqlens_k,
             max_queries,
             max_keys,
-            causal,
+            _validate.flag("causal", causal),
             checks.scale(scale, q),
             checks.dropout_p(dropout_p),
             checks.seed(seed, dropout_p, q),
-            exact_zero_weight_grad,
+            _validate.flag("exact_zero_weight_grad", exact_zero_weight_grad),
         ),
         return_lse,
         backend,

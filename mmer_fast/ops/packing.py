@@ -154,17 +154,15 @@ def unpack(
         (B, T, ...); a tuple of them, one for each modality, where the layout has several.
 
     Raises:
+        TypeError: a T that is no integer.
         ValueError: tokens that are not as many as the layout's; a T below the longest sample.
     """
     if packed.dim() == 0 or packed.shape[0] != layout.total:
         raise ValueError(f"packed must have shape ({layout.total}, ...) as its layout says, got {tuple(packed.shape)}")
-    if padded_lengths is None or isinstance(padded_lengths, int):
-        padded_lengths = [padded_lengths] * layout.modalities
-    if len(padded_lengths) != layout.modalities:
-        raise ValueError(f"padded_lengths must have {layout.modalities} entries, got {len(padded_lengths)}")
+    wanted_lengths = _padded_lengths(padded_lengths, layout.modalities)
     samples, token_shape = layout.lengths.shape[0], packed.shape[1:]
     batches = []
-    for i, (segment, wanted) in enumerate(zip(layout._segments, padded_lengths, strict=True)):
+    for i, (segment, wanted) in enumerate(zip(layout._segments, wanted_lengths, strict=True)):
         steps = segment.longest if wanted is None else wanted
         if steps < segment.longest:
             raise ValueError(f"padded_lengths[{i}] must be >= {segment.longest}, the longest sample, got {steps}")
@@ -172,6 +170,19 @@ def unpack(
         flat = packed.new_zeros((samples * steps, *token_shape))
         batches.append(flat.index_copy(0, segment.sample * steps + segment.time, tokens).unflatten(0, (samples, steps)))
     return batches[0] if len(batches) == 1 else tuple(batches)
+
+
+def _padded_lengths(value: int | Sequence[int | None] | None, modalities: int) -> list[int | None]:
+    if value is None or isinstance(value, int):
+        value = [value] * modalities
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"padded_lengths must be an int or a list of them, got {type(value).__name__}")
+    for i, steps in enumerate(value):
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, (int, torch.SymInt))):
+            raise TypeError(f"padded_lengths[{i}] must be an int or None, got {type(steps).__name__}")
+    if len(value) != modalities:
+        raise ValueError(f"padded_lengths must have {modalities} entries, got {len(value)}")
+    return list(value)
 
 
 def _check_lengths(name: str, value: object, first: Tensor) -> None:
@@ -186,7 +197,7 @@ def _check_lengths(name: str, value: object, first: Tensor) -> None:
 
 
 def _as_batches(x: Tensor | Sequence[Tensor], layout: PackedLayout) -> list[Tensor]:
-    batches = [x] if isinstance(x, Tensor) else list(x)
+    batches = [x] if isinstance(x, Tensor) else _validate.tensors("x", x)
     if len(batches) != layout.modalities:
         raise ValueError(f"x must be {layout.modalities} tensors, one for each modality, got {len(batches)}")
     samples, first = layout.lengths.shape[0], batches[0]

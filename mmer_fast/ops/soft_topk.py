@@ -109,6 +109,7 @@ def soft_topk(
     n = shape[-1]
     name = _backends.select("soft_topk", scores.device.type, backend, _cannot(n))
     sinkhorn_iterations = _validate_solver(solver, iterations)
+    _validate.flag("largest", largest)
     _validate.ragged(scores, lengths, mask)
     k_row, k_value = _validate.row_number("k", k, scores, minimum=0.0, maximum=float(n))
     epsilon_row, epsilon_value = _validate.row_number("epsilon", epsilon, scores, above=0.0)
@@ -119,8 +120,10 @@ def soft_topk(
         if normalizer != "max":
             raise ValueError(f"normalizer must be a number > 0 or 'max', got {normalizer!r}")
         cost = _largest_cost(scores.detach(), lengths, mask)
-        tau_row = 0.5 * cost * (epsilon_value if epsilon_row is None else epsilon_row)
-        tau_row = tau_row.expand(shape[:-1]).reshape(-1)
+        if epsilon_row is None:
+            tau_row = (0.5 * epsilon_value * cost).expand(shape[:-1]).reshape(-1)
+        else:
+            tau_row = 0.5 * cost * epsilon_row
     else:
         z = _validate.number("normalizer", normalizer, above=0.0)
         tau_value *= z
