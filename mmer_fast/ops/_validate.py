@@ -10,7 +10,6 @@ import math
 import numbers
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,7 +60,7 @@ def bool_or_floating_tensor(name: str, value: object) -> Tensor:
 
 
 def flag(name: str, value: object) -> bool:
-    if type(value) is not bool and not isinstance(value, (np.bool_, torch.SymBool)):
+    if type(value) is not bool and not isinstance(value, torch.SymBool):
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
     return value  # type: ignore[return-value]
 

@@ -101,7 +101,7 @@ def soft_topk(
 
     Examples:
         >>> soft_topk(torch.tensor([[3.0, 1.0, 2.0]]), 1, epsilon=0.5)
-        tensor([[0.9817, 0.0003, 0.0180]])
+        tensor([[0.8796, 0.0024, 0.1180]])
     """
     shape = _validate.floating_tensor("scores", scores).shape
     if not shape:
