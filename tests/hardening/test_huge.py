@@ -6,8 +6,10 @@ Outputs are written from end to end: they are for `make test-slow`, on a machine
 
 from __future__ import annotations
 
+import fcntl
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,15 @@ def reserved(elements: int) -> Tensor:
     return torch.from_numpy(np.zeros(elements, np.int16)).view(torch.bfloat16)
 
 
-def needs(gigabytes: float) -> None:
+@pytest.fixture
+def needs() -> Iterator[Callable[[float], None]]:
+    """Skips where so many gigabytes are not free. Tests that ask run one at a time, whatever process they are in."""
+    with open(Path(tempfile.gettempdir()) / "mmer_fast_huge.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield _skip_without
+
+
+def _skip_without(gigabytes: float) -> None:
     found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     free = int(found[1]) / 1e6 if found else 0.0
     if free < gigabytes + 2:
@@ -128,7 +138,7 @@ def test_sizes_and_strides_have_64_bits() -> None:
 
 
 @pytest.mark.slow
-def test_soft_topk_of_more_than_2_to_the_31_weights() -> None:
+def test_soft_topk_of_more_than_2_to_the_31_weights(needs: Callable[[float], None]) -> None:
     needs(9)
     rows, cols = 2**15 + 1, 2**16
     row = torch.randn(cols).bfloat16()
@@ -154,7 +164,7 @@ def test_soft_topk_of_more_than_2_to_the_31_weights() -> None:
 
 
 @pytest.mark.slow
-def test_attention_with_more_than_2_to_the_31_outputs() -> None:
+def test_attention_with_more_than_2_to_the_31_outputs(needs: Callable[[float], None]) -> None:
     needs(5)
     queries = 2**25 + 1
     q, k, v = (torch.randn(1, 1, 1, 64).bfloat16() for _ in range(3))
@@ -167,7 +177,7 @@ def test_attention_with_more_than_2_to_the_31_outputs() -> None:
 
 
 @pytest.mark.slow
-def test_the_norm_of_more_than_2_to_the_31_gradients() -> None:
+def test_the_norm_of_more_than_2_to_the_31_gradients(needs: Callable[[float], None]) -> None:
     needs(5)
     g = torch.full((FAR,), 2.0, dtype=torch.bfloat16)
     g[-1] = 2.0**17
@@ -175,7 +185,7 @@ def test_the_norm_of_more_than_2_to_the_31_gradients() -> None:
 
 
 @pytest.mark.slow
-def test_perturbation_of_more_than_2_to_the_31_weights() -> None:
+def test_perturbation_of_more_than_2_to_the_31_weights(needs: Callable[[float], None]) -> None:
     needs(13)
     w, g, stash = (torch.full((FAR,), value, dtype=torch.bfloat16) for value in (1.0, 0.0, 0.0))
     w[-8:], g[-8:] = torch.arange(8), 1.0
@@ -188,7 +198,7 @@ def test_perturbation_of_more_than_2_to_the_31_weights() -> None:
 
 
 @pytest.mark.slow
-def test_dropout_of_more_than_2_to_the_31_elements() -> None:
+def test_dropout_of_more_than_2_to_the_31_elements(needs: Callable[[float], None]) -> None:
     needs(9)
     seed = torch.tensor([77])
     out = redraw(torch.ones(FAR, dtype=torch.bfloat16), 0.5, seed)
