@@ -227,9 +227,10 @@ struct ThresholdSolver {
   }
 
   // c for a row that has nothing but the tied group at v (`equal` entries, 0.5 < k - above) and the next score below
-  // it, `gap` tau away. With excess = k - above - equal what is left for that score, it is the root of excess = e^(c -
-  // gap) - equal e^-c, both groups being saturated at the root; or logit(share) where v is not. The pivot is v, and
-  // where something is left for the next score it is that one, which c - gap alone would lose.
+  // it, `gap` tau away; excess = k - above - equal is left for that score. From the pivot v it is the root of
+  //     excess = e^(c - gap) - equal e^-c,
+  // both groups being saturated at the root, or logit(share) where v is not. Where something is left for the next score
+  // the pivot is that one: c - gap would lose what counts.
   MMER_HD double start_at(const Selection& sel, double excess) const {
     const double gap = (sel.value - sel.below) / tau;
     const double half = lesser_of(0.5 * (gap + log(sel.equal)), kGap);

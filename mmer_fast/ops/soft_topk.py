@@ -163,6 +163,7 @@ def soft_topk(
 
 _LONGEST_ROW = 2**32 - 1
 _LONGEST_GPU_ROW = 2**30 - 1
+_NOBODY: Mapping[str, str] = {}
 
 
 def _cannot(n: int) -> Mapping[str, str]:
@@ -173,9 +174,6 @@ def _cannot(n: int) -> Mapping[str, str]:
     reason = "serves rows of up to {} entries, not {}"
     cannot = dict.fromkeys(("cuda", "triton"), reason.format(_LONGEST_GPU_ROW, n))
     return {**cannot, "cpu": reason.format(_LONGEST_ROW, n)} if n > _LONGEST_ROW else cannot
-
-
-_NOBODY: Mapping[str, str] = {}
 
 
 def _as_rows(x: Tensor) -> Tensor:
