@@ -1,4 +1,4 @@
-"""What the operators' benchmarks share: the passes, the figures of a row, who takes part, errors.
+"""What the benchmarks share: the passes, the figures of a row, who takes part, errors.
 
 A case is timed only after its results are right: each contestant that computes what we compute is compared with the
 float64 reference, in value and in gradient. Where ours is wrong the case is not timed and the run fails.
@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import timing
+from mmer_fast.bench import timing
 
-SCHEMA = 1
 FORWARD, FORWARD_BACKWARD = "forward", "forward+backward"
 OK = "ok"
 
@@ -24,18 +23,28 @@ class WrongResultError(RuntimeError):
     """A contestant of ours raised or is not within the tolerances of the float64 reference: its case is not timed."""
 
 
+class NoBackendError(RuntimeError):
+    """No backend of ours can run on the device, so that there is nothing to compare with."""
+
+
 def figures(own: timing.Timing, base: timing.Timing) -> Row:
-    """Microseconds of a call, and how many times those of `base` they are, over the turns."""
-    side_by_side = timing.ratios(own, base)
+    """Microseconds of a call, and how many times those of `base` they are: medians and percentiles of the turns."""
+    turns, side_by_side = own.taken(), timing.ratios(own, base)
     return {
-        "us": own.median() * 1e6,
-        "us_min": min(own.taken()) * 1e6,
-        "us_max": max(own.taken()) * 1e6,
-        "rounds": len(own.taken()),
+        **{f"us{name}": seconds * 1e6 for name, seconds in _spread(turns).items()},
+        "rounds": len(turns),
         "calls": own.calls,
-        "ratio": statistics.median(side_by_side),
-        "ratio_min": min(side_by_side),
-        "ratio_max": max(side_by_side),
+        **{f"ratio{name}": ratio for name, ratio in _spread(side_by_side).items()},
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {
+        "": statistics.median(values),
+        "_min": min(values),
+        "_p20": timing.percentile(values, 20),
+        "_p80": timing.percentile(values, 80),
+        "_max": max(values),
     }
 
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.attention.cases import Inputs
-from benchmarks.attention.contestants import Attend
+from mmer_fast.bench.attention.cases import Inputs
+from mmer_fast.bench.attention.contestants import Attend
 
 _SDPA = F.scaled_dot_product_attention
 _EXCLUDED = -1e4  # the log weight of a padded key where -inf would become NaN

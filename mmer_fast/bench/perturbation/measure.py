@@ -3,32 +3,34 @@
 The gate looks at the weights inside of a cycle, and at their bits and addresses after cycles: ours must give back every
 bit, in the same memory; of the others the rows say whether they do. A peer that raises, or moves the weights elsewhere,
 is reported with the reason and not timed. GB/s count what a cycle must move, 7 values an entry (g; w, g, w', stash;
-stash, w), whatever a contestant really moves. The ceiling is the copy of `timing.copy_bandwidth`, which takes its turns
-like a contestant.
+stash, w), whatever a contestant really moves. Beside them stands the copy of `ceilings.large_copy`; the floor of the
+roofline is at the rate of a copy of as many bytes as the weights have, which may fit into a cache as they do. Both take
+their turns like contestants.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import mmer_fast as mf
-from benchmarks import harness, timing
-from benchmarks.harness import OK, Row, WrongResultError
-from benchmarks.perturbation import cases, counters
-from benchmarks.perturbation.cases import CYCLE, Case, Inputs, Problem
-from benchmarks.perturbation.contestants import Contestant, Cycle
+from mmer_fast.bench import ceilings, counters, harness, timing
+from mmer_fast.bench.harness import OK, NoBackendError, Row, WrongResultError
+from mmer_fast.bench.perturbation import cases
+from mmer_fast.bench.perturbation.cases import CYCLE, Case, Inputs, Problem
+from mmer_fast.bench.perturbation.contestants import Contestant, Cycle
+from mmer_fast.bench.roofline import Rates, Work, roofline
 
 # Largest error of the perturbed weights, ours and others': about two roundings to their dtype, and what norms in that
 # dtype, or in naive float32 sums, cost.
 TOLERANCES = {"fp32": (3e-7, 2e-3), "bf16": (1.6e-2, 5e-2), "fp16": (2e-3, 2e-2)}
 VALUES = 7  # of an entry that a cycle must read or write
 REPEATS = 100  # cycles after which bits are compared
-_BUDGET_S = 1.5
+_LARGE_COPY, _OWN_COPY = "rate of a large copy", "rate of a copy"
 _BLOCK = 2**16  # entries compared at a time, in the caches
 
 
@@ -173,7 +175,7 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
 
     Raises:
         WrongResultError: a result of ours is wrong.
-        RuntimeError: no backend of ours can run on this device.
+        NoBackendError: no backend of ours can run on this device.
     """
     inputs = cases.build(case, device)
     truth = solve_reference(inputs)
@@ -184,12 +186,13 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
     base = next((name for name, entry in active.items() if entry.contestant.backend), None)
     if base is None:
         states = mf.backends()["perturbation"]
-        raise RuntimeError(f"no backend of mmer_fast serves {device}: {states}. Build the package first.")
-    ceiling, copied = timing.large_copy(device)
-    calls = {name: entry.call for name, entry in active.items()} | {"": ceiling}
-    seconds = {name: entry.seconds for name, entry in active.items()} | {"": 0.0}
-    timings = timing.interleave(calls, seconds, replace(plan, budget_s=min(plan.budget_s, _BUDGET_S)), device)
-    copy_gbps = copied / timings[""].median() * 1e-9
+        raise NoBackendError(f"no backend of mmer_fast serves {device}: {states}. Build the package first.")
+    copy, copied = ceilings.large_copy(device)
+    calls = {name: entry.call for name, entry in active.items()} | {_LARGE_COPY: copy, _OWN_COPY: own_copy(inputs)}
+    seconds = {name: entry.seconds for name, entry in active.items()} | {_LARGE_COPY: 0.0, _OWN_COPY: 0.0}
+    timings = timing.interleave(calls, seconds, plan, device)
+    copy_gbps = copied / timings[_LARGE_COPY].median() * 1e-9
+    rates = Rates(gbps=2 * inputs.bytes / timings[_OWN_COPY].median() * 1e-9)
 
     rows = []
     for contestant in pool:
@@ -202,8 +205,17 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
         row |= {"status": OK, **findings(entry, case, inputs)}
         gbps = (2 if contestant.yardstick else VALUES) * inputs.bytes / own.median() * 1e-9
         row |= {"gbps": gbps, "copy_gbps": copy_gbps, "of_copy": gbps / copy_gbps}
+        if not contestant.yardstick:
+            row |= roofline(Work(bytes=VALUES * inputs.bytes), rates, own.median())
         rows.append(row | {"base": base} | harness.figures(own, timings[base]))
     return rows
+
+
+def own_copy(inputs: Inputs) -> timing.Call:
+    """A copy of as many bytes as the weights have."""
+    source = torch.zeros(inputs.bytes, dtype=torch.uint8, device=inputs.weights[0].device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
 
 
 def findings(entry: Entry, case: Case, inputs: Inputs) -> Row:

@@ -1,31 +1,31 @@
 """Measures attention: gates every contestant on the float64 reference at the valid positions, then times.
 
 A peer that raises, or whose result is wrong, is reported with the reason and not timed. Where ours is wrong the case is
-not timed and the run fails. GFLOP/s count valid pairs alone, 4 D a pair forward and 10 D backward, beside those of
-torch.mm, which takes its turns like a contestant. In the forward pass nothing needs a gradient.
+not timed and the run fails. GFLOP/s count valid pairs alone, 4 D a pair forward and 10 D backward, beside those of a
+matrix product, which takes its turns like a contestant. In the forward pass nothing needs a gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import mmer_fast as mf
-from benchmarks import harness, timing
-from benchmarks.attention import cases
-from benchmarks.attention.cases import Case, Inputs
-from benchmarks.attention.contestants import PLAIN, WEIGHT_GRADIENT, Attend, Contestant, base_of
-from benchmarks.harness import FORWARD, FORWARD_BACKWARD, OK, Row, WrongResultError
+from mmer_fast.bench import ceilings, counters, harness, timing
+from mmer_fast.bench.attention import cases
+from mmer_fast.bench.attention.cases import Case, Inputs
+from mmer_fast.bench.attention.contestants import PLAIN, WEIGHT_GRADIENT, Attend, Contestant, base_of
+from mmer_fast.bench.harness import FORWARD, FORWARD_BACKWARD, OK, NoBackendError, Row, WrongResultError
+from mmer_fast.bench.roofline import Rates, Work, roofline
 
 # Largest error at valid positions over the largest entry: of the output, and of each gradient. Half types round p (and
 # some kernels ds) to their own precision.
 TOLERANCES = {"fp32": (4e-6, 2e-5), "bf16": (1e-2, 3e-2)}
-MM_SIZE = {"cpu": 1024, "cuda": 8192}
-_BUDGET_S = 3.0
+_COPY, _PRODUCT = "rate of a copy", "rate of a product, "  # take their turns too
 _PATIENCE = 10.0  # seconds: a call that takes longer is not repeated for its warm time
 
 
@@ -45,6 +45,7 @@ class Entry:
     seconds: float
     value_error: float
     gradient_error: float | None
+    extra_bytes: int | None
 
 
 def solve_reference(inputs: Inputs, weighted: bool) -> Truth:
@@ -118,6 +119,7 @@ def enter(contestant: Contestant, case: Case, inputs: Inputs, truth: Truth, step
         result, seconds = timing.time_once(call, device)
         if seconds < _PATIENCE or contestant.compiled:
             result, seconds = timing.time_once(call, device)  # the first call imports, compiles and allocates
+        extra_bytes = counters.extra_bytes(call, seconds, device)
     except Exception as error:
         if mine:
             raise WrongResultError(f"{contestant.name}, {case.name}: raised {harness.brief(error)}") from error
@@ -132,27 +134,12 @@ def enter(contestant: Contestant, case: Case, inputs: Inputs, truth: Truth, step
         if mine:
             raise WrongResultError(f"{contestant.name}, {case.name}: expected {wanted}, got {text}; nothing is timed")
         return f"wrong: errors {text}"
-    return Entry(contestant, call, seconds, value, gradient)
+    return Entry(contestant, call, seconds, value, gradient, extra_bytes)
 
 
 def matrix_products(case: Case, device: str) -> dict[str, timing.Call]:
-    """torch.mm of square matrices by dtype: in that of the case and in float32.
-
-    A CPU without bfloat16 instructions emulates them, and float32 is the ceiling that means something.
-    """
-    n = MM_SIZE[device]
-
-    def product(dtype: str) -> timing.Call:
-        a, b = (torch.randn(n, n, device=device).to(cases.DTYPES[dtype]) for _ in range(2))
-        return lambda: torch.mm(a, b)
-
-    return {dtype: product(dtype) for dtype in dict.fromkeys((case.dtype, "fp32"))}
-
-
-def ceiling(seconds: dict[str, float], device: str) -> Row:
-    """The quickest torch.mm, of those that took `seconds` by dtype."""
-    dtype = min(seconds, key=lambda dtype: seconds[dtype])
-    return {"mm_gflops": 2.0 * MM_SIZE[device] ** 3 / seconds[dtype] * 1e-9, "mm_dtype": dtype}
+    """What `ceilings.quickest_product` chooses from: products in the dtype of the case, and in float32."""
+    return ceilings.matrix_products((cases.DTYPES[case.dtype], torch.float32), device)
 
 
 def measure(case: Case, contestants: list[Contestant], device: str, plan: timing.Plan) -> list[Row]:
@@ -160,12 +147,13 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
 
     Raises:
         WrongResultError: a result of ours is wrong.
-        RuntimeError: no backend of ours can run on this device.
+        NoBackendError: no backend of ours can run on this device.
     """
     inputs = cases.build(case, device)
     pool = [contestant for contestant in contestants if contestant.serves(case)]
     truths = {weighted: solve_reference(inputs, weighted) for weighted in {c.task != PLAIN for c in pool}}
-    products = {f"torch.mm {dtype}": call for dtype, call in matrix_products(case, device).items()}
+    yardsticks = {f"{_PRODUCT}{dtype}": call for dtype, call in matrix_products(case, device).items()}
+    yardsticks[_COPY] = inputs.q.clone
     rows = []
     for step in (FORWARD, FORWARD_BACKWARD):
         entries = {c.name: enter(c, case, inputs, truths[c.task != PLAIN], step) for c in pool}
@@ -173,11 +161,14 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
         taking_part = [entry.contestant for entry in active.values()]
         if not any(contestant.backend for contestant in taking_part):
             states = mf.backends()["masked_attention"]
-            raise RuntimeError(f"no backend of mmer_fast serves {device}: {states}. Build the package first.")
-        calls = {name: entry.call for name, entry in active.items()} | products
-        seconds = {name: entry.seconds for name, entry in active.items()} | dict.fromkeys(products, 0.0)
-        timings = timing.interleave(calls, seconds, _patient(plan), device)
-        top = ceiling({name.split()[-1]: timings[name].median() for name in products}, device)
+            raise NoBackendError(f"no backend of mmer_fast serves {device}: {states}. Build the package first.")
+        calls = {name: entry.call for name, entry in active.items()} | yardsticks
+        seconds = {name: entry.seconds for name, entry in active.items()} | dict.fromkeys(yardsticks, 0.0)
+        timings = timing.interleave(calls, seconds, plan, device)
+        products = {n.removeprefix(_PRODUCT): timings[n].median() for n in yardsticks if n.startswith(_PRODUCT)}
+        top = ceilings.quickest_product(products, device)
+        copied = 2 * inputs.q.numel() * inputs.q.element_size()
+        top_rates = Rates(gbps=copied / timings[_COPY].median() * 1e-9, gflops=top["mm_gflops"])
         for contestant in pool:
             row = _identity(case, contestant, step, device)
             entry = entries[contestant.name]
@@ -187,7 +178,8 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
             base = base_of(contestant, taking_part)
             own = timings[contestant.name]
             row |= {"status": OK, "value_error": entry.value_error, "gradient_error": entry.gradient_error}
-            row |= rates(inputs, step, own.median(), top)
+            row |= {"extra_bytes": entry.extra_bytes} | rates(inputs, step, own.median(), top)
+            row |= roofline(work(inputs, step), top_rates, own.median())
             rows.append(row | {"base": base.name} | harness.figures(own, timings[base.name]))
     torch.compiler.reset()
     return rows
@@ -195,14 +187,15 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
 
 def rates(inputs: Inputs, step: str, seconds: float, top: Row) -> Row:
     """GFLOP/s of a call on valid pairs, and their share of the ceiling `top`."""
-    flops = (4 if step == FORWARD else 14) * inputs.pairs * inputs.q.shape[-1]
-    gflops = flops / seconds * 1e-9
+    gflops = work(inputs, step).flops / seconds * 1e-9
     return {"gflops": gflops, **top, "of_mm": gflops / top["mm_gflops"]}
 
 
-def _patient(plan: timing.Plan) -> timing.Plan:
-    """Less time for the slow contestants: there are many, and of the slow ones a few turns say enough."""
-    return replace(plan, budget_s=min(plan.budget_s, _BUDGET_S))
+def work(inputs: Inputs, step: str) -> Work:
+    """What a call cannot do without (see `roofline`): valid pairs, and the vectors of valid tokens."""
+    flops = (4 if step == FORWARD else 14) * inputs.pairs * inputs.q.shape[-1]
+    vectors = int(inputs.lengths.sum()) * inputs.q.shape[1] * (4 if step == FORWARD else 12)
+    return Work(bytes=vectors * inputs.q.shape[-1] * inputs.q.element_size(), flops=flops)
 
 
 def _identity(case: Case, contestant: Contestant, step: str, device: str) -> Row:
@@ -215,6 +208,7 @@ def _identity(case: Case, contestant: Contestant, step: str, device: str) -> Row
         "length": case.length,
         "dtype": case.dtype,
         "padded": case.padded,
+        "padding": case.padding,
         "device": device,
         "pass": step,
         "contestant": contestant.name,
@@ -228,7 +222,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     """Prints the rows of a case."""
     for step in (FORWARD, FORWARD_BACKWARD):
         print(f"\n{rows[0]['case']}  {step}")
-        print(f"  {'':34}{'us':>10}{'GFLOP/s':>9}{'of mm':>7}{'x ours':>8}  {'(rounds)':16}error value / gradient")
+        titles = f"{'us':>10}{'GFLOP/s':>9}{'of mm':>7}{'of roof':>8}{'x ours':>8}  {'(rounds)':16}"
+        print(f"  {'':34}{titles}error value / gradient")
         for row in (row for row in rows if row["pass"] == step):
             name = f"{row['contestant']:34}"
             if row["status"] != OK:
@@ -236,5 +231,5 @@ def show(rows: list[dict[str, Any]]) -> None:
                 continue
             spread = f"({row['ratio_min']:.3g}..{row['ratio_max']:.3g})"
             wrong = " / ".join(f"{e:.0e}" for e in (row["value_error"], row["gradient_error"]) if e is not None)
-            rates = f"{row['us']:10.1f}{row['gflops']:9.1f}{row['of_mm']:7.2f}"
+            rates = f"{row['us']:10.1f}{row['gflops']:9.1f}{row['of_mm']:7.2f}{row['roofline']:8.2f}"
             print(f"  {name}{rates}{row['ratio']:8.3g}  {spread:16}{wrong}", flush=True)

@@ -1,4 +1,4 @@
-"""What a cycle costs beside time: memory above the weights and gradients, and kernel launches."""
+"""What a call costs beside time: the memory that it allocates, and kernel launches."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import timing
+from mmer_fast.bench import timing
 
 T = TypeVar("T")
+_PATIENCE = 2.0  # seconds
 
 
-def _quiet() -> None:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it writes a line for each start and stop
+def quiet_profiler() -> None:
+    """Keeps the profiler from writing a line for each start and stop; to be called before its first use."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 def with_peak_bytes(call: Callable[[], T], device: str) -> tuple[T, int]:
@@ -28,13 +30,18 @@ def with_peak_bytes(call: Callable[[], T], device: str) -> tuple[T, int]:
         result = call()
         torch.cuda.synchronize()
         return result, torch.cuda.max_memory_allocated() - before
-    _quiet()
+    quiet_profiler()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         result = call()
     assert recorded.profiler is not None
     events = recorded.profiler.kineto_results
     assert events is not None
     return result, highest((e.start_ns(), e.nbytes()) for e in events.events() if e.name() == "[memory]")
+
+
+def extra_bytes(call: Callable[[], object], seconds: float, device: str) -> int | None:
+    """The most that a warm call holds of what it allocates; None of one that takes too long for a call more."""
+    return with_peak_bytes(call, device)[1] if seconds < _PATIENCE else None
 
 
 def highest(changes: Iterable[tuple[int, int]]) -> int:
@@ -50,7 +57,7 @@ def launches(call: Callable[[], object], device: str) -> int | None:
     """Kernels that a warm call runs on a GPU; None on the CPU."""
     if device != "cuda":
         return None
-    _quiet()
+    quiet_profiler()
     timing.synchronize(device)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
         call()

@@ -6,10 +6,10 @@ from functools import partial
 
 from torch.nn.attention import SDPBackend
 
-from benchmarks import harness
-from benchmarks.attention.contestants import PLAIN, WEIGHT_GRADIENT, Contestant, ours
-from benchmarks.attention.gpu_peers import flex, varlen
-from benchmarks.attention.sdpa_peers import bool_mask, loop, mask_gradient, nested, rank_one
+from mmer_fast.bench import harness
+from mmer_fast.bench.attention.contestants import PLAIN, WEIGHT_GRADIENT, Contestant, ours
+from mmer_fast.bench.attention.gpu_peers import flex, varlen
+from mmer_fast.bench.attention.sdpa_peers import bool_mask, loop, mask_gradient, nested, rank_one
 
 _FLASH, _MATH = SDPBackend.FLASH_ATTENTION, SDPBackend.MATH
 _GPU = ("cuda",)

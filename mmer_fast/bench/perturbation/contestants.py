@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 import mmer_fast as mf
-from benchmarks.perturbation.cases import Case, Problem
+from mmer_fast.bench.perturbation.cases import Case, Problem
 
 Cycle = Callable[[Callable[[], object]], None]
 

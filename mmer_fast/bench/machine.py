@@ -16,7 +16,7 @@ import torch
 import mmer_fast as mf
 from mmer_fast import _extension
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def cpu_model() -> str:
@@ -61,7 +61,9 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """Short git commit of the working tree, with ``+`` where tracked files differ from it; None outside of git."""
+    """Short git commit of the working tree, ``+`` where tracked files differ from it; None outside of a checkout."""
+    if not (ROOT / ".git").exists():  # an installation, perhaps inside of somebody else's repository
+        return None
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")

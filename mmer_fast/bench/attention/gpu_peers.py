@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.attention.cases import Inputs
-from benchmarks.attention.contestants import Attend
-from benchmarks.attention.sdpa_peers import widen
+from mmer_fast.bench.attention.cases import Inputs
+from mmer_fast.bench.attention.contestants import Attend
+from mmer_fast.bench.attention.sdpa_peers import widen
 
 
 def varlen(kernel: str, rank_one: bool, inputs: Inputs) -> Attend:

@@ -22,7 +22,7 @@ CPU_LENGTHS, GPU_LENGTHS = (500, 150, 50), (500, 150, 1000, 50)  # what the bars
 class Case:
     """Attention of (batch, heads, length, width), L = S = `length`.
 
-    `padded`: lengths evenly drawn from 1..length, which is 50 % padding; else every sample has all of it.
+    `padding`: the share of the (batch, length) tokens that is padding, by lengths evenly drawn (`draw_lengths`).
     """
 
     name: str
@@ -31,8 +31,12 @@ class Case:
     width: int
     length: int
     dtype: str = "fp32"
-    padded: bool = True
+    padding: float = 0.5
     devices: tuple[str, ...] = ("cpu",)
+
+    @property
+    def padded(self) -> bool:
+        return self.padding > 0
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,10 @@ class Inputs:
 
 def _table() -> tuple[Case, ...]:
     cpu = [Case(f"L{n}-{dtype}", 16, 8, 64, n, dtype) for dtype in DTYPES for n in CPU_LENGTHS]
-    cpu.append(Case("L500-fp32-dense", 16, 8, 64, 500, padded=False))
+    cpu.append(Case("L500-fp32-dense", 16, 8, 64, 500, padding=0.0))
     gpu = [
-        Case(f"B64-D{width}-L{n}-{dtype}{'' if padded else '-dense'}", 64, 8, width, n, dtype, padded, ("cuda",))
-        for padded in (True, False)
+        Case(f"B64-D{width}-L{n}-{dtype}{'' if padding else '-dense'}", 64, 8, width, n, dtype, padding, ("cuda",))
+        for padding in (0.5, 0.0)
         for dtype in ("bf16", "fp32")
         for width in (64, 128)
         for n in GPU_LENGTHS
@@ -96,10 +100,16 @@ def _table() -> tuple[Case, ...]:
 CASES = _table()
 
 
-def draw_lengths(batch: int, length: int, generator: torch.Generator) -> Tensor:
-    """(batch,) lengths in 1..length in random order, one from each of `batch` equal parts: their mean is half of it."""
+def draw_lengths(batch: int, length: int, padding: float, generator: torch.Generator) -> Tensor:
+    """(batch,) lengths in 1..length in random order whose mean is about (1 - padding) length.
+
+    They come one from each of `batch` equal parts of the widest interval in 0..length around this mean: of 0..length
+    where half of it is padding.
+    """
     even = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
-    return (even * length).ceil().clamp(1, length).to(torch.int64)
+    width = 2 * min(padding, 1 - padding)
+    lengths = (1 - padding - width / 2 + even * width) * length
+    return lengths.ceil().clamp(1, length).to(torch.int64)
 
 
 def build(case: Case, device: str, seed: int = 0) -> Inputs:
@@ -110,7 +120,7 @@ def build(case: Case, device: str, seed: int = 0) -> Inputs:
     weights = 0.1 + 0.9 * torch.rand(case.batch, case.length, generator=generator)
     lengths = torch.full((case.batch,), case.length)
     if case.padded:
-        lengths = draw_lengths(case.batch, case.length, generator)
+        lengths = draw_lengths(case.batch, case.length, case.padding, generator)
     inputs = Inputs(q, k, v, weights.to(device), grad, lengths.to(device), case.padded)
     grad.mul_(inputs.valid[:, None, :, None])
     return inputs

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 import mmer_fast as mf
-from benchmarks import harness
-from benchmarks.soft_topk import baselines
-from benchmarks.soft_topk.cases import Case
+from mmer_fast.bench import harness
+from mmer_fast.bench.soft_topk import baselines
+from mmer_fast.bench.soft_topk.cases import Case
 
 Function = Callable[[Tensor, "int | Tensor", float, "Tensor | None"], Tensor]
 

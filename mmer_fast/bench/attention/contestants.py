@@ -15,7 +15,7 @@ from functools import partial
 from torch import Tensor
 
 import mmer_fast as mf
-from benchmarks.attention.cases import Case, Inputs
+from mmer_fast.bench.attention.cases import Case, Inputs
 
 Attend = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 
 Call = Callable[[], Any]
 Turn = Callable[[Call, float], tuple[float, int]]
+_LONG = 10  # turns
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,12 @@ class Plan:
     budget_s: float
 
 
-FULL = {"cpu": Plan(15, 0.05, 5.0), "cuda": Plan(3, 0.02, 0.5)}
-QUICK = {"cpu": Plan(3, 0.01, 0.5), "cuda": Plan(1, 0.01, 0.1)}
+PLANS = {
+    "quick": {"cpu": Plan(3, 0.01, 0.5), "cuda": Plan(1, 0.01, 0.1)},
+    "standard": {"cpu": Plan(11, 0.05, 1.5), "cuda": Plan(3, 0.02, 0.5)},
+    "full": {"cpu": Plan(25, 0.1, 8.0), "cuda": Plan(9, 0.05, 2.0)},
+}
+"""Name → device type → plan."""
 
 
 @dataclass
@@ -53,6 +58,15 @@ class Timing:
 
     def taken(self) -> list[float]:
         return [seconds for seconds in self.turns if seconds is not None]
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value below which `percent` of the sorted `values` lie, between two of them by a straight line."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    below = min(int(place), len(ordered) - 2) if len(ordered) > 1 else 0
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 def ratios(timing: Timing, base: Timing) -> list[float]:
@@ -76,8 +90,13 @@ def time_once(call: Call, device: str) -> tuple[Any, float]:
 
 
 def cpu_turn(call: Call, turn_s: float) -> tuple[float, int]:
-    """Median seconds of the calls that fit into `turn_s`, after one that warms caches and threads up."""
+    """Median seconds of the calls that fit into `turn_s`, after one that warms caches and threads up.
+
+    A call that lasts ten turns is one by itself: what it would warm is nothing beside it.
+    """
     _, warm = time_once(call, "cpu")
+    if warm >= _LONG * turn_s:
+        return warm, 1
     seconds: list[float] = []
     end = time.perf_counter() + turn_s - min(warm, turn_s)
     while not seconds or time.perf_counter() < end:
@@ -93,6 +112,12 @@ def cuda_turn(call: Call, turn_s: float) -> tuple[float, int]:
 
     milliseconds = do_bench(call, warmup=5, rep=max(1, round(turn_s * 1e3)), return_mode="all")
     return statistics.median(milliseconds) * 1e-3, len(milliseconds)
+
+
+def _cost(estimate: float, turn_s: float, device: str) -> float:
+    """Seconds of a turn of a call that takes `estimate`: a warm-up and a call at least, on CUDA do_bench's eight."""
+    calls = 8 if device == "cuda" else 2 if estimate < _LONG * turn_s else 1
+    return max(turn_s, calls * estimate)
 
 
 TURNS: dict[str, Turn] = {"cpu": cpu_turn, "cuda": cuda_turn}
@@ -123,8 +148,7 @@ def interleave(calls: dict[str, Call], estimates: dict[str, float], plan: Plan, 
         For each contestant a `Timing` of ``plan.rounds`` turns.
     """
     turn = TURNS[device]
-    # A turn of a slow contestant is a warm-up and a call, on CUDA do_bench's eight.
-    cost = {name: max(plan.turn_s, estimates[name] * (2 if device == "cpu" else 8)) for name in calls}
+    cost = {name: _cost(estimates[name], plan.turn_s, device) for name in calls}
     timings = {name: Timing() for name in calls}
     with _no_collector():
         for round_index in range(plan.rounds):
@@ -140,16 +164,3 @@ def interleave(calls: dict[str, Call], estimates: dict[str, float], plan: Plan, 
                     timing.turns.append(seconds)
                     timing.calls += count
     return timings
-
-
-def copy_bandwidth(device: str) -> float:
-    """GB/s (read + written) of a copy far larger than any cache: the machine's ceiling, for its description."""
-    call, moved = large_copy(device)
-    return moved / min(TURNS[device](call, 0.05)[0] for _ in range(3)) * 1e-9
-
-
-def large_copy(device: str) -> tuple[Call, int]:
-    """The copy of `copy_bandwidth`, and how many bytes it reads and writes."""
-    source = torch.zeros((256 if device == "cuda" else 16) * 2**20, dtype=torch.float32, device=device)
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source), 2 * source.numel() * source.element_size()

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import harness
-from benchmarks.perturbation.cases import Problem
-from benchmarks.perturbation.contestants import Contestant, Cycle, ours
+from mmer_fast.bench import harness
+from mmer_fast.bench.perturbation.cases import Problem
+from mmer_fast.bench.perturbation.contestants import Contestant, Cycle, ours
 
 CLONE_AND_SWAP = "clone and swap"
 FRESH, KEPT, KEPT_ALPHA = "foreach, fresh copies", "foreach, kept copies", "foreach, kept copies, host norm"

@@ -18,14 +18,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Case:
-    """`rows` rows of `n` scores of `dtype`, of which a share of 0.4 is chosen at `epsilon`.
+    """`rows` rows of `n` scores of `dtype`, of which `k` are chosen at `epsilon`; without `k` a share of 0.4.
 
-    `ragged`: lengths drawn from 1..n (about 50 % padding), and k = 0.4 of each row's own length.
+    `ragged`: lengths drawn from 1..n (about 50 % padding), and the same share of each row's own length as k is of n.
     """
 
     name: str
     rows: int
     n: int
+    k: int | None = None
     epsilon: float = 0.1
     dtype: str = "float32"
     ragged: bool = False
@@ -84,7 +85,9 @@ def build(case: Case, device: str, seed: int = 0) -> Inputs:
     scores = torch.randn(case.rows, case.n, generator=generator).sigmoid().to(device, dtype)
     grad = torch.randn(case.rows, case.n, generator=generator).to(device, dtype)
     if not case.ragged:
-        return Inputs(scores, math.floor(SHARE * case.n), None, grad, scores.numel())
+        k_of_all = math.floor(SHARE * case.n) if case.k is None else case.k
+        return Inputs(scores, k_of_all, None, grad, scores.numel())
     lengths = torch.randint(1, case.n + 1, (case.rows,), generator=generator)
-    k = SHARE * lengths.to(torch.float32)
+    share = SHARE if case.k is None else case.k / case.n
+    k = share * lengths.to(torch.float32)
     return Inputs(scores, k.to(device), lengths.to(device), grad, int(lengths.sum()))
