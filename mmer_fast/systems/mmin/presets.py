@@ -6,8 +6,17 @@ from mmer_fast.systems.interface import Preset
 
 PRESETS = {
     "compact": Preset(
-        model={"dim": 64, "channels": 32, "code_dim": 16, "classifier_dim": 64, "dropout": 0.3, "pretrain_epochs": 8},
-        train={"epochs": 20, "batch_size": 64, "learning_rate": 1e-3, "clip_norm": 1.0},
+        model={
+            "dim": 64,
+            "channels": 32,
+            "classifier_dim": 64,
+            "dropout": 0.3,
+            "pretrain_epochs": 10,
+            "forward_weight": 1.0,
+            "backward_weight": 0.5,
+            "reduction": "mean",
+        },
+        train={"epochs": 30, "batch_size": 64, "learning_rate": 1e-3, "clip_norm": 1.0},
     ),
     "talk": Preset(
         model={},
@@ -22,7 +31,14 @@ PRESETS = {
             "backward_weight": 2.0,
             "reduction": "mean",
         },
-        train={"epochs": 80, "batch_size": 128, "learning_rate": 2e-4, "weight_decay": 0.0, "clip_norm": 1.0},
+        train={
+            "epochs": 80,
+            "batch_size": 128,
+            "learning_rate": 2e-4,
+            "weight_decay": 0.0,
+            "clip_norm": 1.0,
+            "selection": "unweighted_accuracy",
+        },
     ),
 }
 """name → settings: "compact" (small, for a CPU), "talk" (the equations as the talk prints them) and "authors" (as the

@@ -10,7 +10,8 @@ from small_mmin import MODALITIES, small_config, small_data, trained_mmin
 
 from mmer_fast.data import SequenceDataset
 from mmer_fast.models import RobMMR, RobMMRConfig
-from mmer_fast.systems.mmin import MMIN, evaluate_conditions
+from mmer_fast.systems.mmin import MMIN
+from mmer_fast.systems.mmin.evaluation import evaluate_conditions
 
 
 def test_wa_and_ua_are_those_of_samples_without_the_modality() -> None:

@@ -14,7 +14,8 @@ from small_mmin import SMALL, small_data, trained_mmin
 import mmer_fast.training
 from mmer_fast.data import MultiModalData, SequenceDataset
 from mmer_fast.data.mmin import read_mmin, write_mmin
-from mmer_fast.systems.mmin import MMIN, evaluate_conditions, unified
+from mmer_fast.systems.mmin import MMIN, unified
+from mmer_fast.systems.mmin.evaluation import evaluate_conditions
 from mmer_fast.training.api import Run, configured_run
 from mmer_fast.training.observers import Observers
 from mmer_fast.training.run import train_run
