@@ -1,7 +1,7 @@
 """Distances between distributions that are given by samples, and between those of modalities.
 
 They look at no labels and at no pairs of samples, so they can be minimised on whatever is unlabelled. Samples may be
-left out by a mask; a distribution without samples is at distance 0 from every other.
+left out by a mask, whatever they hold; a distribution without samples is at distance 0 from every other.
 
 Shape suffixes: n and m samples, b batch, k modalities, d width.
 """
@@ -39,7 +39,7 @@ def maximum_mean_discrepancy(
     Returns:
         A scalar.
     """
-    p_n, q_m = _weights(x_nd, x_valid_n), _weights(y_md, y_valid_m)
+    (x_nd, p_n), (y_md, q_m) = _counted(x_nd, x_valid_n), _counted(y_md, y_valid_m)
     both_d = torch.cat([x_nd, y_md])
     squares = (both_d[:, None] - both_d).square().sum(dim=2)
     signs = torch.cat([p_n, -q_m])
@@ -73,7 +73,7 @@ def moment_discrepancy(
     Returns:
         A scalar.
     """
-    p_n, q_m = _weights(x_nd, x_valid_n), _weights(y_md, y_valid_m)
+    (x_nd, p_n), (y_md, q_m) = _counted(x_nd, x_valid_n), _counted(y_md, y_valid_m)
     mean_x, mean_y = p_n @ x_nd, q_m @ y_md
     centred_x, centred_y = x_nd - mean_x, y_md - mean_y
     distance = torch.linalg.vector_norm(mean_x - mean_y) / span
@@ -103,13 +103,13 @@ def cross_modal_matching(
     return torch.stack(distances).mean() if distances else embeddings_bkd.new_zeros(())
 
 
-def _weights(x_nd: Tensor, valid_n: Tensor | None) -> Tensor:
-    """(N,): 1/n for each of the n samples that count."""
+def _counted(x_nd: Tensor, valid_n: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The samples, 0 in place of those that do not count, and their weights (N,): 1/n for each of the n that do."""
     if valid_n is None:
-        return x_nd.new_full((len(x_nd),), 1 / max(len(x_nd), 1))
-    return valid_n.to(x_nd.dtype) / valid_n.sum().clamp(min=1)
+        return x_nd, x_nd.new_full((len(x_nd),), 1 / max(len(x_nd), 1))
+    return x_nd.masked_fill(~valid_n[:, None], 0.0), valid_n.to(x_nd.dtype) / valid_n.sum().clamp(min=1)
 
 
 def _both(p_n: Tensor, q_m: Tensor) -> Tensor:
-    """1 where both samples have something that counts, else 0."""
+    """Bool scalar: whether both samples have something that counts."""
     return (p_n.sum() > 0) & (q_m.sum() > 0)

@@ -53,8 +53,14 @@ def test_samples_that_do_not_count_are_left_out(distance: Callable[..., Tensor])
     x_valid = torch.tensor([True, False, True, True, False, True])
     y_valid = torch.tensor([False, True, True, False, True])
     expected = distance(x[x_valid], y[y_valid])
-    torch.testing.assert_close(distance(x, y, x_valid, y_valid), expected, rtol=1e-12, atol=1e-14)
+    poisoned = x.masked_fill(~x_valid[:, None], math.nan).requires_grad_()
+    found = distance(poisoned, y, x_valid, y_valid)
+    found.backward()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
     assert expected > 0
+    assert poisoned.grad is not None
+    assert poisoned.grad.isfinite().all()
+    assert (poisoned.grad[~x_valid] == 0).all()
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
