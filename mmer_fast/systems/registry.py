@@ -4,6 +4,15 @@ from __future__ import annotations
 
 ROBMMR = "robmmr"
 SISTERS: dict[str, str] = {
+    "mmgcn": "mmer_fast.systems.mmgcn:MMGCN",
+    "br": "mmer_fast.systems.baselines:BR",
+    "cc": "mmer_fast.systems.baselines:CC",
+    "lp": "mmer_fast.systems.baselines:LP",
+    "lstm": "mmer_fast.systems.baselines:LSTM",
+    "mult": "mmer_fast.systems.baselines:MulT",
+    "hhmpn": "mmer_fast.systems.baselines:HHMPN",
+    "tailor": "mmer_fast.systems.baselines:TAILOR",
+    "univa": "mmer_fast.systems.univa:UniVA",
     "mmin": "mmer_fast.systems.mmin:MMIN",
     "cross_culture": "mmer_fast.systems.adaptation:CrossCulture",
     "semi_supervised": "mmer_fast.systems.adaptation:SemiSupervised",
