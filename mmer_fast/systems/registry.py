@@ -13,6 +13,9 @@ SISTERS: dict[str, str] = {
     "hhmpn": "mmer_fast.systems.baselines:HHMPN",
     "tailor": "mmer_fast.systems.baselines:TAILOR",
     "univa": "mmer_fast.systems.univa:UniVA",
+    "mmin": "mmer_fast.systems.mmin:MMIN",
+    "cross_culture": "mmer_fast.systems.adaptation:CrossCulture",
+    "semi_supervised": "mmer_fast.systems.adaptation:SemiSupervised",
 }
 """Name → "module:class" of a `SystemModel`. To add a system, add a line."""
 NAMES = (ROBMMR, *SISTERS)
