@@ -17,6 +17,7 @@ class M3ERConfig:
         memory: width of the memory.
         head: width of the layer before the logits, which reads the fusion and the memory (32 + 128 = 160).
         feedback: whether the memory goes into the LSTMs' inputs.
+        input_dropout: on the standardised features.
         dropout: on what `head` reads and on the outputs of the LSTMs that each modality's classifier reads.
         check: the modality check step. Without it every modality that is there counts as effective ("M3ER − Modality
             Check Step").
@@ -44,6 +45,7 @@ class M3ERConfig:
     memory: int = 128
     head: int = 64
     feedback: bool = True
+    input_dropout: float = 0.0
     dropout: float = 0.0
     check: bool = True
     proxy: bool = True
@@ -65,7 +67,8 @@ class M3ERConfig:
         check_types(self)
         for name in ("hidden", "memory", "head"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("dropout", 0 <= self.dropout < 1, "in [0, 1)")
+        for name in ("input_dropout", "dropout"):
+            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         self._require("components", self.components >= 2, "at least 2: a correlation over one is not defined")
         self._require("tau", self.tau is None or -1 <= self.tau <= 1, "in [-1, 1] or None")
         self._require("false_alarms", 0 < self.false_alarms < 1, "in (0, 1)")

@@ -75,6 +75,7 @@ class M3ER(SystemModel):
         )
         self.proxies = ProxyVectors(modalities, neighbours=config.neighbours, ridge=config.proxy_ridge)
         self.network = MemoryFusionNetwork(modalities, config.hidden, config.memory, config.feedback)
+        self.input_dropout = Dropout(config.input_dropout)
         self.dropout = Dropout(config.dropout)
         self.modality_classifiers = nn.ModuleDict({name: nn.Linear(config.hidden, labels) for name in modalities})
         self.head = nn.Linear(config.hidden + config.memory, config.head)
@@ -138,7 +139,7 @@ class M3ER(SystemModel):
         features = self._standardized(features)
         if self.config.in_training or not self.training:
             features, lengths = self.regenerate(features, lengths)
-        h_mbh, u_bu = self.network(features, lengths)
+        h_mbh, u_bu = self.network({name: self.input_dropout(x_btd) for name, x_btd in features.items()}, lengths)
         classifiers = self.modality_classifiers.values()
         modality_logits = [layer(self.dropout(h_bh)) for layer, h_bh in zip(classifiers, h_mbh, strict=True)]
         read_bd = self.dropout(torch.cat([multiplicative_fusion(h_mbh), u_bu], dim=1))
