@@ -1,4 +1,4 @@
-"""Multi-label metrics: those of the paper's tables, and those that later papers add.
+"""Metrics: the multi-label ones of the paper's tables and of later papers, and those of data with one class a sample.
 
 Counting metrics come from torchmetrics. Two are computed here, since its definitions differ: the
 example-based Jaccard index with a stated convention for empty unions, and the weighted accuracy of the MOSEI
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import (
+    multiclass_f1_score,
+    multiclass_recall,
     multilabel_average_precision,
     multilabel_f1_score,
     multilabel_hamming_distance,
@@ -29,6 +31,7 @@ def multilabel_metrics(
     *,
     threshold: float = 0.5,
     empty_union: float = 0.0,
+    predictions: Tensor | np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Compare predicted probabilities with multi-hot labels.
 
@@ -41,6 +44,7 @@ def multilabel_metrics(
         threshold: in [0, 1].
         empty_union: in [0, 1], what a sample counts in ``accuracy`` when it has no label and none is
             predicted; the authors' code says 0, scikit-learn's ``zero_division=1`` would say 1.
+        predictions: (N, K) bool, the labels that are predicted in place of those above ``threshold``.
 
     Returns:
         Python floats under
@@ -63,7 +67,7 @@ def multilabel_metrics(
         ValueError: shapes differ, are not (N >= 1, K >= 1), or a value is not finite or outside its range.
     """
     p_nk, y_nk = _validate(probabilities, labels, threshold, empty_union)
-    predicted_nk = p_nk > threshold
+    predicted_nk = p_nk > threshold if predictions is None else _predictions(predictions, p_nk)
     counts: dict[str, Any] = {"num_labels": p_nk.shape[1], "validate_args": False}
     decisions = predicted_nk.long(), y_nk.long()
     f1_k = multilabel_f1_score(*decisions, average="none", **counts).reshape(-1)
@@ -77,6 +81,43 @@ def multilabel_metrics(
         "per_label_f1": f1_k.tolist(),
         "weighted_accuracy": _weighted_accuracy(predicted_nk, y_nk),
         "mean_average_precision": _mean_average_precision(p_nk, y_nk),
+    }
+
+
+def single_label_metrics(probabilities: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> dict[str, float]:
+    """Compare predicted probabilities with the one class that each sample has.
+
+    The class with the highest probability is predicted, the first of several. Precision, recall and F1 are 0 where they
+    would be 0/0.
+
+    Args:
+        probabilities: (N, K) floating, in [0, 1].
+        labels: (N, K), any dtype, holding one 1 a row and else 0.
+
+    Returns:
+        Python floats under
+
+        - ``weighted_f1``: mean of the classes' F1, each weighted with its number of samples;
+        - ``weighted_accuracy``: share of the samples whose class is predicted (WA in the literature on emotions in
+          conversation: the mean of the classes' recalls, weighted likewise; another thing than the one of
+          `multilabel_metrics`);
+        - ``unweighted_accuracy``: mean recall of the classes that have samples (UA).
+
+    Raises:
+        TypeError, ValueError: as `multilabel_metrics`, and ValueError where a row has no class or several.
+    """
+    p_nk, y_nk = _validate(probabilities, labels, 0.5, 0.0)
+    several_n = y_nk.sum(dim=1) != 1
+    if several_n.any():
+        row = int(several_n.nonzero()[0])
+        raise ValueError(f"labels: expected one class a sample; got {int(y_nk[row].sum())} in row {row}")
+    predicted_n, class_n = p_nk.argmax(dim=1), y_nk.long().argmax(dim=1)
+    classes: dict[str, Any] = {"num_classes": max(p_nk.shape[1], 2), "validate_args": False}
+    recall_k = multiclass_recall(predicted_n, class_n, average="none", **classes)[: p_nk.shape[1]]
+    return {
+        "weighted_f1": multiclass_f1_score(predicted_n, class_n, average="weighted", **classes).item(),
+        "weighted_accuracy": (predicted_n == class_n).double().mean().item(),
+        "unweighted_accuracy": recall_k[y_nk.any(dim=0)].mean().item(),
     }
 
 
@@ -104,6 +145,16 @@ def _validate(
     if wrong.numel():
         raise ValueError(f"labels: expected only 0 and 1; got {wrong[0].item()}")
     return p_nk, y_nk.to(p_nk.device)
+
+
+def _predictions(predictions: Tensor | np.ndarray, p_nk: Tensor) -> Tensor:
+    given_nk = _as_tensor("predictions", predictions)
+    if given_nk.dtype != torch.bool or given_nk.shape != p_nk.shape:
+        raise ValueError(
+            f"predictions: expected bool of the shape of probabilities, {tuple(p_nk.shape)}; "
+            f"got {given_nk.dtype} of shape {tuple(given_nk.shape)}"
+        )
+    return given_nk.to(p_nk.device)
 
 
 def _as_tensor(name: str, value: Tensor | np.ndarray) -> Tensor:

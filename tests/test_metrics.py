@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
 
-from mmer_fast.metrics import multilabel_metrics
+from mmer_fast.metrics import multilabel_metrics, single_label_metrics
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 5))
 
@@ -158,3 +158,49 @@ GOOD = np.array([[0.2, 0.8], [0.5, 0.1]])
 def test_bad_arguments(p, y, kwargs, error, message):
     with pytest.raises(error, match=message):
         multilabel_metrics(p, y, **kwargs)
+
+
+@st.composite
+def classifications(draw):
+    """(probabilities, labels) with ties, and classes that are absent, never predicted, or both."""
+    n, k = draw(SHAPES)
+    probabilities = draw(hnp.arrays(np.float32, (n, k), elements=st.sampled_from([0.0, 0.25, 0.5, 1.0])))
+    classes = draw(hnp.arrays(np.int64, n, elements=st.integers(0, k - 1)))
+    return probabilities, np.eye(k, dtype=np.uint8)[classes]
+
+
+@settings(deadline=None, max_examples=60)
+@given(classifications())
+def test_single_label_agrees_with_scikit_learn(case):
+    p, y = case
+    got = single_label_metrics(p, y)
+    true, predicted = y.argmax(axis=1), p.argmax(axis=1)
+    expected = {
+        "weighted_f1": sk.f1_score(true, predicted, average="weighted", zero_division=0),
+        "weighted_accuracy": sk.accuracy_score(true, predicted),
+        "unweighted_accuracy": np.mean([sk.recall_score(true == c, predicted == c) for c in np.unique(true)]),
+    }
+    assert got == pytest.approx(expected, abs=1e-6)
+
+
+def test_single_label_on_many_samples_against_scikit_learn():
+    rng = np.random.default_rng(0)
+    true = rng.choice(6, size=500, p=[0.4, 0.2, 0.2, 0.1, 0.05, 0.05])
+    p = rng.random((500, 6)) + 0.7 * np.eye(6)[true]
+    p = p / p.sum(axis=1, keepdims=True)
+    got = single_label_metrics(torch.tensor(p), torch.tensor(np.eye(6)[true]))
+    predicted = p.argmax(axis=1)
+    assert got["weighted_f1"] == pytest.approx(sk.f1_score(true, predicted, average="weighted"), abs=1e-6)
+    assert got["weighted_accuracy"] == pytest.approx(sk.accuracy_score(true, predicted), abs=1e-6)
+    assert got["unweighted_accuracy"] == pytest.approx(sk.balanced_accuracy_score(true, predicted), abs=1e-6)
+    assert len(set(got.values())) == 3
+
+
+def test_single_label_needs_one_class_a_sample():
+    p = np.full((2, 3), 0.3)
+    with pytest.raises(ValueError, match="labels: expected one class a sample; got 2 in row 1"):
+        single_label_metrics(p, np.array([[0, 1, 0], [1, 0, 1]]))
+    with pytest.raises(ValueError, match="labels: expected one class a sample; got 0 in row 0"):
+        single_label_metrics(p, np.array([[0, 0, 0], [1, 0, 0]]))
+    with pytest.raises(ValueError, match="probabilities: expected finite values"):
+        single_label_metrics(p * np.nan, np.eye(3)[:2])

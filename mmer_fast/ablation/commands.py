@@ -43,7 +43,7 @@ def ablate(
     ] = True,
 ) -> None:
     """Train every row of a table or figure of the paper over several seeds; the same command goes on with it later."""
-    asked = asked_settings(preset, config, settings, {"epochs": epochs})
+    asked = asked_settings(None, preset, config, settings, {"epochs": epochs})
     try:
         results = run_suite(
             suite,

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from mmer_fast.ablation.suites import SUITES, Row, Suite
 from mmer_fast.data import MultiModalData
-from mmer_fast.models import RobMMRConfig
 from mmer_fast.models.robmmr import check_outline
-from mmer_fast.training.config import TrainConfig, check_pair
+from mmer_fast.training.loop_config import LoopConfig
 from mmer_fast.training.run import METRICS_FILE, RunConfig, RunError, check_same, describe_data, holds_run
 from mmer_fast.training.settings import DEFAULT_PRESET, Settings, configure
+from mmer_fast.training.systems import Configs, find_system
 
 RUNS = "runs"
 """The directory of the runs of all suites, inside that of an ablation."""
@@ -135,22 +135,24 @@ def make_plan(
             other data.
         CheckpointError: the configuration of a run that is there cannot be read.
     """
-    base = configure(settings)
+    bases = _bases(suite, settings)
     try:
         check_outline(data.modalities, len(data.label_names))
     except ValueError as error:
         raise RunError(f"{data.source}: {error}") from None
-    directories = _directory_names(suite, base, data)
+    directories = _directory_names(suite, bases, data)
     describe = cache(lambda names: describe_data(data.select(names)))
 
     def planned(row: Row) -> PlannedRow:
-        configured = _configured_or_why_not(row, base, data, only)
+        configured = _configured_or_why_not(row, bases[row.system], data, only)
         if isinstance(configured, str):
             return PlannedRow(row, skipped=configured)
         model, train = configured
         names = _modalities(row, data)
-        place = out / RUNS / directories[model, _unseeded(train), names]
-        configs = {seed: RunConfig(model, dataclasses.replace(train, seed=seed), describe(names)) for seed in seeds}
+        place = out / RUNS / directories[row.system, model, _unseeded(train), names]
+        configs = {
+            seed: RunConfig(model, dataclasses.replace(train, seed=seed), describe(names), row.system) for seed in seeds
+        }
         return PlannedRow(
             row,
             tuple(
@@ -167,7 +169,9 @@ def make_plan(
     return plan
 
 
-Configs = tuple[RobMMRConfig, TrainConfig]
+def _bases(suite: Suite, settings: Settings) -> dict[str, Configs]:
+    """System → what its rows change: its preset with the settings that all rows have in common."""
+    return {row.system: configure(dataclasses.replace(settings, system=row.system)) for row in suite.rows}
 
 
 def _configured_or_why_not(row: Row, base: Configs, data: MultiModalData, only: Sequence[str]) -> Configs | str:
@@ -175,16 +179,21 @@ def _configured_or_why_not(row: Row, base: Configs, data: MultiModalData, only: 
     if reason:
         return reason
     try:
-        return _configured(row, base)
+        configs = _configured(row, base)
     except (TypeError, ValueError) as error:
         if only and row.slug not in only:
             return f"not possible with these settings ({error})"
         raise RunError(f"{row.name}: {error}") from None
+    try:
+        find_system(row.system).check_data(data.select(_modalities(row, data)), *configs)
+    except ValueError as error:
+        return str(error)
+    return configs
 
 
 def _configured(row: Row, base: Configs) -> Configs:
     model, train = dataclasses.replace(base[0], **row.model), dataclasses.replace(base[1], **row.train)
-    check_pair(model, train)
+    find_system(row.system).check(model, train)
     return model, train
 
 
@@ -201,15 +210,15 @@ def _does_not_apply(row: Row, data: MultiModalData) -> str | None:
     return None
 
 
-def _unseeded(train: TrainConfig) -> TrainConfig:
+def _unseeded(train: LoopConfig) -> LoopConfig:
     return dataclasses.replace(train, seed=0)
 
 
-Key = tuple[RobMMRConfig, TrainConfig, tuple[str, ...]]
-"""What makes two rows the same training: model, training without its seed, modalities."""
+Key = tuple[str, Any, LoopConfig, tuple[str, ...]]
+"""What makes two rows the same training: system, model, training without its seed, modalities."""
 
 
-def _directory_names(asked: Suite, base: Configs, data: MultiModalData) -> dict[Key, str]:
+def _directory_names(asked: Suite, bases: Mapping[str, Configs], data: MultiModalData) -> dict[Key, str]:
     """A name for every training of any suite: the slug of the first row that asks for it, so that rows share runs.
 
     A suite that is not in `SUITES` may use a slug for something else; its name then goes before it.
@@ -218,10 +227,10 @@ def _directory_names(asked: Suite, base: Configs, data: MultiModalData) -> dict[
     for suite in (*SUITES.values(), asked):
         for row in suite.rows:
             try:
-                model, train = _configured(row, base)
-            except (TypeError, ValueError):  # not possible with these settings
+                model, train = _configured(row, bases[row.system])
+            except (KeyError, TypeError, ValueError):  # not in question, or not possible with these settings
                 continue
-            key = model, _unseeded(train), _modalities(row, data)
+            key = row.system, model, _unseeded(train), _modalities(row, data)
             if key not in names:
                 names[key] = row.slug if row.slug not in names.values() else f"{suite.name}-{row.slug}"
     return names

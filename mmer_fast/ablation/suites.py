@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mmer_fast.systems.registry import ROBMMR as ROBMMR_SYSTEM
+
 MINUS = "\N{MINUS SIGN}"
 
 Published = tuple[float, float, float, float]
@@ -27,11 +29,12 @@ class Row:
     Attributes:
         name: as in the paper; `^x` and `_x` are set above and below the line.
         slug: what it is called on the command line and, unless another row has the same settings, in directories.
-        model: fields of `RobMMRConfig` in place of the preset's.
-        train: fields of `TrainConfig` in place of the preset's.
+        model: fields of the model's configuration in place of the preset's.
+        train: fields of its training's configuration in place of the preset's.
         without: a modality that is left out; the row does not apply to data that lack it, or have nothing else.
         published: what the paper prints for it.
         note: what the reader of a table should know.
+        system: what is trained (`mmer_fast.systems.registry.NAMES`).
     """
 
     name: str
@@ -41,6 +44,7 @@ class Row:
     without: str | None = None
     published: Published | None = None
     note: str = ""
+    system: str = ROBMMR_SYSTEM
 
 
 @dataclass(frozen=True)

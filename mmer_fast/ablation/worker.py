@@ -21,6 +21,7 @@ from mmer_fast.training.algorithm1 import StepResult
 from mmer_fast.training.api import DataSource, open_data
 from mmer_fast.training.display import TrainingDisplay
 from mmer_fast.training.observers import Observers
+from mmer_fast.training.order import steps_per_epoch
 from mmer_fast.training.run import LOG_FILE, RunConfig, train_run
 from mmer_fast.training.trainer import STATE_FILE
 
@@ -95,8 +96,9 @@ def _exit(number: int, frame: FrameType | None) -> None:
 def _train(task: Task, data: Any, connection: Connection) -> None:
     config, directory = task.config, task.directory
     directory.mkdir(parents=True, exist_ok=True)
-    steps = -(-len(data.splits["train"]) // config.train.batch_size)
-    with TrainingDisplay(Console(quiet=True), directory / LOG_FILE, config.train.epochs, steps) as display:
+    epochs, kind = config.train.epochs, config.kind
+    steps = steps_per_epoch(data.splits["train"], config.train, kind.network.group)
+    with TrainingDisplay(Console(quiet=True), directory / LOG_FILE, epochs, steps, kind.losses) as display:
         display.say(f"{data.source}: goes on" if (directory / STATE_FILE).exists() else f"{data.source}: starts")
-        sender = ProgressSender(connection, config.train.epochs, steps)
+        sender = ProgressSender(connection, epochs, steps)
         train_run(config, data, directory, torch.device(task.device), Observers([display, sender]))

@@ -1,11 +1,12 @@
 """Data sets: formats, validation, batching and the embedded synthetic default.
 
-data = load("features.npz")            # or any file or folder of FORMATS, or "synthetic"
+data = load("features.npz")            # or any file or folder of FORMATS, "synthetic" or "dialogues"
 loader = DataLoader(SequenceDataset(data.splits["train"]), batch_size=64, collate_fn=collate)
 """
 
 from mmer_fast.data.batching import Batch, SequenceDataset, collate
 from mmer_fast.data.containers import MultiModalData, Split
+from mmer_fast.data.dialogues import make_dialogues
 from mmer_fast.data.errors import DataError
 from mmer_fast.data.loading import FORMATS, load
 from mmer_fast.data.npz import read_npz, write_npz
@@ -21,6 +22,7 @@ __all__ = [
     "Split",
     "collate",
     "load",
+    "make_dialogues",
     "make_synthetic",
     "read_npz",
     "read_tailor_pt",

@@ -13,7 +13,7 @@ from rich.table import Table
 from mmer_fast.data.containers import MultiModalData
 from mmer_fast.data.errors import DataError
 from mmer_fast.data.inspection import replace_not_finite, summarise
-from mmer_fast.data.loading import FORMATS, SYNTHETIC, named, read_unchecked
+from mmer_fast.data.loading import FORMATS, GENERATORS, named, read_unchecked
 from mmer_fast.data.npz import write_npz
 from mmer_fast.data.safetensors_file import write_safetensors
 from mmer_fast.data.synthetic import make_synthetic
@@ -21,7 +21,7 @@ from mmer_fast.data.synthetic import make_synthetic
 OWN_SUFFIXES = (".npz", ".safetensors")
 _NAMES = ", ".join(FORMATS)
 
-SourceArgument = Annotated[str, typer.Argument(metavar="IN", help='A data file or folder, or "synthetic".')]
+SourceArgument = Annotated[str, typer.Argument(metavar="IN", help='A data file or folder, "synthetic" or "dialogues".')]
 FormatOption = Annotated[
     str | None, typer.Option("--format", help=f"What IN is: {_NAMES}. Default: found out from IN.")
 ]
@@ -107,8 +107,8 @@ def _format_of(out: Path) -> str:
 
 def _read(source: str, format: str | None) -> tuple[str, MultiModalData]:
     """The format's name, and the data as they are."""
-    if source == SYNTHETIC:
-        return SYNTHETIC, make_synthetic()
+    if source in GENERATORS:
+        return source, GENERATORS[source](0)
     found, data = read_unchecked(source, format)
     return found.name, data
 

@@ -18,6 +18,7 @@ from mmer_fast.data.sequences import describe
 EMOTIONS = ["happy", "sad", "anger", "surprise", "disgust", "fear"]  # the columns of CMU-MOSEI after its sentiment
 SENTIMENT = ["negative", "neutral", "positive"]
 IEMOCAP_FOUR = ["neutral", "happy", "sad", "angry"]
+IEMOCAP_SIX = ["hap", "sad", "neu", "ang", "exc", "fru"]  # in the order of MMGCN's class numbers
 SENTIMENT_NOTE = "labels are classes of the sentiment: negative (< 0), neutral (= 0), positive (> 0)"
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmer_fast.data import csd, mmgcn, mmin, mmsa, mult, npz, safetensors_file, tailor_pt, univa
 from mmer_fast.data.containers import MultiModalData
+from mmer_fast.data.dialogues import make_dialogues
 from mmer_fast.data.errors import DataError
 from mmer_fast.data.formats import PICKLE_SUFFIXES, Format, Source
 from mmer_fast.data.sequences import describe
@@ -18,6 +19,11 @@ FORMATS: dict[str, Format] = {
     for module in (npz, safetensors_file, tailor_pt, univa, mmsa, mult, mmgcn, csd, mmin)
 }
 SYNTHETIC = "synthetic"
+GENERATORS: dict[str, Callable[[int], MultiModalData]] = {
+    SYNTHETIC: lambda seed: make_synthetic(seed),
+    "dialogues": lambda seed: make_dialogues(seed),
+}
+"""What is generated and not read, by the name of the source, given a seed."""
 
 
 def load(
@@ -26,17 +32,18 @@ def load(
     """Load and validate a data set.
 
     Args:
-        source: ``"synthetic"`` for the embedded default, else the path of a file or folder in one of the formats
-            of `FORMATS`.
+        source: ``"synthetic"`` for the embedded default or ``"dialogues"`` for generated conversations
+            (`GENERATORS`), else the path of a file or folder in one of the formats of `FORMATS`.
         modalities: keep only these, in this order; all when None.
-        seed: of the synthetic data set; files ignore it.
+        seed: of the generated data sets; files ignore it.
         format: a name in `FORMATS`; None finds it out.
 
     Raises:
         DataError: the file is missing, of an unknown kind, unreadable or inconsistent, or ``modalities`` names
             one that the data set lacks.
     """
-    data = make_synthetic(seed) if str(source) == SYNTHETIC else read_unchecked(source, format)[1].check()
+    generate = GENERATORS.get(str(source))
+    data = read_unchecked(source, format)[1].check() if generate is None else generate(seed)
     return data if modalities is None else data.select(modalities)
 
 
@@ -50,7 +57,8 @@ def read_unchecked(path: str | Path, format: str | None = None) -> tuple[Format,
     source = Source(path)
     try:
         if not source.path.exists():
-            raise DataError(f'{path}: no such file (expected a path, or "{SYNTHETIC}" for the embedded data set)')
+            generated = " or ".join(f'"{name}"' for name in GENERATORS)
+            raise DataError(f"{path}: no such file (expected a path, or {generated} for generated data)")
         chosen = _detect(source) if format is None else named(format)
         return chosen, chosen.read(source)
     except OSError as error:

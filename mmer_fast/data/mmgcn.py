@@ -19,7 +19,7 @@ import numpy as np
 from mmer_fast.data.containers import MultiModalData, Split
 from mmer_fast.data.errors import DataError
 from mmer_fast.data.formats import Format, Source
-from mmer_fast.data.labels import numbered, one_hot
+from mmer_fast.data.labels import IEMOCAP_SIX, numbered, one_hot
 from mmer_fast.data.sequences import describe, settle
 from mmer_fast.data.writing import require_emotions, require_modalities, write_pickle
 
@@ -36,7 +36,7 @@ PARTS = (
 )
 FEATURES = {"videoText": "text", "videoVisual": "video", "videoAudio": "audio"}
 LABELS = {
-    6: ["hap", "sad", "neu", "ang", "exc", "fru"],
+    6: IEMOCAP_SIX,
     7: ["neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"],
 }
 _CLASS_OF_EMOTION = [4, 3, 6, 1, 5, 2]  # MELD's class of happy, sad, anger, surprise, disgust, fear

@@ -1,10 +1,7 @@
 """The embedded default data set: MOSEI's shape, and a truth that is known.
 
 Background. Every modality is a stationary AR(1) process in a few latent factors, mixed to the feature size,
-plus a constant offset for each sample (the speaker) and white noise, so neighbouring units resemble each
-other and features are correlated. With latent z of r factors and mixing matrix A (r, D):
-
-    z_t = phi z_{t-1} + sqrt(1 - phi^2) e_t        x_t = (z_t + s) A + w_t
+plus a constant offset for each sample (the speaker) and white noise (`mmer_fast.data.generation` has the equations).
 
 Signal. Each present emotion is carried by a random non-empty set of modalities; in each of them a few
 *planted units* receive the emotion's prototype p_k of that modality, with a random strength:
@@ -29,6 +26,7 @@ import numpy as np
 
 from mmer_fast.data.containers import MultiModalData, Split
 from mmer_fast.data.errors import DataError
+from mmer_fast.data.generation import Modality, add_units, background, draw_lengths, draw_mixing, draw_units
 
 LABEL_NAMES = ["happy", "sad", "anger", "surprise", "disgust", "fear"]
 PREVALENCE = (0.53, 0.26, 0.21, 0.10, 0.18, 0.08)
@@ -45,19 +43,10 @@ DECOY_RATE = 0.35  # a modality holds a decoy of an absent emotion with this pro
 SHIFT_NONE, SHIFT_UNINFORMATIVE, SHIFT_MISSING = 0, 1, 2
 
 
-@dataclass(frozen=True)
-class _Modality:
-    size: int  # features D
-    factors: int  # latent factors r of the background
-    persistence: float  # phi of the AR(1) process
-    carries: float  # probability that it carries a present emotion
-    strength: float  # mean length a of the planted vector; white noise has unit variance in each feature
-
-
 MODALITIES = {
-    "text": _Modality(size=300, factors=24, persistence=0.3, carries=0.90, strength=9.0),
-    "video": _Modality(size=35, factors=8, persistence=0.8, carries=0.55, strength=5.0),
-    "audio": _Modality(size=74, factors=12, persistence=0.7, carries=0.60, strength=6.0),
+    "text": Modality(size=300, factors=24, persistence=0.3, carries=0.90, strength=9.0),
+    "video": Modality(size=35, factors=8, persistence=0.8, carries=0.55, strength=5.0),
+    "audio": Modality(size=74, factors=12, persistence=0.7, carries=0.60, strength=6.0),
 }
 
 
@@ -139,7 +128,7 @@ def make_synthetic(
 def _make_world(rng: np.random.Generator) -> _World:
     mixing, prototypes = {}, {}
     for name, spec in MODALITIES.items():
-        mixing[name] = (rng.standard_normal((spec.factors, spec.size)) / np.sqrt(spec.factors)).astype(np.float32)
+        mixing[name] = draw_mixing(rng, spec)
         directions = rng.standard_normal((len(LABEL_NAMES), spec.size))
         prototypes[name] = (directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float32)
     return _World(mixing, prototypes)
@@ -148,15 +137,15 @@ def _make_world(rng: np.random.Generator) -> _World:
 def _make_split(rng: np.random.Generator, world: _World, shift: np.ndarray, max_length: int, signal: float) -> Split:
     n = len(shift)
     labels_nk = _draw_labels(rng, n)
-    lengths_n = _draw_lengths(rng, n, max_length)
+    lengths_n = draw_lengths(rng, n, max_length)
     carriers = _draw_carriers(rng, labels_nk, shift)
     features, lengths, extras = {}, {}, {}
     for name, spec in MODALITIES.items():
-        x_ntd = _background(rng, lengths_n, max_length, spec, world.mixing[name])
-        planted = _draw_units(rng, carriers[name], lengths_n, most=3)
-        decoys = _draw_units(rng, _draw_decoys(rng, name, labels_nk, shift), lengths_n, most=1)
+        x_ntd = background(rng, lengths_n, max_length, spec, world.mixing[name], np.arange(n))
+        planted = draw_units(rng, carriers[name], lengths_n, most=3)
+        decoys = draw_units(rng, _draw_decoys(rng, name, labels_nk, shift), lengths_n, most=1)
         for units in (decoys, planted):
-            _add_units(rng, x_ntd, units, world.prototypes[name], signal * spec.strength)
+            add_units(rng, x_ntd, units, world.prototypes[name], signal * spec.strength)
         planted_nt = np.zeros((n, max_length), dtype=bool)
         planted_nt[planted[0], planted[1]] = True
         lengths[name] = lengths_n.copy()
@@ -172,12 +161,6 @@ def _draw_labels(rng: np.random.Generator, n: int) -> np.ndarray:
     thresholds = np.array([NormalDist().inv_cdf(1 - p) for p in PREVALENCE])
     gaussian_nk = rng.standard_normal((n, len(PREVALENCE))) @ np.linalg.cholesky(np.array(LABEL_CORRELATION)).T
     return (gaussian_nk > thresholds).astype(np.uint8)
-
-
-def _draw_lengths(rng: np.random.Generator, n: int, max_length: int) -> np.ndarray:
-    """(N,) int64, log-normal, clipped to [3, T]; the median of 0.41 T gives a clipped mean of 0.45 T."""
-    raw = np.exp(np.log(0.41 * max_length) + 0.5 * rng.standard_normal(n))
-    return np.clip(np.rint(raw), 3, max_length).astype(np.int64)
 
 
 def _draw_carriers(rng: np.random.Generator, labels_nk: np.ndarray, shift: np.ndarray) -> dict[str, np.ndarray]:
@@ -201,44 +184,3 @@ def _draw_decoys(rng: np.random.Generator, name: str, labels_nk: np.ndarray, shi
     if name == "text":
         decoys_nk &= (shift == SHIFT_NONE)[:, None]
     return decoys_nk
-
-
-def _background(
-    rng: np.random.Generator, lengths_n: np.ndarray, steps: int, spec: _Modality, mixing_rd: np.ndarray
-) -> np.ndarray:
-    """(N, T, D) float32: speaker offset, AR(1) factors and white noise; zero past the lengths."""
-    n = len(lengths_n)
-    innovations_tnr = rng.standard_normal((steps, n, spec.factors), dtype=np.float32)
-    latent_tnr = np.empty_like(innovations_tnr)
-    latent_tnr[0] = innovations_tnr[0]
-    scale = np.float32(np.sqrt(1 - spec.persistence**2))
-    for t in range(1, steps):
-        latent_tnr[t] = np.float32(spec.persistence) * latent_tnr[t - 1] + scale * innovations_tnr[t]
-    latent_tnr += 0.5 * rng.standard_normal((n, spec.factors), dtype=np.float32)
-    used_nt = np.arange(steps) < lengths_n[:, None]
-    units_ud = latent_tnr.transpose(1, 0, 2)[used_nt] @ mixing_rd
-    units_ud += rng.standard_normal(units_ud.shape, dtype=np.float32)
-    x_ntd = np.zeros((n, steps, spec.size), dtype=np.float32)
-    x_ntd[used_nt] = units_ud
-    return x_ntd
-
-
-Units = tuple[np.ndarray, np.ndarray, np.ndarray]  # sample, position and label of each of U units, (U,) int64
-
-
-def _draw_units(rng: np.random.Generator, carried_nk: np.ndarray, lengths_n: np.ndarray, most: int) -> Units:
-    """One to ``most`` units for every carried emotion; positions are uniform and may coincide."""
-    sample_m, label_m = np.nonzero(carried_nk)
-    count_m = rng.integers(1, most + 1, size=len(sample_m))
-    sample_u, label_u = np.repeat(sample_m, count_m), np.repeat(label_m, count_m)
-    position_u = (rng.random(len(sample_u)) * lengths_n[sample_u]).astype(np.int64)
-    return sample_u, position_u, label_u
-
-
-def _add_units(
-    rng: np.random.Generator, x_ntd: np.ndarray, units: Units, prototypes_kd: np.ndarray, strength: float
-) -> None:
-    """x[sample, position] += a p[label] in place, with a log-normal of mean ``strength`` and 25 % spread."""
-    sample_u, position_u, label_u = units
-    amount_u = strength * np.exp(0.25 * rng.standard_normal(len(label_u)) - 0.25**2 / 2)
-    np.add.at(x_ntd, (sample_u, position_u), amount_u[:, None].astype(np.float32) * prototypes_kd[label_u])

@@ -22,11 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mmer_fast as mf
+from mmer_fast.data import Batch, Split
+from mmer_fast.data.statistics import feature_statistics
 from mmer_fast.models.attention import Spans
 from mmer_fast.models.config import RobMMRConfig
 from mmer_fast.models.dropout import Dropout
 from mmer_fast.models.lstm import LSTMEncoder
 from mmer_fast.models.masking import MaskNetwork, random_masks, temporal_masks
+from mmer_fast.models.network import Network
 from mmer_fast.models.pooling import token_means
 from mmer_fast.models.standardization import Standardization
 from mmer_fast.models.transformer import Decoder, Encoder, sinusoidal_positions
@@ -77,7 +80,7 @@ class LabelClassifiers(nn.Module):
         return (x_bkd * self.weight).sum(dim=-1) + self.bias
 
 
-class RobMMR(nn.Module):
+class RobMMR(Network):
     """Multi-modal multi-label emotion recognition network with adversarial temporal masks.
 
     What the configuration leaves out is not there: `multimodal_encoder` and `decoder` are then None, `mask_networks`
@@ -94,11 +97,8 @@ class RobMMR(nn.Module):
     """
 
     def __init__(self, modalities: Mapping[str, int], labels: int, config: RobMMRConfig) -> None:
-        super().__init__()
         check_outline(modalities, labels)
-        self.config = config
-        self.modalities = dict(modalities)
-        self.labels = labels
+        super().__init__(modalities, labels, config)
         stack = (config.dim, config.ffn_dim, config.heads, config.dropout, config.attention_dropout)
         self.embeddings = nn.ModuleDict({name: _embedding(size, config) for name, size in modalities.items()})
         self.unimodal_encoders = nn.ModuleDict({name: _encoder(config.unimodal_blocks, config) for name in modalities})
@@ -140,6 +140,16 @@ class RobMMR(nn.Module):
         """
         encodings = self.encode(features, lengths, masks, offsets)
         return RobMMROutput(self.decode(*self.fuse(encodings)), encodings)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Those of `forward`."""
+        return self(batch.features, batch.lengths).logits  # type: ignore[no-any-return]
+
+    def fit(self, split: Split) -> None:
+        """Take μ and σ of the features, where they are standardised."""
+        for name, layer in self.standardization.items():
+            assert isinstance(layer, Standardization)
+            layer.fit(*feature_statistics(split.features[name], split.lengths[name]))
 
     def encode(
         self,

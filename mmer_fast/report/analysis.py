@@ -15,11 +15,13 @@ import numpy as np
 import torch
 
 from mmer_fast.data import DataError, MultiModalData, load
+from mmer_fast.models import RobMMR, RobMMRConfig
 from mmer_fast.report.calibration import Calibration, calibration
 from mmer_fast.report.explanation import Explanation, chosen_samples, explain
 from mmer_fast.report.labels import LabelResult, label_results
 from mmer_fast.report.timing import StepTiming, measure_step
 from mmer_fast.training.checkpoint import CheckpointError, read_json
+from mmer_fast.training.config import TrainConfig
 from mmer_fast.training.evaluate import predict_probabilities
 from mmer_fast.training.run import METRICS_FILE, RunConfig, RunError, describe_data, load_best
 
@@ -118,9 +120,9 @@ def analyse(directory: Path, name: str, cache: DataCache, device: torch.device, 
             raise
         analysis.notes.append(f"No per-label results, calibration and masks, since the data is not there: {error}")
         return analysis
-    if config.model.mask_source == "random":
+    if isinstance(config.model, RobMMRConfig) and config.model.mask_source == "random":
         analysis.notes.append("The masks are random (mask_source = random): no scores, and one draw is shown.")
-    elif config.train.rho == 0:
+    elif isinstance(config.train, TrainConfig) and config.train.rho == 0:
         analysis.notes.append("Adversarial masking was off (rho = 0): the mask scores are those of untrained networks.")
     if describe_data(data)["checksum"] != config.data["checksum"]:
         analysis.notes.append(
@@ -141,10 +143,12 @@ def _compute(
     labels_nk = torch.from_numpy(split.labels)
     analysis.labels = label_results(probabilities_nk, labels_nk, data.label_names, threshold)
     analysis.calibration = calibration(probabilities_nk, labels_nk)
+    if not isinstance(model, RobMMR):
+        return
     for title, index in cache.samples(analysis.config, probabilities_nk.numpy(), split.labels):
         analysis.samples.append(explain(model, data, SPLIT, index, threshold=threshold, title=title))
         analysis.parts.append(str(split.extras["shift"][index]) if "shift" in split.extras else None)
-    if timing:
+    if timing and isinstance(analysis.config.train, TrainConfig):
         analysis.timing = measure_step(model, analysis.config.train, data.splits["train"])
 
 

@@ -86,6 +86,23 @@ PANELS = (
 )
 
 
+_KNOWN = {curve.path for panel in PANELS for curve in panel.curves}
+_COLOURS = (ORANGE, GREEN, BLUE, MUTED)
+
+
+def panels_of(runs: Sequence[RunCurves]) -> tuple[Panel, ...]:
+    """`PANELS`, and after the first a panel of the other parts of the losses of sister systems, if there are any."""
+    names = dict.fromkeys(
+        name for run in runs for record in run.history for name in record["train"] if ("train", name) not in _KNOWN
+    )
+    if not names:
+        return PANELS
+    curves = tuple(
+        Curve(("train", name), name.replace("_", " "), _COLOURS[i % len(_COLOURS)]) for i, name in enumerate(names)
+    )
+    return (PANELS[0], Panel("Other parts of the loss", curves, logarithmic=True), *PANELS[1:])
+
+
 @dataclass(frozen=True)
 class RunCurves:
     """What is drawn of a run: its name, its history as `Trainer.fit` returns it, the chosen epoch from 1."""
@@ -102,9 +119,11 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: Path, *, best_epoch:
         history: one record an epoch, as `Trainer.fit` returns them.
         best_epoch: marked in the right panel, counted from 1.
     """
-    figure = Figure(figsize=(13, 3.8), layout="constrained", dpi=150)
-    for axes, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-        _draw(axes, panel, [RunCurves("", history, best_epoch)])
+    run = RunCurves("", history, best_epoch)
+    panels = panels_of([run])
+    figure = Figure(figsize=(13 / 3 * len(panels), 3.8), layout="constrained", dpi=150)
+    for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        _draw(axes, panel, [run])
     write_atomically(path, figure.savefig)
 
 
@@ -115,7 +134,7 @@ def curve_panels(runs: Sequence[RunCurves]) -> Html:
         runs: at least one, in the order of their colours.
     """
     pictures = []
-    for i, panel in enumerate(PANELS):
+    for i, panel in enumerate(panels_of(runs)):
         if any(curve.values(run.history) for curve in panel.curves for run in runs):
             figure = Figure(figsize=PANEL_INCHES, layout="constrained")
             _draw(figure.subplots(), panel, runs)

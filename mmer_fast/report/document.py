@@ -78,7 +78,8 @@ def report_page(runs: Sequence[RunAnalysis]) -> str:
     """
     names = [run.name for run in runs]
     alone = len(runs) == 1
-    title = f"RobMMR: {names[0]}" if alone else f"RobMMR: {len(runs)} runs compared"
+    kinds = ", ".join(dict.fromkeys(run.config.kind.title for run in runs))
+    title = f"{kinds}: {names[0]}" if alone else f"{kinds}: {len(runs)} runs compared"
     subtitle = "One training, what it learned and how." if alone else ", ".join(names)
     parts = [
         tag("style", Html(STYLE)),
@@ -95,7 +96,8 @@ def report_page(runs: Sequence[RunAnalysis]) -> str:
 
 
 def _setup(runs: Sequence[RunAnalysis]) -> Html:
-    differences = tag("div", tag("h3", "Settings that differ from the paper's preset"), differences_table(runs))
+    kinds = {run.config.system for run in runs}
+    differences = differences_table(runs) if len(kinds) == 1 else None
     return section(
         "What was trained on what",
         notes_list(runs),

@@ -9,8 +9,8 @@ from mmer_fast.data.synthetic import SHIFT_MISSING, SHIFT_NONE, SHIFT_UNINFORMAT
 from mmer_fast.report.analysis import RunAnalysis
 from mmer_fast.report.page import Content, Html, join, number, table, tag
 from mmer_fast.report.theme import run_colour
-from mmer_fast.training.config import PRESETS, configs_to_json, preset
 from mmer_fast.training.run import RunConfig
+from mmer_fast.training.systems import System
 
 MEANING = (
     "Acc: mean overlap of true and predicted labels (Jaccard index). HL: Hamming loss, lower is better. miF1, maF1: F1 "
@@ -60,13 +60,14 @@ def summary_cards(run: RunAnalysis) -> Html:
 
 def data_table(runs: Sequence[RunAnalysis]) -> Html:
     """Data and sizes of every run."""
-    rows: list[list[Content]] = [["data"], ["training samples"], ["validation, test"], ["modalities"], ["labels"]]
-    rows += [["preset"], ["changed settings"]]
+    headings = ("system", "data", "training samples", "validation, test", "modalities", "labels")
+    rows: list[list[Content]] = [[heading] for heading in (*headings, "preset", "changed settings")]
     for run in runs:
         data = run.config.data
         name, changes = nearest_preset(run.config)
         samples = data["samples"]
         values = [
+            run.config.kind.title,
             data["source"],
             f"{samples['train']}",
             f"{samples['valid']}, {samples['test']}",
@@ -82,35 +83,38 @@ def data_table(runs: Sequence[RunAnalysis]) -> Html:
 
 
 def differences_table(runs: Sequence[RunAnalysis]) -> Html:
-    """Every field of the configurations in which a run differs from the paper's preset."""
-    paper = _fields(*preset("paper"))
-    configurations = [_fields(run.config.model, run.config.train) for run in runs]
+    """Every field of the configurations in which a run of the one system of all differs from the published one."""
+    kind = runs[0].config.kind
+    standard = "paper" if "paper" in kind.presets else "authors"
+    paper = _fields(kind, *kind.preset(standard))
+    configurations = [_fields(kind, run.config.model, run.config.train) for run in runs]
     keys = [key for key in paper if any(fields[key] != paper[key] for fields in configurations)]
     if not keys:
-        return tag("p", "Nothing: this is the preset of the paper.")
+        return tag("p", f"This is the preset {standard!r}, with nothing changed.")
     rows: list[list[Content]] = []
     for key in keys:
         values = [fields[key] for fields in configurations]
         cells = [tag("span" if value == paper[key] else "b", shown(value), class_="value") for value in values]
         rows.append([key, tag("span", shown(paper[key]), class_="value"), *cells])
-    header = ["setting", "paper", *(_names(runs) if len(runs) > 1 else ["this run"])]
-    return table(header, rows, text_columns=len(header))
+    header = ["setting", standard, *(_names(runs) if len(runs) > 1 else ["this run"])]
+    title = tag("h3", f"Settings that differ from the {'paper' if standard == 'paper' else 'authors'}'s preset")
+    return tag("div", title, table(header, rows, text_columns=len(header)))
 
 
 def nearest_preset(config: RunConfig) -> tuple[str, dict[str, Any]]:
     """The preset with the fewest differences from a configuration, and the fields that differ."""
-    fields = _fields(config.model, config.train)
+    kind = config.kind
+    fields = _fields(kind, config.model, config.train)
     differing = {}
-    for name in PRESETS:
-        standard = _fields(*preset(name))
+    for name in kind.presets:
+        standard = _fields(kind, *kind.preset(name))
         differing[name] = {key: value for key, value in fields.items() if value != standard[key]}
     return min(differing.items(), key=lambda item: len(item[1]))
 
 
-def _fields(*configs: Any) -> dict[str, Any]:
-    return {
-        f"{part}.{key}": value for part, values in configs_to_json(*configs).items() for key, value in values.items()
-    }
+def _fields(kind: System, *configs: Any) -> dict[str, Any]:
+    sections = kind.to_json(*configs)
+    return {f"{part}.{key}": value for part, values in sections.items() for key, value in values.items()}
 
 
 def shown(value: Any) -> str:

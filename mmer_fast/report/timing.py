@@ -25,8 +25,8 @@ from mmer_fast.report.page import Content, Html, join, table, tag
 from mmer_fast.report.theme import run_colour
 from mmer_fast.training.algorithm1 import Algorithm1
 from mmer_fast.training.config import TrainConfig
-from mmer_fast.training.fast_step import chosen_step
 from mmer_fast.training.order import batches, epoch_batches
+from mmer_fast.training.steps import algorithm1_step
 
 PERTURB, OPTIMIZER = "weights perturbed and restored", "optimizer"
 PARTS = (
@@ -160,7 +160,7 @@ def _actions(
     """What to time, in the order of a step: every variant after the gradients were cleared."""
     fused = batch.labels.device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=fused)
-    steps = {name: chosen_step(model, variant) for name, variant in variants.items()}
+    steps = {name: algorithm1_step(model, variant) for name, variant in variants.items()}
 
     def run(step: Algorithm1) -> None:
         optimizer.zero_grad()

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from mmer_fast.data import Batch
-from mmer_fast.training.algorithm1 import Algorithm1, StepResult
+from mmer_fast.training.algorithm1 import StepResult
 from mmer_fast.training.distributed import whole_batch
+from mmer_fast.training.steps import Step
 
 
 def accumulate_gradients(
-    algorithm: Algorithm1, batch: Batch, micro_batches: Sequence[Tensor], *, measure_ratio: bool = False
+    algorithm: Step, batch: Batch, micro_batches: Sequence[Tensor], *, measure_ratio: bool = False
 ) -> StepResult:
     """Set `.grad` of the parameters, which must be None or zero before, to the gradients of Eq. 15 over micro-batches.
 

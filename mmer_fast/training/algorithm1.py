@@ -62,7 +62,7 @@ class StepResult:
 
     Attributes:
         losses: (3,) L_r, L_m, L_p, not weighted; 0 for a pass that was left out. With "fgsm" and "pgd" the third is
-            L_r of the moved embeddings, here and in `gradient_ratio`.
+            L_r of the moved embeddings, here and in `gradient_ratio`. Of other models: the parts of their loss.
         logits: (B, K) of the clean pass.
         gradient_ratio: ‖∇L_p‖ / ‖∇(L_r + ρ L_m)‖ over all parameters, scalar; None when not measured.
     """
@@ -83,6 +83,8 @@ class Algorithm1:
     Raises:
         ValueError: the model has not what is to be perturbed (`check_pair`).
     """
+
+    losses: tuple[str, ...] = LOSSES
 
     def __init__(self, model: RobMMR, config: TrainConfig, world: World = ALONE) -> None:
         self.model = model

@@ -22,12 +22,13 @@ from rich.console import Console
 
 from mmer_fast.data import MultiModalData, Split, load
 from mmer_fast.models import RobMMR
-from mmer_fast.models.robmmr import check_outline
+from mmer_fast.models.network import Network
 from mmer_fast.training.checkpoint import read_json
 from mmer_fast.training.display import TrainingDisplay, recall_lines
 from mmer_fast.training.distributed import ALONE, TIMEOUT, World, joined
 from mmer_fast.training.evaluate import evaluate, predict_probabilities
 from mmer_fast.training.observers import Observers, TensorBoardLog
+from mmer_fast.training.order import steps_per_epoch
 from mmer_fast.training.predictions import Predictions, identifiers
 from mmer_fast.training.run import (
     CURVES_FILE,
@@ -41,7 +42,8 @@ from mmer_fast.training.run import (
     load_best,
     train_run,
 )
-from mmer_fast.training.settings import Settings, configure, read_settings
+from mmer_fast.training.settings import asked_for, configure
+from mmer_fast.training.systems import Configs, System
 from mmer_fast.training.trainer import Observer
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ def train(
     data: DataSource,
     out: str | Path,
     *,
+    model: str | None = None,
     preset: str | None = None,
     config: str | Path | None = None,
     modalities: Sequence[str] | None = None,
@@ -73,8 +76,10 @@ def train(
     Args:
         data: a data set, a path that `mmer_fast.data.load` reads, or "synthetic".
         out: the directory, made if need be; must not hold a run, unless `resume`.
-        preset: "paper", "authors" or "compact"; None: that of `config`, else "compact", or with `resume` that of the
-            run.
+        model: "robmmr" or a sister system (`mmer_fast.systems.registry.NAMES`); None: that of `config`, else "robmmr",
+            or with `resume` that of the run.
+        preset: of the model: "compact", "authors", or RobMMR's "paper"; None: that of `config`, else "compact", or with
+            `resume` that of the run.
         config: a YAML or JSON file with settings, as `mmer_fast.training.settings` reads it.
         modalities: use only these, in this order; None: all.
         device: "auto" is cuda if there is one.
@@ -83,8 +88,8 @@ def train(
         show: progress and results on standard output; `train.log` is written in any case.
         fsdp: shard the parameters over the processes (FSDP2); else each holds them all.
         timeout: seconds that a process waits for the others before it gives up.
-        settings: fields of `RobMMRConfig` or `TrainConfig` by name, in place of the preset's and those of `config`:
-            `epochs=20, dim=256`.
+        settings: fields of the model's configuration and of its training (`RobMMRConfig`, `TrainConfig`) by name, in
+            place of the preset's and those of `config`: `epochs=20, dim=256`.
 
     Raises:
         RunError: `out` holds a run already (or, with `resume`, another one), `config` cannot be read, or a setting is
@@ -100,17 +105,13 @@ def train(
             raise RunError(
                 f"{directory}: " + ("no run to resume" if resume else "already holds a run; resume=True goes on")
             )
-        asked = Settings() if config is None else read_settings(Path(config))
         stored = RunConfig.read(directory) if resume else None
+        asked = asked_for(None if config is None else Path(config), model, stored.system if stored else None)
         model_config, train_config = configure(
             asked.updated(preset, settings), (stored.model, stored.train) if stored else None
         )
         loaded = open_data(data, modalities)
-        try:
-            check_outline(loaded.modalities, len(loaded.label_names))
-        except ValueError as error:
-            raise RunError(str(error)) from None
-        run = RunConfig(model_config, train_config, describe_data(loaded))
+        run = configured_run(asked.kind, (model_config, train_config), loaded)
         if stored:
             check_same(stored, run)
         if world.first:
@@ -118,6 +119,19 @@ def train(
         console = Console(quiet=not show)
         train_and_report(run, loaded, directory, world.device, console, tensorboard=tensorboard, world=world)
     return Run(directory, world.device)
+
+
+def configured_run(kind: System, configs: Configs, data: MultiModalData) -> RunConfig:
+    """The configuration of a run of a system on a data set.
+
+    Raises:
+        RunError: the data does not suit it.
+    """
+    try:
+        kind.check_data(data, *configs)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    return RunConfig(*configs, describe_data(data), kind.name)
 
 
 def train_and_report(
@@ -152,13 +166,15 @@ def train_and_report(
         return train_run(config, data, directory, device, Observers([]), world)
     from mmer_fast.report import plot_curves, write_report  # matplotlib only where something is drawn
 
-    steps = -(-len(data.splits["train"]) // config.train.batch_size)
+    steps = steps_per_epoch(data.splits["train"], config.train, config.kind.network.group)
     with ExitStack() as stack:
         observers: list[Observer] = []
         if tensorboard:
-            log = TensorBoardLog(directory / TENSORBOARD_DIRECTORY, steps, config.train.log_every)
+            names, every = config.kind.losses, config.train.log_every
+            log = TensorBoardLog(directory / TENSORBOARD_DIRECTORY, names, steps, every)
             observers.append(stack.enter_context(log))
-        display = stack.enter_context(TrainingDisplay(console, directory / LOG_FILE, config.train.epochs, steps))
+        epochs, losses = config.train.epochs, config.kind.losses
+        display = stack.enter_context(TrainingDisplay(console, directory / LOG_FILE, epochs, steps, losses))
         others = f", {world.size} processes" if world.group is not None else ""
         sizes = ", ".join(f"{name} {size}" for name, size in config.data["modalities"].items())
         display.say(f"{data.source}: {len(data.splits['train'])} training samples; {sizes}; on {device}{others}")
@@ -211,7 +227,7 @@ class Run:
         return metrics
 
     @property
-    def model(self) -> RobMMR:
+    def model(self) -> Network:
         """The model of the chosen epoch, in eval mode.
 
         Raises:
@@ -220,7 +236,7 @@ class Run:
         return self._best[0]
 
     @cached_property
-    def _best(self) -> tuple[RobMMR, dict[str, Any]]:
+    def _best(self) -> tuple[Network, dict[str, Any]]:
         return load_best(self.directory, self.device)
 
     def evaluate(self, data: DataSource | None = None, split: str = "test") -> dict[str, Any]:
@@ -253,13 +269,15 @@ class Run:
             data, split: as in `evaluate`.
 
         Raises:
-            RunError: there is no such sample or split; other feature sizes or labels.
+            RunError: there is no such sample or split; other feature sizes or labels; the model is no RobMMR.
             DataError: the data cannot be read.
         """
         from mmer_fast.report.explanation import explain, find_sample
 
         loaded = self.load(data)
         self._check_labels(loaded)
+        if not isinstance(self.model, RobMMR):
+            raise RunError(f"{self.directory}: only RobMMR has masks to explain, got {self.config.kind.title}")
         index = find_sample(_split(loaded, split), sample, split)
         return explain(self.model, loaded, split, index, threshold=self._best[1]["threshold"])
 

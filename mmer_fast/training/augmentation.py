@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmer_fast.data import Batch
 from mmer_fast.ops.lengths import length_mask
-from mmer_fast.training.config import TrainConfig
+from mmer_fast.training.loop_config import LoopConfig
 
 ERASED_AREA = (0.02, 0.4)
 """Least and largest share of the valid part that is erased (Zhong et al. 2020)."""
@@ -24,7 +24,7 @@ LEAST_ASPECT = 0.3
 """Least aspect ratio of a rectangle, and the inverse of the largest (Zhong et al. 2020)."""
 
 
-def augmented(batch: Batch, config: TrainConfig) -> Batch:
+def augmented(batch: Batch, config: LoopConfig) -> Batch:
     """The batch that a training step sees: with other features where `config.augmentation` asks for them.
 
     Args:

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from mmer_fast.data import MultiModalData, load
 from mmer_fast.data import commands as data_commands
-from mmer_fast.models import RobMMR
-from mmer_fast.models.robmmr import check_outline
+from mmer_fast.models.network import Network
 from mmer_fast.report.tables import shift_names
-from mmer_fast.training.api import REPORT_FILE, train_and_report
+from mmer_fast.systems.registry import NAMES
+from mmer_fast.training.api import REPORT_FILE, configured_run, train_and_report
 from mmer_fast.training.display import metrics_table
 from mmer_fast.training.distributed import TIMEOUT, World, joined
 from mmer_fast.training.errors import Terminated
@@ -30,15 +30,14 @@ from mmer_fast.training.run import (
     RunConfig,
     RunError,
     check_same,
-    describe_data,
     holds_run,
     load_best,
     make_directory,
 )
-from mmer_fast.training.settings import Settings, configure, parse_assignments, read_settings, to_yaml
+from mmer_fast.training.settings import Settings, asked_for, configure, parse_assignments, to_yaml
 
 app = typer.Typer(
-    help="Train and use RobMMR, a robust multi-modal multi-label emotion recogniser.",
+    help="Train and use RobMMR, a robust multi-modal multi-label emotion recogniser, and its sister systems.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -65,6 +64,10 @@ DataOption = Annotated[str, typer.Option(help='A data file or folder (see inspec
 RunOption = Annotated[Path, typer.Option("--run", help="Directory of a finished training.")]
 DeviceOption = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", or "auto": cuda if there is one.')]
 SplitOption = Annotated[SplitName, typer.Option(help="Which part of the data.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help=f"{', '.join(NAMES)}. Default: that of --config, else {NAMES[0]}."),
+]
 PresetOption = Annotated[
     Preset | None,
     typer.Option(
@@ -90,6 +93,7 @@ def train(
             help='A data file or folder (see inspect). Default: "synthetic", the embedded one; on --resume the same.'
         ),
     ] = None,
+    model: ModelOption = None,
     preset: PresetOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
@@ -129,16 +133,12 @@ def train(
         stored = _stored_run(out, resume)
         options = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "seed": seed}
         options |= {"checkpoint_every": checkpoint_every, "workers": workers}
-        asked = asked_settings(preset, config, settings, options)
-        model_config, train_config = configure(asked, (stored.model, stored.train) if stored else None)
+        asked = asked_settings(model, preset, config, settings, options, stored)
+        configs = configure(asked, (stored.model, stored.train) if stored else None)
         loaded = load(
             data or (stored.data["source"] if stored else "synthetic"), modalities=_modalities(modalities, stored)
         )
-        run = RunConfig(model_config, train_config, describe_data(loaded))
-        try:
-            check_outline(loaded.modalities, len(loaded.label_names))
-        except ValueError as error:
-            raise RunError(f"{loaded.source}: {error}") from None
+        run = configured_run(asked.kind, configs, loaded)
         if stored:
             check_same(stored, run)
         if world.first:
@@ -147,9 +147,12 @@ def train(
 
 
 @app.command("config")
-def show_config(preset: PresetOption = None, config: ConfigOption = None, settings: SetOption = None) -> None:
+def show_config(
+    model: ModelOption = None, preset: PresetOption = None, config: ConfigOption = None, settings: SetOption = None
+) -> None:
     """Print every setting as YAML, to be edited and given to train --config."""
-    typer.echo(to_yaml(*configure(asked_settings(preset, config, settings, {}))), nl=False)
+    asked = asked_settings(model, preset, config, settings, {})
+    typer.echo(to_yaml(*configure(asked), asked.kind.name), nl=False)
 
 
 @app.command()
@@ -248,10 +251,15 @@ def _stored_run(out: Path, resume: bool) -> RunConfig | None:
 
 
 def asked_settings(
-    preset: Preset | None, config: Path | None, assignments: list[str] | None, options: dict[str, Any]
+    model: str | None,
+    preset: Preset | None,
+    config: Path | None,
+    assignments: list[str] | None,
+    options: dict[str, Any],
+    stored: RunConfig | None = None,
 ) -> Settings:
     """Everything that the command line says about the configuration; what is more particular wins."""
-    settings = Settings() if config is None else read_settings(config)
+    settings = asked_for(config, model, stored.system if stored else None)
     given = {name: value for name, value in options.items() if value is not None}
     return settings.updated(None if preset is None else preset.value, {**parse_assignments(assignments or ()), **given})
 
@@ -262,7 +270,7 @@ def _modalities(names: str | None, stored: RunConfig | None) -> list[str] | None
     return list(stored.data["modalities"]) if stored else None
 
 
-def _model_and_data(run: Path, source: str, device: str) -> tuple[RobMMR, dict[str, Any], MultiModalData]:
+def _model_and_data(run: Path, source: str, device: str) -> tuple[Network, dict[str, Any], MultiModalData]:
     model, header = load_best(run, choose_device(device))
     data = load(source, modalities=list(model.modalities))
     if data.modalities != model.modalities:

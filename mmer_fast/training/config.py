@@ -1,22 +1,22 @@
-"""Training configuration, and the presets that fill in model and training together."""
+"""Configuration of RobMMR's training, and the presets that fill in model and training together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from mmer_fast.models.config import RobMMRConfig, check_types, config_from_dict
+from mmer_fast.models.config import RobMMRConfig, config_from_dict
+from mmer_fast.training.loop_config import SELECTIONS, LoopConfig, config_to_json, require
 
 PRESETS = ("paper", "authors", "compact")
-SELECTIONS = ("micro_f1", "macro_f1", "accuracy")
 PERTURBED_MODULES = ("unimodal", "multimodal", "decoder")
 """What APP can perturb, in the order in which `TrainConfig.perturbed_modules` names it."""
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How a model is trained: Algorithm 1 and what surrounds it. The defaults are those of the paper.
+class TrainConfig(LoopConfig):
+    """How RobMMR is trained: Algorithm 1, and in `LoopConfig` what surrounds it. The defaults are those of the paper.
 
     The paper's α is `RobMMRConfig.reversal_scale`; in Eq. 14 it cancels, because g is normalised.
 
@@ -63,34 +63,8 @@ class TrainConfig:
         precision: "float32" (the dtype of the parameters), or "bfloat16": the networks run under autocast while
             training; mask networks, SOFT top-k, losses and parameters stay in float32, as does validation. For the
             fast step only.
-        augmentation: of the features of training batches (last rows of Table 2, which have ρ = σ = 0 as well):
-            "random_erasing" (Zhong et al. 2020) or "gaussian_noise"; every pass of a step sees the same
-            (`mmer_fast.training.augmentation`).
-        erasing_probability: of erasing a rectangle of a sample's modality, by "random_erasing".
-        noise_scale: standard deviation of "gaussian_noise", as a share of that of each feature in the batch: feature
-            sets mix scales.
         recognition_loss: L_r and L_m: "bce" (Eq. 2-3) or "asymmetric" (the authors' code).
         consistency_loss: L_p: "bernoulli" (Eq. 13 for K sigmoid outputs) or "softmax" (the authors' code).
-        learning_rate, weight_decay: of AdamW.
-        clip_norm: largest global gradient norm, or None; after the perturbation has been taken back.
-        epochs, batch_size: passes over the training split; samples a step, those of all processes together.
-        accumulation: micro-batches that the gradients of a step are summed over, a divisor of `batch_size`: each has
-            `batch_size` / `accumulation` samples, which is what has to fit into memory. With σ > 0 APP perturbs each
-            along its own g (`mmer_fast.training.accumulation`).
-        bucket_by_length: put samples of similar length into a batch (`epoch_batches`), which leaves less
-            padding.
-        schedule: unit in which warm-up and cosine advance, "iteration" or "epoch".
-        warmup: length of the linear warm-up, in that unit.
-        warmup_start: learning rate at the start of the warm-up, as a share of `learning_rate`.
-        selection: validation metric whose best epoch is kept.
-        patience: epochs without a better `selection` after which training ends early, or None: it never does. The
-            schedule is that of all `epochs` either way.
-        threshold: probability from which a label is predicted.
-        seed: of initialisation, data order and dropout.
-        log_every: steps between measurements of ‖∇L_p‖ / ‖∇(L_r + ρ L_m)‖, from the first of each epoch.
-        checkpoint_every: steps between checkpoints within an epoch; 0: at the end of epochs only.
-        workers: processes that prepare training batches ahead; 0: none, each batch is cut when it is needed. The
-            result is the same.
     """
 
     rho: float = 0.1
@@ -107,55 +81,29 @@ class TrainConfig:
     step: Literal["fast", "textbook"] = "fast"
     share_dropout: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
-    augmentation: Literal["none", "random_erasing", "gaussian_noise"] = "none"
-    erasing_probability: float = 0.5
-    noise_scale: float = 0.1
     recognition_loss: Literal["bce", "asymmetric"] = "bce"
     consistency_loss: Literal["bernoulli", "softmax"] = "bernoulli"
-    learning_rate: float = 5e-5
-    weight_decay: float = 1e-2
-    clip_norm: float | None = None
-    epochs: int = 10
-    batch_size: int = 64
-    accumulation: int = 1
-    bucket_by_length: bool = False
-    schedule: Literal["iteration", "epoch"] = "iteration"
-    warmup: int = 10
-    warmup_start: float = 0.1
-    selection: Literal["micro_f1", "macro_f1", "accuracy"] = "micro_f1"
-    patience: int | None = None
-    threshold: float = 0.5
-    seed: int = 0
-    log_every: int = 20
-    checkpoint_every: int = 200
-    workers: int = 0
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("learning_rate", "gamma", "embedding_radius"):
-            _require(self, name, getattr(self, name) > 0, "positive")
-        for name in ("epochs", "batch_size", "log_every", "pgd_steps"):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
-        divides = self.accumulation >= 1 and self.batch_size % self.accumulation == 0
-        _require(self, "accumulation", divides, f"a divisor of batch_size={self.batch_size}")
-        _require(self, "patience", self.patience is None or self.patience >= 1, "at least 1 or None")
+        super().__post_init__()
+        require(self, "selection", self.selection in SELECTIONS, f"one of {', '.join(SELECTIONS)}")
+        for name in ("gamma", "embedding_radius"):
+            require(self, name, getattr(self, name) > 0, "positive")
+        require(self, "pgd_steps", self.pgd_steps >= 1, "at least 1")
         self._order_perturbed_modules()
-        for name in ("rho", "sigma", "noise_scale", "weight_decay", "warmup", "checkpoint_every", "seed", "workers"):
-            _require(self, name, getattr(self, name) >= 0, "at least 0")
-        for name in ("threshold", "warmup_start", "erasing_probability"):
-            _require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        _require(self, "clip_norm", self.clip_norm is None or self.clip_norm > 0, "positive or None")
+        for name in ("rho", "sigma"):
+            require(self, name, getattr(self, name) >= 0, "at least 0")
         if self.step == "textbook":
-            _require(self, "share_dropout", not self.share_dropout, "False with step='textbook'")
-            _require(self, "precision", self.precision == "float32", "'float32' with step='textbook'")
+            require(self, "share_dropout", not self.share_dropout, "False with step='textbook'")
+            require(self, "precision", self.precision == "float32", "'float32' with step='textbook'")
         if self.perturbation in ("fgsm", "pgd"):
             expected = f"'float32' with perturbation={self.perturbation!r}"
-            _require(self, "precision", self.precision == "float32", expected)
+            require(self, "precision", self.precision == "float32", expected)
 
     def _order_perturbed_modules(self) -> None:
         names = self.perturbed_modules.split("+")
         holds = set(names) <= set(PERTURBED_MODULES) and len(set(names)) == len(names)
-        _require(self, "perturbed_modules", holds, f"some of {', '.join(PERTURBED_MODULES)}, each once, joined by '+'")
+        require(self, "perturbed_modules", holds, f"some of {', '.join(PERTURBED_MODULES)}, each once, joined by '+'")
         object.__setattr__(self, "perturbed_modules", "+".join(name for name in PERTURBED_MODULES if name in names))
 
     @property
@@ -182,15 +130,10 @@ def check_pair(model: RobMMRConfig, train: TrainConfig) -> None:
     for module, (field, value) in absent.items():
         left_out = module in modules and getattr(model, field) == value
         expected = f"without {module!r}, which RobMMRConfig.{field}={value!r} leaves out (or sigma=0)"
-        _require(train, "perturbed_modules", not left_out, expected)
+        require(train, "perturbed_modules", not left_out, expected)
     has_lstm = model.encoder == "lstm" and modules != ["decoder"]
     expected = f"'projections' or 'all' with RobMMRConfig.encoder='lstm' in {train.perturbed_modules}"
-    _require(train, "perturbed", not has_lstm or train.perturbed in ("projections", "all"), expected)
-
-
-def _require(config: TrainConfig, field: str, holds: bool, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"TrainConfig.{field} must be {expected}, got {getattr(config, field)!r}")
+    require(train, "perturbed", not has_lstm or train.perturbed in ("projections", "all"), expected)
 
 
 def preset(name: str) -> tuple[RobMMRConfig, TrainConfig]:
@@ -263,7 +206,7 @@ def _compact() -> tuple[RobMMRConfig, TrainConfig]:
 
 def configs_to_json(model: RobMMRConfig, train: TrainConfig) -> dict[str, dict[str, Any]]:
     """JSON data of a pair of configurations, read back by `configs_from_json`."""
-    return {"model": asdict(model), "train": asdict(train)}
+    return {name: config_to_json(config) for name, config in (("model", model), ("train", train))}
 
 
 def configs_from_json(values: Mapping[str, Any]) -> tuple[RobMMRConfig, TrainConfig]:

@@ -27,17 +27,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmer_fast.models import RobMMR
+from mmer_fast.models.network import Network
 from mmer_fast.perturbation import sharded
 from mmer_fast.training.config import TrainConfig
 from mmer_fast.training.distributed import World
 
 
-def prepare(model: RobMMR, world: World) -> None:
+def prepare(model: Network, world: World) -> None:
     """Give every rank the parameters of rank 0, and shard them under FSDP; before an optimiser sees them."""
     if world.group is None:
         return
     _broadcast([*model.parameters(), *model.buffers()], world)
     if world.fsdp:
+        assert isinstance(model, RobMMR)
         _shard(model, world)
 
 

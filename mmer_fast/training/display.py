@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mmer_fast.training.algorithm1 import StepResult
+from mmer_fast.training.algorithm1 import LOSSES, StepResult
 
 METRICS = {
     "accuracy": "Accuracy",
@@ -24,6 +24,7 @@ METRICS = {
     "micro_f1": "micro-F1",
     "macro_f1": "macro-F1",
 }
+SYMBOLS = {"recognition": "L_r", "masked": "L_m", "perturbed": "L_p"}
 REFRESH_SECONDS = 0.25
 
 
@@ -41,11 +42,14 @@ class TrainingDisplay:
         console: where to show progress.
         log_file: gets one line an epoch, appended.
         epochs, steps: epochs of the training, and steps in each.
+        losses: names of the losses of a step.
     """
 
-    def __init__(self, console: Console, log_file: Path, epochs: int, steps: int) -> None:
+    def __init__(
+        self, console: Console, log_file: Path, epochs: int, steps: int, losses: Sequence[str] = LOSSES
+    ) -> None:
         self.console = console
-        self.epochs, self.steps = epochs, steps
+        self.epochs, self.steps, self.losses = epochs, steps, losses
         self.log = logging.Logger("mmer_fast.train", logging.INFO)
         self.handler = _LogFile(log_file, encoding="utf-8")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
@@ -93,9 +97,9 @@ class TrainingDisplay:
         if self.bar is None or now - self.shown < REFRESH_SECONDS:
             return
         self.shown = now
-        l_r, l_m, l_p = result.losses.tolist()
         rate = self.bar_samples / (now - self.bar_start)
-        status = f"L_r {l_r:.3f}  L_m {l_m:.3f}  L_p {l_p:.2e}  {rate:.0f} samples/s"
+        losses = dict(zip(self.losses, result.losses.tolist(), strict=True))
+        status = f"{_shown(losses, 3)}  {rate:.0f} samples/s"
         self.bar.update(self.task, completed=epoch * self.steps + step + 1, epoch=epoch + 1, status=status)
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
@@ -104,13 +108,22 @@ class TrainingDisplay:
         train, valid, ratio = record["train"], record["valid"], record["gradient_ratio"]
         parts = [
             f"epoch {record['epoch']}/{self.epochs}",
-            f"L_r {train['recognition']:.4f}  L_m {train['masked']:.4f}  L_p {train['perturbed']:.2e}",
+            _shown({name: train[name] for name in self.losses}, 4),
             *([f"|dL_p|/|d(L_r+rho L_m)| {ratio:.2g}"] if ratio is not None else []),
             f"micro-F1 train {train['micro_f1']:.4f} valid {valid['micro_f1']:.4f}",
             f"{self.epoch_samples / seconds:.0f} samples/s  {seconds:.1f} s",
         ]
         self.say("  ".join(parts))
         self.epoch_samples, self.epoch_start = 0, now
+
+
+def _shown(losses: Mapping[str, float], digits: int) -> str:
+    """Losses in one line, those of RobMMR by the paper's symbols."""
+    parts = []
+    for name, value in losses.items():
+        form = ".2e" if name == "perturbed" else f".{digits}f"
+        parts.append(f"{SYMBOLS.get(name, name)} {value:{form}}")
+    return "  ".join(parts)
 
 
 def metrics_table(

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from mmer_fast.data import Split
-from mmer_fast.metrics import multilabel_metrics
+from mmer_fast.metrics import multilabel_metrics, single_label_metrics
 from mmer_fast.models import RobMMR
+from mmer_fast.models.network import Network
+from mmer_fast.models.outputs import Outputs
 from mmer_fast.ops.lengths import length_mask
 from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.order import batches, sorted_batches
@@ -24,7 +26,7 @@ from mmer_fast.training.order import batches, sorted_batches
 PLANTED = "planted_"
 
 
-def _device(model: RobMMR) -> torch.device:
+def _device(model: Network) -> torch.device:
     return next(model.parameters()).device
 
 
@@ -36,32 +38,32 @@ def same_draws(seed: int = 0) -> Iterator[None]:
         yield
 
 
-def predict_logits(model: RobMMR, split: Split, batch_size: int = 256, world: World = ALONE) -> Tensor:
+def predict_logits(model: Network, split: Split, batch_size: int = 256, world: World = ALONE) -> Tensor:
     """Label logits (N, K), float32 on the CPU, in the order of the split. Leaves the model in eval mode.
 
     The processes of `world` compute whole batches in turns, so the logits are those of one process; each gets all.
     """
     model.eval()
     logits_nk = torch.zeros(len(split), model.labels)
-    indices, counted = world.turns(sorted_batches(split, batch_size))
+    indices, counted = world.turns(sorted_batches(split, batch_size, model.group))
     # What FSDP2 allocates in inference mode cannot be trained with afterwards.
     with torch.no_grad() if world.fsdp else torch.inference_mode():
-        for i, batch in enumerate(batches(split, indices, _device(model))):
-            logits_bk = model(batch.features, batch.lengths).logits.float().cpu()
+        for i, batch in enumerate(batches(split, indices, _device(model), model.input_extras)):
+            logits_bk = model.logits(batch).float().cpu()
             if i < counted:
                 logits_nk[batch.index.cpu()] = logits_bk
     return world.sum(logits_nk)
 
 
-def predict_probabilities(model: RobMMR, split: Split, batch_size: int = 256) -> Tensor:
+def predict_probabilities(model: Network, split: Split, batch_size: int = 256) -> Tensor:
     """Label probabilities (N, K), float32 on the CPU, in the order of the split. Leaves the model in eval
     mode.
     """
-    return predict_logits(model, split, batch_size).sigmoid()
+    return model.outputs.probabilities(predict_logits(model, split, batch_size))
 
 
 def evaluate(
-    model: RobMMR,
+    model: Network,
     split: Split,
     *,
     threshold: float = 0.5,
@@ -69,7 +71,8 @@ def evaluate(
     recognition_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     world: World = ALONE,
 ) -> dict[str, Any]:
-    """Metrics of `multilabel_metrics` over a split; where it has the extra `shift`, also for each of its
+    """Metrics of `multilabel_metrics` over a split, of a model that chooses one class also `single_label_metrics`;
+    where it has the extra `shift`, also for each of its
     values.
 
     Args:
@@ -86,9 +89,9 @@ def evaluate(
     logits_nk = predict_logits(model, split, batch_size, world)
     if not logits_nk.isfinite().all():
         raise FloatingPointError("the model's logits are not finite")
-    probabilities_nk = logits_nk.sigmoid()
+    probabilities_nk = model.outputs.probabilities(logits_nk)
     labels_nk = torch.from_numpy(split.labels)
-    result = _metrics(probabilities_nk, labels_nk, threshold)
+    result = _metrics(probabilities_nk, labels_nk, threshold, model.outputs)
     if recognition_loss is not None:
         result["recognition"] = recognition_loss(logits_nk, labels_nk.to(logits_nk.dtype)).item()
         if not math.isfinite(result["recognition"]):
@@ -98,13 +101,17 @@ def evaluate(
         result["shift"] = {}
         for value in np.unique(shift_n):
             chosen_n = torch.from_numpy(shift_n == value)
-            result["shift"][str(value)] = _metrics(probabilities_nk[chosen_n], labels_nk[chosen_n], threshold)
+            part = probabilities_nk[chosen_n], labels_nk[chosen_n]
+            result["shift"][str(value)] = _metrics(*part, threshold, model.outputs)
     return result
 
 
-def _metrics(probabilities_nk: Tensor, labels_nk: Tensor, threshold: float) -> dict[str, Any]:
+def _metrics(probabilities_nk: Tensor, labels_nk: Tensor, threshold: float, outputs: Outputs) -> dict[str, Any]:
     """Metrics with None for what is not defined, since NaN is no JSON."""
-    metrics = multilabel_metrics(probabilities_nk, labels_nk, threshold=threshold)
+    predicted_nk = outputs.predictions(probabilities_nk, threshold)
+    metrics = multilabel_metrics(probabilities_nk, labels_nk, predictions=predicted_nk)
+    if outputs.decision == "argmax":
+        metrics |= single_label_metrics(probabilities_nk, labels_nk)
     defined = {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in metrics.items()}
     return {"samples": len(labels_nk), **defined}
 

@@ -37,11 +37,8 @@ import torch
 from torch import Tensor
 
 from mmer_fast.data import Batch
-from mmer_fast.models import RobMMR
 from mmer_fast.models.robmmr import Encodings
 from mmer_fast.training.algorithm1 import Algorithm1, StepResult, copy_gradients, gradient_ratio
-from mmer_fast.training.config import TrainConfig
-from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.perturbation import random_directions
 
 
@@ -119,11 +116,6 @@ class FastStep(Algorithm1):
         if self.config.precision == "float32":
             return nullcontext()
         return torch.autocast(device.type, torch.bfloat16)
-
-
-def chosen_step(model: RobMMR, config: TrainConfig, world: World = ALONE) -> Algorithm1:
-    """The form of the step that `TrainConfig.step` names."""
-    return FastStep(model, config, world) if config.step == "fast" else Algorithm1(model, config, world)
 
 
 class _SharedEncodings:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from mmer_fast.data import Batch
 from mmer_fast.perturbation import sharded
-from mmer_fast.training.algorithm1 import LOSSES
 
 SHOWN_SAMPLES = 5
 Named = Iterable[tuple[str, Tensor]]
@@ -20,9 +19,9 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(sharded.local(tensor).isfinite().all())
 
 
-def first_loss(losses: Tensor) -> str:
-    """The name of the first of L_r, L_m, L_p, (3,), that is not finite; one is not."""
-    return LOSSES[losses.isfinite().tolist().index(False)]
+def first_loss(losses: Tensor, names: Sequence[str]) -> str:
+    """The name of the first of the losses (P,) that is not finite; one is not."""
+    return names[losses.isfinite().tolist().index(False)]
 
 
 def first_nonfinite(*groups: Named) -> str | None:

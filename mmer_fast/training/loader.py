@@ -23,7 +23,9 @@ from mmer_fast.training.errors import TrainingError
 from mmer_fast.training.order import batches
 
 
-def training_batches(split: Split, indices: Sequence[Tensor], device: torch.device, workers: int) -> Iterator[Batch]:
+def training_batches(
+    split: Split, indices: Sequence[Tensor], device: torch.device, workers: int, extras: Sequence[str] = ()
+) -> Iterator[Batch]:
     """The batches of a split with these sample indices, on `device`.
 
     Args:
@@ -32,10 +34,11 @@ def training_batches(split: Split, indices: Sequence[Tensor], device: torch.devi
         device: where the batches go; to a CUDA device through page-locked memory where there are workers.
         workers: processes, each of which prepares up to two batches ahead; 0: this one, each batch when asked for. A
             daemonic process, which may have no children, does so too.
+        extras: names of the extras that batches have.
     """
     if workers == 0 or multiprocessing.current_process().daemon:
-        return batches(split, indices, device)
-    return _batches_of_workers(split, indices, device, workers)
+        return batches(split, indices, device, extras)
+    return _batches_of_workers(SequenceDataset(split, extras), indices, device, workers)
 
 
 @contextmanager
@@ -55,9 +58,11 @@ def dead_workers_named(workers: int) -> Iterator[None]:
         ) from None
 
 
-def _batches_of_workers(split: Split, indices: Sequence[Tensor], device: torch.device, workers: int) -> Iterator[Batch]:
+def _batches_of_workers(
+    dataset: SequenceDataset, indices: Sequence[Tensor], device: torch.device, workers: int
+) -> Iterator[Batch]:
     loader = DataLoader(
-        SequenceDataset(split),
+        dataset,
         batch_sampler=[chunk.tolist() for chunk in indices],
         num_workers=workers,
         collate_fn=collate,

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mmer_fast.training.algorithm1 import LOSSES, StepResult
+from mmer_fast.training.algorithm1 import StepResult
 from mmer_fast.training.run import RunError
 from mmer_fast.training.trainer import Observer
 
@@ -48,6 +48,7 @@ class TensorBoardLog:
 
     Args:
         directory: for the event files, made with the first of them.
+        losses: names of the losses of a step.
         steps: in an epoch.
         every: steps between two that are written; only there the losses are read from the device.
 
@@ -55,9 +56,9 @@ class TensorBoardLog:
         RunError: the package is missing.
     """
 
-    def __init__(self, directory: Path, steps: int, every: int) -> None:
+    def __init__(self, directory: Path, losses: Sequence[str], steps: int, every: int) -> None:
         check_tensorboard()
-        self.directory, self.steps, self.every = directory, steps, every
+        self.directory, self.losses, self.steps, self.every = directory, losses, steps, every
         self.writer: Any = None
 
     def __enter__(self) -> TensorBoardLog:
@@ -71,7 +72,7 @@ class TensorBoardLog:
 
     def on_step(self, epoch: int, step: int, samples: int, result: StepResult) -> None:
         if step % self.every == 0:
-            for name, value in zip(LOSSES, result.losses.tolist(), strict=True):
+            for name, value in zip(self.losses, result.losses.tolist(), strict=True):
                 self._add(f"step/{name}", value, epoch * self.steps + step)
 
     def on_epoch(self, record: dict[str, Any]) -> None:

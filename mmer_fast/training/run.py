@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import tempfile
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,16 @@ import torch
 
 from mmer_fast._files import remove_partial_files
 from mmer_fast.data import MultiModalData, Split
-from mmer_fast.data.statistics import feature_statistics
-from mmer_fast.models import RobMMR, RobMMRConfig
+from mmer_fast.models import RobMMR
 from mmer_fast.models.config import config_from_dict
-from mmer_fast.models.standardization import Standardization
+from mmer_fast.models.network import Network
 from mmer_fast.training.checkpoint import CheckpointError, read_json, read_tensors, write_json
-from mmer_fast.training.config import TrainConfig, configs_from_json, configs_to_json
+from mmer_fast.training.config import TrainConfig
 from mmer_fast.training.data_parallel import prepare
 from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.evaluate import evaluate, mask_recall
+from mmer_fast.training.loop_config import LoopConfig, config_to_json
+from mmer_fast.training.systems import ROBMMR, System, find_system
 from mmer_fast.training.trainer import BEST_FILE, STATE_FILE, Observer, Trainer
 
 CONFIG_FILE, METRICS_FILE, CURVES_FILE, LOG_FILE = "config.json", "metrics.json", "curves.png", "train.log"
@@ -46,14 +47,20 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Contents of `config.json`."""
+    """Contents of `config.json`: configurations of the model and its training, the data, the name of the system."""
 
-    model: RobMMRConfig
-    train: TrainConfig
+    model: Any
+    train: LoopConfig
     data: dict[str, Any]
+    system: str = ROBMMR
+
+    @property
+    def kind(self) -> System:
+        """What the system is."""
+        return find_system(self.system)
 
     def to_json(self) -> dict[str, Any]:
-        return {**configs_to_json(self.model, self.train), "data": self.data}
+        return {"system": self.system, **self.kind.to_json(self.model, self.train), "data": self.data}
 
     @staticmethod
     def read(directory: Path) -> RunConfig:
@@ -65,11 +72,11 @@ class RunConfig:
         path = directory / CONFIG_FILE
         values = read_json(path)
         try:
-            data = values.pop("data")
-            model, train = configs_from_json(values)
+            data, system = values.pop("data"), values.pop("system", ROBMMR)
+            model, train = find_system(system).from_json(values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is not a run configuration: {error}") from None
-        return RunConfig(model, train, data)
+        return RunConfig(model, train, data, system)
 
 
 def describe_data(data: MultiModalData) -> dict[str, Any]:
@@ -113,10 +120,10 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def build_model(config: RunConfig, device: torch.device) -> RobMMR:
+def build_model(config: RunConfig, device: torch.device) -> Network:
     """The freshly initialised model of a run; seeds torch's generators."""
     torch.manual_seed(config.train.seed)
-    return RobMMR(config.data["modalities"], len(config.data["label_names"]), config.model).to(device)
+    return config.kind.build(config.data["modalities"], len(config.data["label_names"]), config.model).to(device)
 
 
 def train_run(
@@ -144,10 +151,10 @@ def train_run(
         remove_partial_files(directory)
         write_json(directory / CONFIG_FILE, config.to_json())
     model = build_model(config, device)
-    _fit_standardization(model, data.splits["train"])
+    model.fit(data.splits["train"])
     prepare(model, world)
     world.seed_draws(config.train.seed)
-    header = {"model": asdict(config.model), "threshold": config.train.threshold}
+    header = {"system": config.system, "model": config_to_json(config.model), "threshold": config.train.threshold}
     header |= {key: config.data[key] for key in ("modalities", "label_names")}
     trainer = Trainer(model, config.train, data, directory, header, observer, world)
     trainer.resume()
@@ -161,7 +168,7 @@ def train_run(
         "train": evaluate(best, data.splits["train"], threshold=config.train.threshold, world=world),
         "valid": evaluate(best, data.splits["valid"], threshold=config.train.threshold, world=world),
         "test": evaluate(best, data.splits["test"], threshold=config.train.threshold, world=world),
-        "mask_recall": mask_recall(best, data.splits["test"]),
+        "mask_recall": mask_recall(best, data.splits["test"]) if isinstance(best, RobMMR) else {},
         "history": history,
     }
     if world.first:
@@ -170,21 +177,20 @@ def train_run(
 
 
 def _check_world(config: RunConfig, world: World) -> None:
-    if world.fsdp and config.train.app_batch == "local":
+    is_local = isinstance(config.train, TrainConfig) and config.train.app_batch == "local"
+    if world.fsdp and is_local:
         raise RunError("TrainConfig.app_batch must be 'global' with fsdp, which reduces every gradient, got 'local'")
+    network = config.kind.network
+    if world.group is not None and (network.group is not None or (world.fsdp and network is not RobMMR)):
+        kind = "processes with fsdp" if world.fsdp else "processes"
+        raise RunError(f"{config.kind.title} cannot be trained by {world.size} {kind}")
     facts = _flatten(config.to_json())
     facts.pop("data.source")  # a path may differ between machines; the checksums may not
     world.agree({**facts, "fsdp": world.fsdp})
 
 
-def _fit_standardization(model: RobMMR, split: Split) -> None:
-    for name, layer in model.standardization.items():
-        assert isinstance(layer, Standardization)
-        layer.fit(*feature_statistics(split.features[name], split.lengths[name]))
-
-
-def load_best(directory: Path, device: torch.device) -> tuple[RobMMR, dict[str, Any]]:
-    """The best model of a run in eval mode, and its header: model, modalities, label_names, threshold.
+def load_best(directory: Path, device: torch.device) -> tuple[Network, dict[str, Any]]:
+    """The best model of a run in eval mode, and its header: system, model, modalities, label_names, threshold.
 
     Raises:
         CheckpointError: there is none, or it cannot be read.
@@ -192,11 +198,13 @@ def load_best(directory: Path, device: torch.device) -> tuple[RobMMR, dict[str, 
     path = directory / BEST_FILE
     tensors, header = read_tensors(path, device)
     try:
-        config = config_from_dict(RobMMRConfig, header["model"])
-        model = RobMMR(header["modalities"], len(header["label_names"]), config)
+        header.setdefault("system", ROBMMR)
+        system = find_system(header["system"])
+        config: Any = config_from_dict(system.model_config, header["model"])
+        model = system.build(header["modalities"], len(header["label_names"]), config)
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not hold a RobMMR model: {error}") from None
+        raise CheckpointError(f"{path} does not hold a model: {error}") from None
     return model.to(device).eval(), header
 
 

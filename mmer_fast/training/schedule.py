@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from mmer_fast.training.config import TrainConfig
+from mmer_fast.training.loop_config import LoopConfig
 
 
-def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+def learning_rate(config: LoopConfig, step: int, steps_per_epoch: int) -> float:
     """Learning rate of optimiser step `step`, counted from 0 over the whole training.
 
     With `schedule="iteration"` the position is the step itself. With "epoch" it is the number of the epoch

@@ -2,6 +2,7 @@
 
 A configuration file is YAML or JSON, every part of it optional:
 
+    system: robmmr
     preset: compact
     model:
       dim: 256
@@ -24,13 +25,11 @@ from typing import Any
 
 import yaml
 
-from mmer_fast.models import RobMMRConfig
-from mmer_fast.training.config import TrainConfig, check_pair, configs_to_json
-from mmer_fast.training.config import preset as preset_configs
+from mmer_fast.training.loop_config import LoopConfig, own_fields_first
 from mmer_fast.training.run import RunError
+from mmer_fast.training.systems import ROBMMR, Configs, System, find_system
 
 DEFAULT_PRESET = "compact"
-SECTIONS: dict[str, type] = {"model": RobMMRConfig, "train": TrainConfig}
 
 
 class _Loader(yaml.SafeLoader):
@@ -48,19 +47,55 @@ class Settings:
 
     Attributes:
         preset: its name; None leaves the choice to others.
-        values: field of `RobMMRConfig` or `TrainConfig` → value. No field is in both classes.
+        values: field of the configuration of the model or of its training → value. No field is in both classes.
+        system: which of `mmer_fast.systems.registry.NAMES` is meant; None: RobMMR, where nothing else says.
     """
 
     preset: str | None = None
     values: dict[str, Any] = field(default_factory=dict)
+    system: str | None = None
+
+    @property
+    def kind(self) -> System:
+        """The system that is meant.
+
+        Raises:
+            RunError: there is none of that name.
+        """
+        return named_system(ROBMMR if self.system is None else self.system)
 
     def updated(self, preset: str | None, values: Mapping[str, Any]) -> Settings:
         """With another preset, unless None, and more values, which win."""
-        return Settings(self.preset if preset is None else preset, {**self.values, **values})
+        return Settings(self.preset if preset is None else preset, {**self.values, **values}, self.system)
 
 
-def read_settings(path: Path) -> Settings:
+def named_system(name: str) -> System:
+    """The system of that name; RunError where there is none."""
+    try:
+        return find_system(name)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+
+
+def asked_for(config: Path | None, system: str | None, stored: str | None = None) -> Settings:
+    """What a configuration file, an option and a run to resume say about the system, and the settings of the file.
+
+    Raises:
+        RunError: they do not agree, or as `read_settings`.
+    """
+    settings = Settings() if config is None else read_settings(config, system or stored)
+    named = {name for name in (settings.system, system, stored) if name is not None}
+    if len(named) > 1:
+        raise RunError(f"model: expected one; got {', '.join(sorted(named))} of options, file and run")
+    return Settings(settings.preset, settings.values, named.pop() if named else None)
+
+
+def read_settings(path: Path, system: str | None = None) -> Settings:
     """Read a configuration file.
+
+    Args:
+        path: of the file.
+        system: whose settings it has where it does not say so; None: RobMMR's.
 
     Raises:
         RunError: it cannot be read, is neither YAML nor JSON, or has another form; the message names file and place.
@@ -74,12 +109,12 @@ def read_settings(path: Path) -> Settings:
     except (ValueError, yaml.YAMLError) as error:
         raise RunError(f"{path} is neither YAML nor JSON: {error}") from None
     content = {} if content is None else content
-    known = {"preset", "data", *SECTIONS}
-    if not isinstance(content, dict) or not set(content) <= known:
+    if not isinstance(content, dict) or not set(content) <= {"system", "preset", "data", "model", "train"}:
         got = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise RunError(f"{path}: expected the sections {', '.join(SECTIONS)} and the entry preset; got {got}")
+        raise RunError(f"{path}: expected the sections model, train and the entries system, preset; got {got}")
     values: dict[str, Any] = {}
-    for name, config in SECTIONS.items():
+    kind = named_system(content.get("system") or system or ROBMMR)
+    for name, config in kind.sections.items():
         section = content.get(name) or {}
         fields = [each.name for each in dataclasses.fields(config)]
         if not isinstance(section, dict):
@@ -88,7 +123,7 @@ def read_settings(path: Path) -> Settings:
         if unknown:
             raise RunError(f"{path}: unknown field(s) {', '.join(unknown)} in {name}; known: {', '.join(fields)}")
         values |= section
-    return Settings(content.get("preset"), values)
+    return Settings(content.get("preset"), values, content.get("system"))
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -109,10 +144,8 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def configure(
-    settings: Settings, base: tuple[RobMMRConfig, TrainConfig] | None = None
-) -> tuple[RobMMRConfig, TrainConfig]:
-    """Model and training configuration.
+def configure(settings: Settings, base: Configs | None = None) -> Configs:
+    """Model and training configuration of the system that is meant.
 
     Args:
         settings: what was asked for.
@@ -121,16 +154,17 @@ def configure(
     Raises:
         RunError: an unknown preset or field, a value of another type or out of range, or two that do not go together.
     """
+    kind = settings.kind
     try:
         if settings.preset is not None or base is None:
-            base = preset_configs(DEFAULT_PRESET if settings.preset is None else settings.preset)
+            base = kind.preset(DEFAULT_PRESET if settings.preset is None else settings.preset)
         left = dict(settings.values)
         model, train = (_replaced(config, left) for config in base)
-        check_pair(model, train)
+        kind.check(model, train)
     except ValueError as error:
         raise RunError(str(error)) from None
     if left:
-        raise RunError(f"unknown setting(s) {', '.join(sorted(left))}; {known_settings()}")
+        raise RunError(f"unknown setting(s) {', '.join(sorted(left))}; {known_settings(kind)}")
     return model, train
 
 
@@ -140,13 +174,13 @@ def _replaced(config: Any, values: dict[str, Any]) -> Any:
     return dataclasses.replace(config, **{name: values.pop(name) for name in mine})
 
 
-def known_settings() -> str:
+def known_settings(kind: System) -> str:
     """A sentence that lists every field."""
     return "known: " + "; ".join(
-        f"{name}: {', '.join(each.name for each in dataclasses.fields(config))}" for name, config in SECTIONS.items()
+        f"{name}: {', '.join(own_fields_first(config))}" for name, config in kind.sections.items()
     )
 
 
-def to_yaml(model: RobMMRConfig, train: TrainConfig) -> str:
+def to_yaml(model: Any, train: LoopConfig, system: str = ROBMMR) -> str:
     """The text of a configuration file that says every field."""
-    return yaml.safe_dump(configs_to_json(model, train), sort_keys=False)
+    return yaml.safe_dump({"system": system, **find_system(system).to_json(model, train)}, sort_keys=False)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmer_fast._files import WriteError
 from mmer_fast.data import Batch, MultiModalData
-from mmer_fast.models import RobMMR
+from mmer_fast.models.network import Network
 from mmer_fast.training.accumulation import accumulate_gradients
 from mmer_fast.training.algorithm1 import StepResult
 from mmer_fast.training.augmentation import augmented
@@ -32,12 +32,10 @@ from mmer_fast.training.checkpoint import (
     with_prefix,
     write_tensors,
 )
-from mmer_fast.training.config import TrainConfig
 from mmer_fast.training.data_parallel import average_gradients, clip_gradients, gathered, scattered
 from mmer_fast.training.distributed import ALONE, World, padded_as_whole
 from mmer_fast.training.errors import Terminated, TrainingError
 from mmer_fast.training.evaluate import evaluate
-from mmer_fast.training.fast_step import chosen_step
 from mmer_fast.training.finite import (
     first_loss,
     first_nonfinite,
@@ -48,8 +46,10 @@ from mmer_fast.training.finite import (
     parameters,
 )
 from mmer_fast.training.loader import dead_workers_named, training_batches
-from mmer_fast.training.order import epoch_batches
+from mmer_fast.training.loop_config import LoopConfig
+from mmer_fast.training.order import epoch_batches, steps_per_epoch
 from mmer_fast.training.schedule import learning_rate
+from mmer_fast.training.steps import chosen_step
 from mmer_fast.training.sums import EpochSums
 from mmer_fast.training.termination import TerminationRequest
 
@@ -98,8 +98,8 @@ class Trainer:
 
     def __init__(
         self,
-        model: RobMMR,
-        config: TrainConfig,
+        model: Network,
+        config: LoopConfig,
         data: MultiModalData,
         directory: Path,
         header: dict[str, Any],
@@ -119,10 +119,16 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
-        self.steps_per_epoch = -(-len(self.train_split) // config.batch_size)
+        self.steps_per_epoch = steps_per_epoch(self.train_split, config, model.group)
         self.progress = Progress()
-        self.sums = EpochSums(self.device)
+        self.sums = self._no_sums()
         self.termination = TerminationRequest()
+
+    def _no_sums(self) -> EpochSums:
+        return EpochSums(self.algorithm.losses, self.model.outputs, self.device)
+
+    def _batches_of(self, epoch: int) -> list[Tensor]:
+        return epoch_batches(self.train_split, self.config, epoch, self.model.group)
 
     def fit(self) -> list[dict[str, Any]]:
         """Train from where `progress` stands to the last epoch; returns the history, one record an epoch.
@@ -205,11 +211,13 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         progress, config = self.progress, self.config
+        self.model.start_epoch(progress.epoch)
         self.model.train()
-        remaining = epoch_batches(self.train_split, config, progress.epoch)[progress.step :]
-        micro_batches = [indices_b.split(config.batch_size // config.accumulation) for indices_b in remaining]
+        remaining = self._batches_of(progress.epoch)[progress.step :]
+        micro_batches = [self._micro_batches(indices_b) for indices_b in remaining]
         own = [torch.cat([self.world.part(indices_b) for indices_b in parts]) for parts in micro_batches]
-        batches = training_batches(self.train_split, own, self.device, config.workers)
+        extras = self.model.training_extras
+        batches = training_batches(self.train_split, own, self.device, config.workers, extras)
         for indices_b, parts, batch in zip(remaining, micro_batches, batches, strict=True):
             step = progress.epoch * self.steps_per_epoch + progress.step
             measure = progress.step % config.log_every == 0
@@ -225,6 +233,11 @@ class Trainer:
                 self.save()
             if leave:
                 raise Terminated
+
+    def _micro_batches(self, indices_b: Tensor) -> Sequence[Tensor]:
+        """A batch in pieces for `TrainConfig.accumulation`; one of whole groups stays whole."""
+        size = self.config.batch_size // self.config.accumulation
+        return indices_b.split(size if self.model.group is None else len(indices_b))
 
     def _optimize(self, micro_batches: Sequence[Tensor], batch: Batch, step: int, measure_ratio: bool) -> StepResult:
         """A step on these samples, of which `batch` has this rank's parts; the result is that of all ranks."""
@@ -258,18 +271,22 @@ class Trainer:
         """Stop where the losses of the step under way, not yet in the sums, or those of earlier ones are not finite."""
         if is_finite(self.sums.losses + losses):
             return
+        names = self.algorithm.losses
         groups = (inputs(batch), parameters(self.model), gradients(self.model))
         culprit = next(filter(None, (self._on_any_rank(first_nonfinite(group)) for group in groups)), None)
         if is_finite(self.sums.losses):
-            self._stop(f"the {first_loss(losses)} loss is not finite", culprit, self.progress.step + 1)
-        self._stop(f"the {first_loss(self.sums.losses)} loss is not finite", culprit, self.progress.step, exact=False)
+            self._stop(f"the {first_loss(losses, names)} loss is not finite", culprit, self.progress.step + 1)
+        self._stop(
+            f"the {first_loss(self.sums.losses, names)} loss is not finite", culprit, self.progress.step, exact=False
+        )
 
     def _check_state(self) -> None:
         """Stop where the losses so far, the weights or the state of the optimizer are not finite."""
+        names = self.algorithm.losses
         moments = optimizer_state(optimizer_tensors(self.optimizer, self.model))
         culprit = self._on_any_rank(first_nonfinite(parameters(self.model), moments))
         if not is_finite(self.sums.losses):
-            what = f"the {first_loss(self.sums.losses)} loss is not finite"
+            what = f"the {first_loss(self.sums.losses, names)} loss is not finite"
             self._stop(what, culprit, self.progress.step, exact=False)
         if culprit is not None:
             cause = self._on_any_rank(first_nonfinite(gradients(self.model))) or culprit
@@ -282,7 +299,7 @@ class Trainer:
     def _stop(self, what: str, culprit: str | None, step: int, *, exact: bool = True) -> NoReturn:
         """Keep the state for a post-mortem and end training at, or shortly before, step `step` (from 1)."""
         progress, config = self.progress, self.config
-        samples = epoch_batches(self.train_split, config, progress.epoch)[step - 1].tolist()
+        samples = self._batches_of(progress.epoch)[step - 1].tolist()
         path = self.directory / FAILED_FILE
         kept = f"the state is in {path}"
         state = self._state()
@@ -330,6 +347,6 @@ class Trainer:
             # Before the state, so that no state ever speaks of a best model that is not on disk.
             self._write(BEST_FILE, gathered(self.model.state_dict()), self.header)
         progress.epoch, progress.step, progress.gradient_ratios = progress.epoch + 1, 0, []
-        self.sums = EpochSums(self.device)
+        self.sums = self._no_sums()
         self.save()
         self.observer.on_epoch(record)

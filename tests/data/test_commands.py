@@ -124,7 +124,7 @@ def test_convert_to_safetensors_and_smaller(emotional, tmp_path):
 
 
 def test_the_embedded_data_set_is_a_source_too(emotional, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("mmer_fast.data.commands.make_synthetic", lambda: emotional)
+    monkeypatch.setattr("mmer_fast.data.loading.make_synthetic", lambda seed: emotional)
     assert _summary("synthetic", capsys)["format"] == "synthetic"
     assert run("convert", "synthetic", tmp_path / "d.npz") == 0
     assert load(tmp_path / "d.npz").modalities == emotional.modalities

@@ -25,8 +25,8 @@ from mmer_fast.training import preset
 from mmer_fast.training.data_parallel import clip_gradients, prepare
 from mmer_fast.training.distributed import WorldError
 from mmer_fast.training.evaluate import evaluate, predict_logits
-from mmer_fast.training.fast_step import chosen_step
 from mmer_fast.training.perturbation import random_directions
+from mmer_fast.training.steps import chosen_step
 
 STEP = dataclasses.replace(TRAIN, gamma=0.5)
 WHOLE, SINGLE = torch.arange(8), torch.tensor([5])

@@ -89,8 +89,8 @@ class KillsInTheSecondEpoch(SequenceDataset):
 
     made = 0
 
-    def __init__(self, split: Split) -> None:
-        super().__init__(split)
+    def __init__(self, split: Split, extras: Sequence[str] = ()) -> None:
+        super().__init__(split, extras)
         KillsInTheSecondEpoch.made += 1
         self.parent = os.getpid()
         self.last = epoch_batches(split, run_config(small_data()).train, 1)[-1].tolist()

@@ -12,7 +12,7 @@ from small_training import MODEL, TRAIN, Silent, small_data, small_model, train
 from torch import Tensor, nn
 
 from mmer_fast.training import trainer as trainer_module
-from mmer_fast.training.algorithm1 import RECOGNITION_LOSSES
+from mmer_fast.training.algorithm1 import LOSSES, RECOGNITION_LOSSES
 from mmer_fast.training.checkpoint import read_tensors
 from mmer_fast.training.errors import TrainingError
 from mmer_fast.training.finite import first_loss, first_nonfinite, inputs, is_finite
@@ -201,7 +201,8 @@ def test_a_failure_that_cannot_be_kept_is_still_told(tmp_path: Path) -> None:
 
 
 def test_the_first_loss_and_many_samples() -> None:
-    assert [first_loss(torch.tensor(x)) for x in ([NAN, NAN, 0.0], [0.0, NAN, NAN], [0.0, 0.0, float("inf")])] == [
+    losses = ([NAN, NAN, 0.0], [0.0, NAN, NAN], [0.0, 0.0, float("inf")])
+    assert [first_loss(torch.tensor(x), LOSSES) for x in losses] == [
         "recognition",
         "masked",
         "perturbed",

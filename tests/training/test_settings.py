@@ -11,7 +11,8 @@ import pytest
 from mmer_fast.models import RobMMRConfig
 from mmer_fast.training import PRESETS, TrainConfig, configs_to_json, preset
 from mmer_fast.training.run import RunError
-from mmer_fast.training.settings import SECTIONS, Settings, configure, parse_assignments, read_settings, to_yaml
+from mmer_fast.training.settings import Settings, configure, parse_assignments, read_settings, to_yaml
+from mmer_fast.training.systems import find_system
 
 
 def written(path: Path, text: str) -> Path:
@@ -20,7 +21,9 @@ def written(path: Path, text: str) -> Path:
 
 
 def test_no_field_is_in_both_sections() -> None:
-    model, train = ({field.name for field in dataclasses.fields(config)} for config in SECTIONS.values())
+    model, train = (
+        {field.name for field in dataclasses.fields(config)} for config in find_system("robmmr").sections.values()
+    )
     assert not model & train
 
 
@@ -102,7 +105,7 @@ def test_what_is_no_assignment_is_refused(assignment: str) -> None:
     [
         ("a.json", "{", "neither YAML nor JSON"),
         ("a.yaml", "model: [", "neither YAML nor JSON"),
-        ("a.yaml", "- 1", "expected the sections model, train and the entry preset; got list"),
+        ("a.yaml", "- 1", "expected the sections model, train and the entries system, preset; got list"),
         ("a.yaml", "modl: {}", "expected the sections .*got modl"),
         ("a.yaml", "model: 3", "model must be fields of RobMMRConfig, got 3"),
         ("a.yaml", "model: {rho: 1}", r"unknown field\(s\) rho in model; known: dim, "),

@@ -15,7 +15,7 @@ from mmer_fast.models import RobMMR
 from mmer_fast.training import StepResult, TrainConfig
 from mmer_fast.training.data_parallel import average_gradients, gathered, prepare
 from mmer_fast.training.distributed import World, padded_as_whole, whole_batch
-from mmer_fast.training.fast_step import chosen_step
+from mmer_fast.training.steps import chosen_step
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "classifier_dropout": 0.0}
 SPLIT = small_data().splits["train"]

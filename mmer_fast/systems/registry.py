@@ -1,0 +1,8 @@
+"""The systems by name: where each is, without importing it."""
+
+from __future__ import annotations
+
+ROBMMR = "robmmr"
+SISTERS: dict[str, str] = {}
+"""Name → "module:class" of a `SystemModel`. To add a system, add a line."""
+NAMES = (ROBMMR, *SISTERS)

@@ -1,0 +1,78 @@
+"""The training step of a network: Algorithm 1 in one of its forms for RobMMR, one backward pass for its sisters."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mmer_fast.data import Batch
+from mmer_fast.models import RobMMR
+from mmer_fast.models.network import Network
+from mmer_fast.systems.interface import SystemModel
+from mmer_fast.training.algorithm1 import Algorithm1, Loss, StepResult
+from mmer_fast.training.config import TrainConfig
+from mmer_fast.training.distributed import ALONE, World
+from mmer_fast.training.fast_step import FastStep
+from mmer_fast.training.loop_config import LoopConfig
+
+
+class Step(Protocol):
+    """Losses and gradients of one training step.
+
+    Attributes:
+        model: whose gradients they are.
+        world: the processes that share each batch.
+        losses: names of the entries of `StepResult.losses`; the first is "recognition".
+        recognition_loss: of logits and labels (N, K), as validation reports it.
+    """
+
+    @property
+    def model(self) -> Network: ...
+    @property
+    def world(self) -> World: ...
+    @property
+    def losses(self) -> tuple[str, ...]: ...
+    @property
+    def recognition_loss(self) -> Loss: ...
+
+    def accumulate_gradients(self, batch: Batch, *, measure_ratio: bool = False, weight: float = 1.0) -> StepResult:
+        """Set `.grad` of the parameters, which must be None or zero before; see `Algorithm1.accumulate_gradients`."""
+
+
+class LossStep:
+    """The step of a model that follows one loss.
+
+    Args:
+        model: whose parameters receive the gradients.
+        world: the processes that share each batch.
+    """
+
+    def __init__(self, model: SystemModel, world: World = ALONE) -> None:
+        self.model: Network = model
+        self.world = world
+        self.losses = model.loss_names
+        self.recognition_loss: Loss = model.recognition_loss
+        self._objective = model.objective
+
+    def accumulate_gradients(self, batch: Batch, *, measure_ratio: bool = False, weight: float = 1.0) -> StepResult:
+        """The gradients of the objective; there is no ratio to measure."""
+        objective = self._objective(batch)
+        (weight * objective.total).backward()
+        return StepResult(objective.parts.detach(), objective.logits.detach(), None)
+
+
+def chosen_step(model: Network, config: LoopConfig, world: World = ALONE) -> Step:
+    """The step of a model: the form of Algorithm 1 that `TrainConfig.step` names, or that of its loss.
+
+    Raises:
+        TypeError: a RobMMR model without a `TrainConfig`, or a network of neither kind.
+    """
+    if isinstance(model, SystemModel):
+        return LossStep(model, world)
+    if isinstance(model, RobMMR) and isinstance(config, TrainConfig):
+        return algorithm1_step(model, config, world)
+    raise TypeError(f"expected a RobMMR with a TrainConfig, or a SystemModel; got {type(model).__name__}")
+
+
+def algorithm1_step(model: RobMMR, config: TrainConfig, world: World = ALONE) -> Algorithm1:
+    """The form of Algorithm 1 that `TrainConfig.step` names."""
+    return FastStep(model, config, world) if config.step == "fast" else Algorithm1(model, config, world)
