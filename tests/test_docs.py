@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 import pytest
@@ -18,6 +18,15 @@ from mmer_fast.training import api, settings
 from mmer_fast.training import commands as training_commands
 
 SMALL = {"n_train": 12, "n_valid": 6, "n_test": 6, "max_length": 8}
+SMALL_NETWORK = {
+    "dim": 8,
+    "ffn_dim": 8,
+    "heads": 2,
+    "unimodal_blocks": 1,
+    "multimodal_blocks": 1,
+    "decoder_blocks": 1,
+    "padded_length": None,
+}
 # The files that the pages speak of as the reader's own.
 FILES = {"features.npz": "npz", "unaligned_50.pkl": "mmsa", "train_valid_test.pt": "tailor"}
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -49,9 +58,8 @@ def small(tmp_path, monkeypatch):
 def shrunk(*arguments):
     """What is asked for is checked as it stands; what is trained is small."""
     model, train = settings.configure(*arguments)
-    model = replace(
-        model, dim=8, ffn_dim=8, heads=2, unimodal_blocks=1, multimodal_blocks=1, decoder_blocks=1, padded_length=None
-    )
+    names = {field.name for field in fields(model)}
+    model = replace(model, **{name: size for name, size in SMALL_NETWORK.items() if name in names})
     return model, replace(train, epochs=min(train.epochs, 2), batch_size=8)
 
 

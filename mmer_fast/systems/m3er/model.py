@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from mmer_fast.data import Batch, SequenceDataset, Split
 from mmer_fast.data.statistics import feature_statistics
 from mmer_fast.models.dropout import Dropout
-from mmer_fast.models.losses import binary_cross_entropy
 from mmer_fast.models.robmmr import check_outline
 from mmer_fast.models.standardization import Standardization
 from mmer_fast.systems.interface import Objective, Preset, SystemModel
@@ -157,7 +156,7 @@ class M3ER(SystemModel):
         """
         config, out = self.config, self(batch.features, batch.lengths)
         labels_bk = batch.labels.to(out.logits.dtype)
-        recognition = binary_cross_entropy(out.logits, labels_bk)
+        recognition = self.recognition_loss(out.logits, labels_bk)
         fusion = multiplicative_loss(
             out.modality_logits,
             labels_bk,

@@ -75,8 +75,8 @@ def test_proxies_are_closer_to_the_originals_than_the_noise_and_than_nothing() -
     noisy = whole(test)
     before = {name: model.standardization[name](x) for name, x in noisy.features.items()}
     original = {name: model.standardization[name](x) for name, x in clean.features.items()}
-    features, lengths = model.regenerate(before, noisy.lengths)
-    vectors = [model.vectors(x, n) for x, n in ((original, clean.lengths), (before, noisy.lengths), (features, lengths))]
+    batches = [(original, clean.lengths), (before, noisy.lengths), model.regenerate(before, noisy.lengths)]
+    vectors = [model.vectors(*batch) for batch in batches]
     found = ~model.check(vectors[1], torch.ones(40, 3, dtype=torch.bool))
     for m, name in enumerate(data.modalities):
         chosen = torch.from_numpy(test.extras["ineffectual"] == m)
@@ -214,13 +214,13 @@ def test_a_bad_configuration_is_named(changes: dict, message: str) -> None:
 @pytest.fixture(scope="module")
 def trained() -> tuple[M3ER, MultiModalData]:
     torch.manual_seed(0)
-    data = make_correlated(n_train=800, n_valid=1, n_test=400, max_length=6, noisy_share=0.5, missing_share=0.25)
+    data = make_correlated(n_train=800, n_valid=1, n_test=800, max_length=6, noisy_share=0.5, missing_share=0.25)
     config = M3ERConfig(**{**SMALL, "hidden": 16, "memory": 16, "head": 32, "detach_weights": True})
     model = M3ER(data.modalities, 6, config)
     model.fit(data.splits["train"])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     batch = whole(data.splits["train"])
-    for _ in range(8):
+    for _ in range(12):
         for part in batch.split([100] * 8):
             optimizer.zero_grad()
             model.objective(part).total.backward()
