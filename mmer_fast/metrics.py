@@ -98,9 +98,8 @@ def single_label_metrics(probabilities: Tensor | np.ndarray, labels: Tensor | np
         Python floats under
 
         - ``weighted_f1``: mean of the classes' F1, each weighted with its number of samples;
-        - ``weighted_accuracy``: share of the samples whose class is predicted (WA in the literature on emotions in
-          conversation: the mean of the classes' recalls, weighted likewise; another thing than the one of
-          `multilabel_metrics`);
+        - ``overall_accuracy``: share of the samples whose class is predicted (the weighted accuracy WA of the
+          literature on emotions in conversation: the mean of the classes' recalls, weighted likewise);
         - ``unweighted_accuracy``: mean recall of the classes that have samples (UA).
 
     Raises:
@@ -116,7 +115,7 @@ def single_label_metrics(probabilities: Tensor | np.ndarray, labels: Tensor | np
     recall_k = multiclass_recall(predicted_n, class_n, average="none", **classes)[: p_nk.shape[1]]
     return {
         "weighted_f1": multiclass_f1_score(predicted_n, class_n, average="weighted", **classes).item(),
-        "weighted_accuracy": (predicted_n == class_n).double().mean().item(),
+        "overall_accuracy": (predicted_n == class_n).double().mean().item(),
         "unweighted_accuracy": recall_k[y_nk.any(dim=0)].mean().item(),
     }
 

@@ -177,7 +177,7 @@ def test_single_label_agrees_with_scikit_learn(case):
     true, predicted = y.argmax(axis=1), p.argmax(axis=1)
     expected = {
         "weighted_f1": sk.f1_score(true, predicted, average="weighted", zero_division=0),
-        "weighted_accuracy": sk.accuracy_score(true, predicted),
+        "overall_accuracy": sk.accuracy_score(true, predicted),
         "unweighted_accuracy": np.mean([sk.recall_score(true == c, predicted == c) for c in np.unique(true)]),
     }
     assert got == pytest.approx(expected, abs=1e-6)
@@ -191,7 +191,7 @@ def test_single_label_on_many_samples_against_scikit_learn():
     got = single_label_metrics(torch.tensor(p), torch.tensor(np.eye(6)[true]))
     predicted = p.argmax(axis=1)
     assert got["weighted_f1"] == pytest.approx(sk.f1_score(true, predicted, average="weighted"), abs=1e-6)
-    assert got["weighted_accuracy"] == pytest.approx(sk.accuracy_score(true, predicted), abs=1e-6)
+    assert got["overall_accuracy"] == pytest.approx(sk.accuracy_score(true, predicted), abs=1e-6)
     assert got["unweighted_accuracy"] == pytest.approx(sk.balanced_accuracy_score(true, predicted), abs=1e-6)
     assert len(set(got.values())) == 3
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmer_fast._files import write_atomically
 from mmer_fast.ablation.plots import plot_html, write_plot
-from mmer_fast.ablation.results import SuiteResults
+from mmer_fast.ablation.results import CLASS_COLUMNS, SuiteResults
 from mmer_fast.ablation.tables import (
     TextTable,
     metrics_table,
@@ -25,6 +25,10 @@ MEANING = (
     "labels (Jaccard index). P, R, miF1: precision, recall and F1 over all decisions. HL: Hamming loss, lower is "
     "better. maF1: mean F1 of the labels. Mean ± sample standard deviation over the seeds; the difference to the first "
     "row is taken between runs of the same seed."
+)
+CLASS_MEANING = (
+    "Each sample has one class, and the most probable one counts: wF1 is the mean F1 of the classes weighted by their "
+    "sizes, WA the share of the samples that are right, UA the mean recall of the classes."
 )
 ROBUSTNESS = (
     "miF1 of each part of the test split, where the data tells parts apart. Gap: by how much miF1 is lower on the test "
@@ -90,8 +94,10 @@ def _plots_note(results: SuiteResults) -> str:
 
 def _tables(results: SuiteResults) -> list[tuple[str, str, TextTable]]:
     """Title, explanation and contents of every table."""
+    has_classes = any(name.endswith(tuple(CLASS_COLUMNS)) for name in results.names("test/"))
+    meaning = f"{MEANING} {CLASS_MEANING}" if has_classes else MEANING
     tables = [
-        ("Results", MEANING, metrics_table(results)),
+        ("Results", meaning, metrics_table(results)),
         ("Robustness", ROBUSTNESS, robustness_table(results)),
     ]
     published = published_table(results)

@@ -29,6 +29,8 @@ COLUMNS = {
     "macro_f1": "maF1",
 }
 """Metrics of a table, in the order of its columns; precision and recall are over all decisions, as miF1 is."""
+CLASS_COLUMNS = {"weighted_f1": "wF1", "overall_accuracy": "WA", "unweighted_accuracy": "UA"}
+"""Metrics of data with one class a sample, in further columns."""
 SPLITS = ("train", "valid", "test")
 
 
@@ -191,13 +193,19 @@ def read_result(run: PlannedRun) -> RunResult:
 def values_of(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a run by name.
 
-    - ``<split>/<metric>``: the metrics of `COLUMNS` on train, valid and test.
+    - ``<split>/<metric>``: those of `COLUMNS`, and of `CLASS_COLUMNS` if any, on train, valid and test.
     - ``part/<code>``: micro-F1 on a part of the test split, where the data tells parts apart.
     - ``gap/valid``, ``gap/test``: how much lower micro-F1 is there than on the training split; on test without the
       parts that are unlike the training data.
     - ``recall/<modality>``, ``chance/<modality>``: share of the planted units that the masks find, and by chance.
     """
     values = {f"{split}/{metric}": metrics[split][metric] for split in SPLITS for metric in COLUMNS}
+    values |= {
+        f"{split}/{metric}": metrics[split][metric]
+        for split in SPLITS
+        for metric in CLASS_COLUMNS
+        if metric in metrics[split]
+    }
     parts = metrics["test"].get("shift", {})
     values |= {f"part/{code}": part["micro_f1"] for code, part in parts.items()}
     alike = {"valid": metrics["valid"], "test": parts.get(str(SHIFT_NONE), metrics["test"])}

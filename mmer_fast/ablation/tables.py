@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmer_fast.ablation.names import page_name
-from mmer_fast.ablation.results import COLUMNS, RowResult, Statistic, SuiteResults
+from mmer_fast.ablation.results import CLASS_COLUMNS, COLUMNS, RowResult, Statistic, SuiteResults
 from mmer_fast.ablation.suites import MINUS
 from mmer_fast.report.page import Html, table
 from mmer_fast.report.published import METRICS as PUBLISHED_METRICS
@@ -48,16 +48,18 @@ def spread(statistic: Statistic | None, *, sign: bool = False) -> str:
 def metrics_table(results: SuiteResults) -> TextTable:
     """Metrics on the test split, and the difference of the F1 to the first row."""
     base = results.base
+    found = results.names("test/")
+    columns = {**COLUMNS, **{name: short for name, short in CLASS_COLUMNS.items() if f"test/{name}" in found}}
     rows = [
         [
             row.planned.row.name,
-            *(spread(row.statistic(f"test/{metric}")) for metric in COLUMNS),
+            *(spread(row.statistic(f"test/{metric}")) for metric in columns),
             DASH if row is base else spread(row.difference(base, "test/micro_f1"), sign=True),
             _seeds(row),
         ]
         for row in _applying(results)
     ]
-    return TextTable(["", *COLUMNS.values(), f"miF1 {MINUS} {base.planned.row.name}", "seeds"], rows)
+    return TextTable(["", *columns.values(), f"miF1 {MINUS} {base.planned.row.name}", "seeds"], rows)
 
 
 def _seeds(row: RowResult) -> str:

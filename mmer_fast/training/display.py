@@ -119,10 +119,11 @@ class TrainingDisplay:
 
 def _shown(losses: Mapping[str, float], digits: int) -> str:
     """Losses in one line, those of RobMMR by the paper's symbols."""
+    symbols = SYMBOLS if set(losses) == set(SYMBOLS) else {}
     parts = []
     for name, value in losses.items():
         form = ".2e" if name == "perturbed" else f".{digits}f"
-        parts.append(f"{SYMBOLS.get(name, name)} {value:{form}}")
+        parts.append(f"{symbols.get(name, name)} {value:{form}}")
     return "  ".join(parts)
 
 

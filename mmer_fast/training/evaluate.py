@@ -71,7 +71,7 @@ def evaluate(
     recognition_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     world: World = ALONE,
 ) -> dict[str, Any]:
-    """Metrics of `multilabel_metrics` over a split, of a model that chooses one class also `single_label_metrics`;
+    """Metrics of `multilabel_metrics` over a split, of data with one class a sample also `single_label_metrics`;
     where it has the extra `shift`, also for each of its
     values.
 
@@ -110,7 +110,7 @@ def _metrics(probabilities_nk: Tensor, labels_nk: Tensor, threshold: float, outp
     """Metrics with None for what is not defined, since NaN is no JSON."""
     predicted_nk = outputs.predictions(probabilities_nk, threshold)
     metrics = multilabel_metrics(probabilities_nk, labels_nk, predictions=predicted_nk)
-    if outputs.decision == "argmax":
+    if (labels_nk.sum(dim=1) == 1).all():
         metrics |= single_label_metrics(probabilities_nk, labels_nk)
     defined = {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in metrics.items()}
     return {"samples": len(labels_nk), **defined}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from mmer_fast.models.config import check_types
 
 SELECTIONS = ("micro_f1", "macro_f1", "accuracy")
-CLASS_SELECTIONS = ("weighted_f1", "weighted_accuracy", "unweighted_accuracy")
+CLASS_SELECTIONS = ("weighted_f1", "overall_accuracy", "unweighted_accuracy")
 """Metrics that are defined where exactly one class holds."""
 
 
@@ -61,9 +61,9 @@ class LoopConfig:
     schedule: Literal["iteration", "epoch"] = "iteration"
     warmup: int = 10
     warmup_start: float = 0.1
-    selection: Literal[
-        "micro_f1", "macro_f1", "accuracy", "weighted_f1", "weighted_accuracy", "unweighted_accuracy"
-    ] = "micro_f1"
+    selection: Literal["micro_f1", "macro_f1", "accuracy", "weighted_f1", "overall_accuracy", "unweighted_accuracy"] = (
+        "micro_f1"
+    )
     patience: int | None = None
     threshold: float = 0.5
     seed: int = 0

@@ -15,6 +15,8 @@ from toy_system import Conversations, Toy
 from typer.testing import CliRunner
 
 import mmer_fast.training
+from mmer_fast.ablation.comparison import comparison
+from mmer_fast.ablation.plan import make_plan
 from mmer_fast.data import MultiModalData, make_synthetic, write_npz
 from mmer_fast.systems import registry
 from mmer_fast.training.api import Run, configured_run
@@ -23,7 +25,7 @@ from mmer_fast.training.loop_config import LoopConfig
 from mmer_fast.training.observers import Observers
 from mmer_fast.training.order import epoch_batches, sorted_batches, steps_per_epoch
 from mmer_fast.training.run import RunConfig, RunError, train_run
-from mmer_fast.training.settings import asked_for, configure
+from mmer_fast.training.settings import Settings, asked_for, configure
 from mmer_fast.training.systems import find_system
 
 
@@ -115,7 +117,7 @@ def test_classes_are_chosen_and_measured_as_classes(single: MultiModalData, tmp_
     predicted_nk = torch.from_numpy(run.predict(single).probabilities)
     torch.testing.assert_close(predicted_nk.sum(dim=1), torch.ones(21))
     right = (predicted_nk.argmax(dim=1).numpy() == single.splits["test"].labels.argmax(axis=1)).mean()
-    assert test["weighted_accuracy"] == pytest.approx(right)
+    assert test["overall_accuracy"] == pytest.approx(right)
     assert test["micro_f1"] == pytest.approx(right)  # one label a sample, one predicted
     assert 0 <= test["unweighted_accuracy"] <= 1
 
@@ -193,6 +195,22 @@ def test_the_command_line(data: MultiModalData, tmp_path: Path) -> None:
     write_npz(data, path)
     result = CliRunner().invoke(app, ["train", "--model", "toy", "--data", str(path), "--out", str(out)])
     assert result.exit_code == 0, result.output
-    assert re.search(r"  recognition \d\.\d{4}  decay \d", result.output)
+    assert re.search(r"epoch 1/2  recognition \d\.\d{4}  decay \d", result.output)
     with pytest.raises(RunError, match="only RobMMR has masks to explain, got Toy"):
         Run(out, "cpu").explain(0)
+
+
+def test_a_comparison_is_a_suite_of_systems(data: MultiModalData, tmp_path: Path) -> None:
+    suite = comparison(["toy", "robmmr", "conversations"])
+    plan = make_plan(suite, data, tmp_path, seeds=[0, 1], settings=Settings(values={"epochs": 3}))
+    toy, robmmr, conversations = plan.rows
+    assert [run.config.system for run in plan.chosen([])] == ["toy", "robmmr"] * 2
+    assert [run.directory.name for run in toy.runs] == ["toy-seed0", "toy-seed1"]
+    assert {run.config.train.epochs for row in (toy, robmmr) for run in row.runs} == {3}
+    assert "needs the extra(s) dialogue of train" in (conversations.skipped or "")
+    with pytest.raises(RunError, match=r"unknown setting.s. rho; known: model: classes"):
+        make_plan(suite, data, tmp_path, seeds=[0], settings=Settings(values={"rho": 0.1}))
+    with pytest.raises(RunError, match="models must be one or more different names, got toy, toy"):
+        comparison(["toy", "toy"])
+    with pytest.raises(RunError, match="model must be one of robmmr"):
+        comparison(["nothing"])
