@@ -42,6 +42,9 @@ class ParallelLSTM(nn.Module):
         bound = hidden**-0.5
         for parameter in self.parameters():  # as torch.nn.LSTM does
             nn.init.uniform_(parameter, -bound, bound)
+        for layer in self.inputs.values():  # forget little at the start, so that early steps reach the end
+            assert isinstance(layer, nn.Linear)
+            nn.init.constant_(layer.bias[hidden : 2 * hidden], 2.0)
 
     def read(self, features: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> Tensor:
         """What the gates get of the features (B, T, D) at each step; (T, M, B, G), T of the longest modality."""

@@ -105,24 +105,37 @@ class M3ER(SystemModel):
         return {name: mean_over_time(features[name], lengths[name]) for name in self.modalities}
 
     @torch.no_grad()
-    def regenerate(
+    def judge(
         self, features: Mapping[str, Tensor], lengths: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Replace or leave out what is ineffectual, as configured.
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Which modalities are effective, and proxies for the others, as configured.
 
         Args:
             features: modality → (B, T, D), standardised.
             lengths: modality → (B,).
 
         Returns:
-            Features and lengths as they came where a modality is effective; proxies, or the length 0, elsewhere.
+            I_e (B, M) bool; modality → proxy (B, D); and where there is a proxy, (B, M) bool.
         """
         vectors, present_bm = self.vectors(features, lengths), self._present(lengths)
         effective_bm = self.check(vectors, present_bm) if self.config.check else present_bm
+        if self.config.proxy:
+            return effective_bm, *self.proxies(vectors, effective_bm)
+        return effective_bm, vectors, torch.zeros_like(effective_bm)
+
+    def regenerate(
+        self, features: Mapping[str, Tensor], lengths: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Features and lengths as they came where a modality is effective; elsewhere its proxy, or the length 0.
+
+        Args:
+            features: modality → (B, T, D), standardised.
+            lengths: modality → (B,).
+        """
+        effective_bm, proxies, available_bm = self.judge(features, lengths)
         new_lengths = {name: lengths[name] * effective_bm[:, m] for m, name in enumerate(self.modalities)}
-        if not self.config.proxy or bool(effective_bm.all()):
+        if not bool(available_bm.any()):
             return dict(features), new_lengths
-        proxies, available_bm = self.proxies(vectors, effective_bm)
         longest_b = torch.stack(list(new_lengths.values())).amax(dim=0)
         new_features = {}
         for m, name in enumerate(self.modalities):

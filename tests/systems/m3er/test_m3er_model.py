@@ -101,6 +101,18 @@ def test_effective_modalities_are_read_as_they_are() -> None:
         assert torch.equal(lengths[name][same], batch.lengths[name][same])
 
 
+def test_gradients_reach_the_features_that_are_read_and_no_noise() -> None:
+    data = small_data(noisy_share=1, missing_share=0)
+    model, batch = fitted(data), whole(data.splits["test"])
+    features = {name: x.requires_grad_() for name, x in batch.features.items()}
+    model(features, batch.lengths).logits.square().sum().backward()
+    standardized = {name: model.standardization[name](x) for name, x in features.items()}
+    effective = model.judge(standardized, batch.lengths)[0]
+    for m, x in enumerate(features.values()):
+        assert torch.equal(x.grad.flatten(1).any(dim=1), effective[:, m])
+    assert not effective.all()
+
+
 def test_switches() -> None:
     """Without the check noise is read as it is; without proxies what is ineffectual is left out."""
     data = small_data(noisy_share=0.6, missing_share=0.4)
