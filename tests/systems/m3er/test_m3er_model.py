@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmer_fast.data import Batch, MultiModalData, SequenceDataset, Split
-from mmer_fast.data.correlated import make_correlated
+from mmer_fast.data import Batch, MultiModalData, SequenceDataset, Split, make_correlated
 from mmer_fast.metrics import multilabel_metrics
 from mmer_fast.systems.m3er import M3ER, M3ERConfig, multiplicative_loss
 

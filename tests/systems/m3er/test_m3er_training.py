@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import mmer_fast.training
-from mmer_fast.data import FORMATS, MultiModalData, load
-from mmer_fast.data.correlated import make_correlated
+from mmer_fast.data import FORMATS, MultiModalData, make_correlated
 from mmer_fast.systems.m3er import M3ER, M3ERConfig
 from mmer_fast.training.api import Run
 from mmer_fast.training.systems import find_system
@@ -56,7 +55,3 @@ def test_the_authors_preset_is_what_the_slides_say() -> None:
     assert (model.hidden, model.memory, model.hidden + model.memory, model.head) == (32, 128, 160, 64)
     assert (model.components, model.fusion, model.check, model.proxy) == (100, "modified", True, True)
     assert (train.learning_rate, train.weight_decay, train.epochs, train.batch_size) == (0.01, 0.0, 500, 256)
-
-
-def test_correlated_data_are_there_by_name() -> None:
-    assert load("correlated", modalities=["audio"]).modalities == {"audio": 74}
