@@ -113,6 +113,17 @@ def test_a_fitted_tau_has_its_share_of_new_samples_below_it() -> None:
     assert torch.allclose((rho < check.tau).double().mean(dim=0), torch.tensor(0.2, dtype=torch.float64), atol=0.05)
 
 
+def test_a_fitted_tau_is_not_that_of_the_samples_that_the_projections_fit() -> None:
+    """With few samples these correlate far better than new ones."""
+    world = linear_world(noise=1.0)
+    training, new = world.draw(80), world.draw(2000)
+    check = ModalityCheck(SIZES, components=6, false_alarms=0.2).double()
+    check.fit(training, all_present(80))
+    rho = check.correlations(new, all_present(2000))
+    of_the_fit = check.correlations(training, all_present(80)).quantile(0.2, dim=0)
+    assert (rho < check.tau).double().mean() < 0.27 < (rho < of_the_fit).double().mean()
+
+
 def test_where_modalities_have_nothing_in_common_hardly_any_is_condemned() -> None:
     training = {name: torch.randn(600, size, dtype=torch.float64) for name, size in SIZES.items()}
     check = ModalityCheck(SIZES, components=6).double()
