@@ -16,6 +16,7 @@ SISTERS: dict[str, str] = {
     "mmin": "mmer_fast.systems.mmin:MMIN",
     "cross_culture": "mmer_fast.systems.adaptation:CrossCulture",
     "semi_supervised": "mmer_fast.systems.adaptation:SemiSupervised",
+    "m3er": "mmer_fast.systems.m3er:M3ER",
 }
 """Name → "module:class" of a `SystemModel`. To add a system, add a line."""
 NAMES = (ROBMMR, *SISTERS)
