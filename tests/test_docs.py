@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 import pytest
@@ -12,7 +12,7 @@ from documented import LANGUAGES, PAGES, ROOT, Block, blocks, run_page
 from mmer_fast import report
 from mmer_fast.ablation import api as ablation
 from mmer_fast.bench import commands as bench_commands
-from mmer_fast.data import FORMATS, loading, make_synthetic
+from mmer_fast.data import FORMATS, loading, make_dialogues, make_synthetic
 from mmer_fast.data import commands as data_commands
 from mmer_fast.report import analysis
 from mmer_fast.training import api, settings
@@ -21,6 +21,15 @@ from mmer_fast.training import commands as training_commands
 # Of a benchmark that measures nothing.
 NO_BENCHMARK = {"created": "2025-01-01", "device": "cpu", "quick": True, "machine": {"gpu": "none"}, "rows": []}
 SMALL = {"n_train": 12, "n_valid": 6, "n_test": 6, "max_length": 8}
+SMALL_NETWORK = {
+    "dim": 8,
+    "ffn_dim": 8,
+    "heads": 2,
+    "unimodal_blocks": 1,
+    "multimodal_blocks": 1,
+    "decoder_blocks": 1,
+    "padded_length": None,
+}
 # The files that the pages speak of as the reader's own.
 FILES = {"features.npz": "npz", "unaligned_50.pkl": "mmsa", "train_valid_test.pt": "tailor"}
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -39,6 +48,7 @@ def small(tmp_path, monkeypatch):
         FORMATS[format].write(tiny(), tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loading, "make_synthetic", tiny)
+    monkeypatch.setattr(loading, "make_dialogues", partial(make_dialogues, **SMALL))
     monkeypatch.setattr(data_commands, "make_synthetic", lambda seed=0, **_: tiny(seed))
     for module in (api, training_commands):
         monkeypatch.setattr(module, "configure", shrunk)
@@ -53,9 +63,8 @@ def small(tmp_path, monkeypatch):
 def shrunk(*arguments):
     """What is asked for is checked as it stands; what is trained is small."""
     model, train = settings.configure(*arguments)
-    model = replace(
-        model, dim=8, ffn_dim=8, heads=2, unimodal_blocks=1, multimodal_blocks=1, decoder_blocks=1, padded_length=None
-    )
+    names = {field.name for field in fields(model)}
+    model = replace(model, **{name: size for name, size in SMALL_NETWORK.items() if name in names})
     return model, replace(train, epochs=min(train.epochs, 2), batch_size=8)
 
 
