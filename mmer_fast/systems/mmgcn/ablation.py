@@ -1,4 +1,4 @@
-"""MMGCN's ablations as suites for `mmer_fast.ablation.run_suite`: fusion, speakers, modalities and depth, as in the talk.
+"""MMGCN's ablations as suites for `mmer_fast.ablation.run_suite`: fusion, speakers, modalities and depth.
 
 What the talk publishes for them is weighted F1 on other data; it stands in the documentation.
 """
