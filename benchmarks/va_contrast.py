@@ -87,20 +87,24 @@ def measure(form: str, samples: int, width: int, device: str, rounds: int) -> di
 
     run(*inputs(32, width, device), FORMS[form])  # what is imported and started once is no part of it
     features_bd, va_b2 = inputs(samples, width, device)
-    before = _most_held(device)
-    gradient_bd = run(features_bd, va_b2, FORMS[form])
-    peak = _most_held(device) - before
+    gradient_bd, peak = _with_peak(lambda: run(features_bd, va_b2, FORMS[form]), device)
     seconds = [_timed(lambda: run(features_bd, va_b2, FORMS[form]), device) for _ in range(rounds)]
     truth_bd = run(features_bd.detach().double().requires_grad_(), va_b2.double(), all_pairs)
     error = float((gradient_bd.double() - truth_bd).norm() / truth_bd.norm())
     return {"seconds": statistics.median(seconds), "peak_bytes": peak, "gradient_error": error}
 
 
-def _most_held(device: str) -> int:
-    """The most bytes that were ever held: by the process (Linux), or by torch's allocator on CUDA."""
+def _with_peak(call: Callable[[], Tensor], device: str) -> tuple[Tensor, int]:
+    """The result of the first large call of a process, and the most bytes that it held at once: by the kernel's account
+    (Linux), or by that of torch's allocator on CUDA.
+    """
     if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        return call(), torch.cuda.max_memory_allocated() - held
+    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    result = call()
+    return result, max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held, 0)
 
 
 def _timed(call: Callable[[], Tensor], device: str) -> float:

@@ -29,8 +29,8 @@ class UniVAConfig:
         classifier_dropout: on the logits, after the last layer (published code: 0.1).
         standardize: bring every feature to mean 0 and standard deviation 1 of the training data.
         recognition: loss of the logits: "softmax_kl" (published code: KL of a softmax of the labels and of the logits;
-            the labels share one softmax, and those above `LoopConfig.threshold` are predicted), or "bce" (a sigmoid
-            each).
+            the labels share one softmax, and those above a threshold are predicted, .18 in the presets), or "bce" (a
+            sigmoid each, for `LoopConfig.threshold` .5).
         recognition_scale: its factor (published code: 1000 on the KL).
         contrast: the contrastive loss. False is the ablation "w/o VA-CL": α and everything of the next eight fields
             has no effect.

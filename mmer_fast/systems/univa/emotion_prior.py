@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmer_fast.data.valence_arousal import NRC_VAD
@@ -36,7 +37,7 @@ def emotion_va(names: Sequence[str], values: Mapping[str, Sequence[float]] | Non
     if missing:
         raise ValueError(
             f"names must have valence and arousal, got {', '.join(missing)} without; known: {', '.join(known)}. "
-            f"Give them as values, name → (valence, arousal)"
+            "Give them as values, name → (valence, arousal)"
         )
     for name in names:
         pair = known[name]
@@ -66,7 +67,7 @@ def emotion_similarity(va_k2: Tensor) -> Tensor:
     if not bool((high_2 > low_2).all()):
         raise ValueError(f"va_k2 must differ among emotions in valence and in arousal, got {va_k2.tolist()}")
     scaled_k2 = (va_k2 - low_2) / (high_2 - low_2) * 2 - 1
-    directions_k2 = torch.nn.functional.normalize(scaled_k2, dim=1)
+    directions_k2 = F.normalize(scaled_k2, dim=1)
     return directions_k2 @ directions_k2.T
 
 

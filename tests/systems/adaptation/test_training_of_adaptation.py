@@ -32,7 +32,7 @@ def data() -> MultiModalData:
 
 
 def test_cross_culture_trains_and_is_there_again(data: MultiModalData, tmp_path: Path) -> None:
-    run = mmer_fast.training.train(data, tmp_path / "run", model="cross_culture", **TINY)
+    run = mmer_fast.training.train(data, tmp_path / "run", model="cross-culture", **TINY)
     assert [set(record["train"]) >= {"recognition", "culture"} for record in run.metrics["history"]] == [True, True]
     assert isinstance(run.model, CrossCulture)
     assert Run(tmp_path / "run", "cpu").evaluate(data) == run.metrics["test"]
@@ -42,7 +42,7 @@ def test_semi_supervised_trains_from_a_file(data: MultiModalData, tmp_path: Path
     write_npz(hide_labels(data, 0.3), tmp_path / "few.npz")
     read = load(tmp_path / "few.npz")
     assert (read.splits["train"].extras["labelled"].mean() - 0.3) < 0.02
-    run = mmer_fast.training.train(tmp_path / "few.npz", tmp_path / "run", model="semi_supervised", **TINY)
+    run = mmer_fast.training.train(tmp_path / "few.npz", tmp_path / "run", model="semi-supervised", **TINY)
     losses = run.metrics["history"][-1]["train"]
     assert min(losses["recognition"], losses["matching"], losses["reconstruction"]) > 0
     assert isinstance(run.model, SemiSupervised)
@@ -51,15 +51,15 @@ def test_semi_supervised_trains_from_a_file(data: MultiModalData, tmp_path: Path
 
 def test_data_without_what_is_needed_is_refused(data: MultiModalData, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="expected the extra labelled"):
-        mmer_fast.training.train(data, tmp_path / "run", model="semi_supervised", **TINY)
+        mmer_fast.training.train(data, tmp_path / "run", model="semi-supervised", **TINY)
     with pytest.raises(RunError, match="train labels: expected exactly one"):
-        mmer_fast.training.train("synthetic", tmp_path / "run", model="cross_culture", **TINY)
+        mmer_fast.training.train("synthetic", tmp_path / "run", model="cross-culture", **TINY)
 
 
 @pytest.mark.parametrize("system", [CrossCulture, SemiSupervised])
 @pytest.mark.parametrize("preset", ["compact", "authors"])
 def test_presets_are_settings(system: type[CrossCulture] | type[SemiSupervised], preset: str) -> None:
-    name = {CrossCulture: "cross_culture", SemiSupervised: "semi_supervised"}[system]
+    name = {CrossCulture: "cross-culture", SemiSupervised: "semi-supervised"}[system]
     model, train = find_system(name).preset(preset)
     assert isinstance(model, system.config_class)
     assert train.epochs > 1

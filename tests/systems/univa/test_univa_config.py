@@ -54,5 +54,15 @@ def test_configurations_that_are_refused(changes: dict[str, Any], message: str) 
         small_config(**changes)
 
 
+def test_equal_configurations_are_one_key() -> None:
+    """As ablations need it, which look for runs of the same settings."""
+    blocks = {"text": 1, "audio": 2}
+    emotion_va = {"joy": [0.9, 0.8]}
+    first = small_config(blocks=blocks, emotion_va=emotion_va)
+    same = small_config(blocks=dict(reversed(blocks.items())), emotion_va=emotion_va)
+    assert {first: 1}[same] == 1
+    assert small_config(blocks={"text": 2, "audio": 1}, emotion_va=emotion_va) not in {first: 1}
+
+
 def test_names_without_values_do_without_the_prior() -> None:
     assert small_config(emotions="joy+sad", prior="none").emotion_names == ["joy", "sad"]
