@@ -5,8 +5,7 @@
     predictor.save("br.safetensors")
 
 They are systems as well, so that trainer, report and comparison have them: `fit` solves the whole problem, and an empty
-parameter stands for what there is to train. Fitting needs scikit-learn (`pip install scikit-learn`);
-predicting, saving and loading do not.
+parameter stands for what there is to train. Fitting needs scikit-learn; predicting, saving and loading do not.
 
 Shape suffixes: b samples, k labels.
 """

@@ -62,8 +62,8 @@ class _ModalityPooling(nn.Module):
         self.standardization.fit(*feature_statistics(features_ntf, lengths_n))
         total_p, present = torch.zeros_like(self.average), max(1, int((lengths_n > 0).sum()))
         for block in blocks(features_ntf):
-            lengths_b = torch.from_numpy(lengths_n[block]).to(total_p.device)
-            pooled_bp = self._pool(torch.from_numpy(features_ntf[block]).to(total_p.device), lengths_b)
+            lengths_b = torch.tensor(lengths_n[block], device=total_p.device)
+            pooled_bp = self._pool(torch.tensor(features_ntf[block], device=total_p.device), lengths_b)
             total_p += pooled_bp[lengths_b > 0].sum(dim=0)
         self.average.copy_(total_p / present)
 
