@@ -141,6 +141,8 @@ Inputs make_inputs(const Given& given) {
   args.queries = packed ? given.max_queries : q.size(2);
   args.keys = packed ? given.max_keys : k.size(2);
   args.width = q.size(q.dim() - 1);
+  STD_TORCH_CHECK(args.queries <= kLongestSample && args.keys <= kLongestSample,
+                  "attention: a sample may have at most ", kLongestSample, " tokens");
   STD_TORCH_CHECK(args.key_heads > 0 && args.heads % args.key_heads == 0, "the heads of k must divide those of q");
   args.q = inputs.q.array;
   args.k = inputs.k.array;
@@ -294,13 +296,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(mmer_fast, CPU, library) {
+MMER_IMPLEMENT(CPU, library) {
   library.impl("attention_forward", TORCH_BOX(&forward));
   library.impl("attention_backward", TORCH_BOX(&backward));
 }
 
 #ifdef MMER_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(mmer_fast, CUDA, library) {
+MMER_IMPLEMENT(CUDA, library) {
   library.impl("attention_forward", TORCH_BOX(&forward));
   library.impl("attention_backward", TORCH_BOX(&backward));
 }

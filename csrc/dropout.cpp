@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor> relu_dropout_backward(const Tensor& grad, const Tenso
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(mmer_fast, CPU, library) {
+MMER_IMPLEMENT(CPU, library) {
   library.impl("dropout", TORCH_BOX(&dropout));
   library.impl("relu_dropout", TORCH_BOX(&relu_dropout));
   library.impl("relu_dropout_backward", TORCH_BOX(&relu_dropout_backward));

@@ -77,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(mmer_fast, CPU, library) {
+MMER_IMPLEMENT(CPU, library) {
   library.impl("dropout_add_layer_norm", TORCH_BOX(&forward));
   library.impl("dropout_add_layer_norm_backward", TORCH_BOX(&backward));
 }

@@ -269,14 +269,14 @@ void restore_(const Tensors& params, const Tensors& stash) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(mmer_fast, CPU, library) {
+MMER_IMPLEMENT(CPU, library) {
   library.impl("grad_norm", TORCH_BOX(&grad_norm));
   library.impl("perturb_", TORCH_BOX(&perturb_));
   library.impl("restore_", TORCH_BOX(&restore_));
 }
 
 #ifdef MMER_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(mmer_fast, CUDA, library) {
+MMER_IMPLEMENT(CUDA, library) {
   library.impl("grad_norm", TORCH_BOX(&grad_norm));
   library.impl("perturb_", TORCH_BOX(&perturb_));
   library.impl("restore_", TORCH_BOX(&restore_));

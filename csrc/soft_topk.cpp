@@ -23,6 +23,8 @@ struct Rows {
 Rows make_rows(const Tensor& scores, const std::optional<Tensor>& tau, double tau_value,
                const std::optional<Tensor>& lengths, const std::optional<Tensor>& mask, bool largest) {
   STD_TORCH_CHECK(scores.dim() == 2, "scores must have shape (rows, n)");
+  const int64_t longest = scores.is_cuda() ? kLongestCudaRow : kLongestRow;
+  STD_TORCH_CHECK(scores.size(1) <= longest, "soft_topk: a row may have at most ", longest, " entries");
   Rows rows{unit_column_stride(scores), contiguous(tau), contiguous(lengths), std::nullopt};
   rows.view.dtype = dtype_of(scores, "scores");
   rows.view.rows = scores.size(0);
@@ -125,13 +127,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_weights, const Te
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(mmer_fast, CPU, library) {
+MMER_IMPLEMENT(CPU, library) {
   library.impl("soft_topk_forward", TORCH_BOX(&forward));
   library.impl("soft_topk_backward", TORCH_BOX(&backward));
 }
 
 #ifdef MMER_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(mmer_fast, CUDA, library) {
+MMER_IMPLEMENT(CUDA, library) {
   library.impl("soft_topk_forward", TORCH_BOX(&forward));
   library.impl("soft_topk_backward", TORCH_BOX(&backward));
 }

@@ -13,6 +13,13 @@
 
 #include "../kernels/common/dtype.h"
 
+// The dispatcher's namespace of this build's operators, NAMESPACE in mmer_fast/ops/_library.py.
+#ifndef MMER_NAMESPACE
+#define MMER_NAMESPACE mmer_fast
+#endif
+#define MMER_IMPLEMENT(key, library) MMER_IMPLEMENT_IN(MMER_NAMESPACE, key, library)
+#define MMER_IMPLEMENT_IN(space, key, library) STABLE_TORCH_LIBRARY_IMPL(space, key, library)
+
 namespace mmer {
 
 using torch::stable::Tensor;

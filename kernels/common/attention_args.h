@@ -13,6 +13,9 @@
 
 namespace mmer {
 
+// Tokens of a sample are counted in 32 bits, with room for the rest of the block that holds the last one.
+constexpr int64_t kLongestSample = (int64_t{1} << 31) - 1024;
+
 // An array whose entries of a token lie side by side. Packed: the batch stride is 0.
 struct AttentionArray {
   void* data;

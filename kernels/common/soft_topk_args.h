@@ -11,6 +11,11 @@
 
 namespace mmer {
 
+// Entries of a row: the CPU counts them in 32 bits when it selects, CUDA numbers them in 31, with room for a team's
+// spans.
+constexpr int64_t kLongestRow = (int64_t{1} << 32) - 1;
+constexpr int64_t kLongestCudaRow = (int64_t{1} << 30) - 1;
+
 // What the rows share in the forward and the backward pass.
 struct SoftTopKRows {
   DType dtype;             // of scores, weights and their gradients

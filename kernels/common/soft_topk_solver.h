@@ -68,6 +68,13 @@ MMER_HD double soft_topk_logit(double above, double below) { return log(above / 
 MMER_HD double lesser_of(double a, double b) { return a < b ? a : b; }
 MMER_HD double greater_of(double a, double b) { return a > b ? a : b; }
 
+// A temperature whose reciprocal the compute type has: below, differences of scores that count as none would grow
+// beyond any bound. What is no temperature stays what it is.
+MMER_HD double usable_tau(double tau, bool compute_float) {
+  const double least = compute_float ? 1.5e-38 : 1.5e-300;
+  return tau > 0 && tau < least ? least : tau;
+}
+
 struct ThresholdSolver {
   static constexpr double kActive = 8.0;
   static constexpr double kStaircase = 500.0;
@@ -78,7 +85,8 @@ struct ThresholdSolver {
   static constexpr int kMaxSweeps = 96;  // bisection ends long before; a bound so that nothing can hang
   static constexpr double kRepivot = 4.0;
   static constexpr double kWindow = 40.0;
-  static constexpr double kGap = 800.0;  // as far from a score every weight is 0 or 1 exactly, and its slope 0
+  static constexpr double kLost = 8.9e-16;  // 2^-50, relative to the distance that a bracket moves
+  static constexpr double kGap = 800.0;     // as far from a score every weight is 0 or 1 exactly, and its slope 0
 
   enum class Action { kSweep, kSelect, kOutput };
 
@@ -149,8 +157,9 @@ struct ThresholdSolver {
   MMER_HD Action after_selection(const Selection& sel, bool compute_float) {
     selected = true;
     sweeps += 3;
-    rebase(sel.value);
-    c = start_at(sel);
+    const double excess = (k - sel.above) - sel.equal;
+    rebase(excess > 0 ? sel.below : sel.value);
+    c = start_at(sel, excess);
     clamp();
     repivot(compute_float);
     return Action::kSweep;
@@ -217,18 +226,19 @@ struct ThresholdSolver {
     return compute_float ? static_cast<double>(static_cast<float>(x)) : x;
   }
 
-  // c, with the pivot at v, for a row that has nothing but the tied group at v (`equal` entries, 0.5 < k - above) and
-  // the next score below it, `gap` tau away. With e = k - above - equal what is left for that score, it is the root of
-  // e = e^(c - gap) - equal e^-c, both groups being saturated at the root; or logit(share) where v is not.
-  MMER_HD double start_at(const Selection& sel) const {
-    const double excess = (k - sel.above) - sel.equal;
+  // c for a row that has nothing but the tied group at v (`equal` entries, 0.5 < k - above) and the next score below
+  // it, `gap` tau away; excess = k - above - equal is left for that score. From the pivot v it is the root of
+  //     excess = e^(c - gap) - equal e^-c,
+  // both groups being saturated at the root, or logit(share) where v is not. Where something is left for the next score
+  // the pivot is that one: c - gap would lose what counts.
+  MMER_HD double start_at(const Selection& sel, double excess) const {
     const double gap = (sel.value - sel.below) / tau;
     const double half = lesser_of(0.5 * (gap + log(sel.equal)), kGap);
     if (excess <= 0) {
       const double share = (k - sel.above) / sel.equal;
       return share < 1.0 ? lesser_of(soft_topk_logit(share, 1.0 - share), half) : half;
     }
-    return greater_of(gap + log(excess), half);
+    return greater_of(log(excess), half - gap);
   }
 
   // Root of f(c) = (upper - k) - A e^-c + B e^c, where all entries are saturated: A what is missing to 1 above the
@@ -252,13 +262,14 @@ struct ThresholdSolver {
     if (fabs(c + (next - pivot) / tau) < fabs(c)) rebase(next);
   }
 
-  // Counts c from another pivot. A bracket end that overflowed stays infinite: inf - inf would make it NaN.
+  // Counts c from another pivot. The bracket widens by what its ends lose in rounding, which is more than all of c
+  // where the pivot moves by 2^52 tau. An end that overflowed stays infinite: inf - inf would make it NaN.
   MMER_HD void rebase(double next) {
-    const double shift = (next - pivot) / tau;
+    const double shift = (next - pivot) / tau, lost = kLost * fabs(shift);
     pivot = next;
     c += shift;
-    lo = lo == -INFINITY ? lo : lo + shift;
-    hi = hi == INFINITY ? hi : hi + shift;
+    lo = lo == -INFINITY ? lo : lo + shift - lost;
+    hi = hi == INFINITY ? hi : hi + shift + lost;
   }
 
   // Root of f(c) = logit((S - P0)/m) - logit((k - P0)/m), P0 = count + rest, by one Halley step; NaN where f is not

@@ -125,6 +125,7 @@ class GatheredKeys {
   const AttentionInputs& in_;
   const int64_t room_;
   float* weights_;
+  static_assert(kLongestSample <= std::numeric_limits<int32_t>::max(), "a key's number has 32 bits");
   int32_t* index_;
   int64_t first_ = 0, count_ = 0;
 };

@@ -57,7 +57,7 @@ void backward_row(const SoftTopKBackwardArgs& args, int64_t row, const Scratch<t
   const SoftTopKRows& in = args.in;
   const double sign = in.largest ? 1.0 : -1.0;
   const double lambda = sign * args.threshold[row];
-  const double tau = in.tau != nullptr ? in.tau[row] : in.tau_value;
+  const double tau = usable_tau(in.tau != nullptr ? in.tau[row] : in.tau_value, sizeof(C) == 4);
   const int64_t length = std::isfinite(lambda) ? row_length(in, row) : 0;
   S* out = static_cast<S*>(args.grad_scores) + row * in.cols;
   store_zeros(out, length, in.cols);

@@ -57,7 +57,8 @@ class Row {
     if (action_ == Action::kSweep) {
       sums_ = sweeper_.sums(solver_);
     } else if (action_ == Action::kSelect) {
-      selection_ = select(x_, length_, static_cast<int64_t>(ThresholdSolver::selection_rank(k())));
+      const int64_t rank = static_cast<int64_t>(ThresholdSolver::selection_rank(k()));
+      selection_ = select(x_, length_, rank, solver_.tau, solver_.sweeps);
     }
   }
 
@@ -89,7 +90,9 @@ class Row {
 
  private:
   double k() const { return args_->k != nullptr ? args_->k[row_] : args_->k_value; }
-  double tau() const { return args_->in.tau != nullptr ? args_->in.tau[row_] : args_->in.tau_value; }
+  double tau() const {
+    return usable_tau(args_->in.tau != nullptr ? args_->in.tau[row_] : args_->in.tau_value, kFloat);
+  }
   double sign() const { return args_->in.largest ? 1.0 : -1.0; }
 
   void iterate_sinkhorn() {

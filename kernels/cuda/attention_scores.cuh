@@ -18,6 +18,8 @@ inline constexpr float kLn2 = 0.69314718055994530942f;
 __device__ __forceinline__ float positive_infinity() { return bits_float(0x7F800000u); }
 __device__ __forceinline__ float negative_infinity() { return bits_float(0xFF800000u); }
 
+static_assert(kLongestSample + kBlockRows <= INT_MAX, "positions have 32 bits, those behind a sample's end too");
+
 // The part of a head's scores that a block works on: positions within the sample.
 struct Head {
   int batch, head;               // b, h

@@ -33,10 +33,13 @@ inline __host__ __device__ constexpr int team_span(int compute_size) {
   return kLongThreads * kBatchPacks * (16 / compute_size);
 }
 
+static_assert(kLongestCudaRow + kMaxRanks * team_span(4) <= INT_MAX,
+              "columns have 32 bits, those behind a row's end too");
+
 template <typename Operation, typename Args>
 cudaError_t dispatch_rows(const Args& args, const SoftTopKRows& in, cudaStream_t stream) {
   if (in.rows == 0) return cudaSuccess;
-  if (in.rows < 0 || in.cols < 0 || in.cols > INT_MAX / 2) return cudaErrorInvalidValue;
+  if (in.rows < 0 || in.cols < 0 || in.cols > kLongestCudaRow) return cudaErrorInvalidValue;
   if (in.dtype == DType::kFloat64) return Operation::template launch<double>(args, stream);
   return Operation::template launch<float>(args, stream);
 }

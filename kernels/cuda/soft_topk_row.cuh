@@ -94,7 +94,7 @@ struct Row {
     valid = valid < 0 ? 0 : (valid > in.cols ? in.cols : valid);
     length = live ? static_cast<int>(valid) : 0;
     sign = in.largest ? Compute(1) : Compute(-1);
-    tau = in.tau != nullptr ? in.tau[r] : in.tau_value;
+    tau = usable_tau(in.tau != nullptr ? in.tau[r] : in.tau_value, sizeof(Compute) == 4);
   }
 
   __device__ __forceinline__ bool valid(int column) const {

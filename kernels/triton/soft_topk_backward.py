@@ -15,7 +15,7 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
-from .soft_topk_math import argument, inverse_temperature, row_sum, sigmoid
+from .soft_topk_math import argument, inverse_temperature, row_sum, sigmoid, usable_tau
 from .soft_topk_rows import (
     BLOCK_LIMIT,
     compute_dtype,
@@ -90,7 +90,7 @@ def soft_topk_backward_block(
     i_cols = tl.arange(0, BLOCK)
     m_rows = i_rows < rows
     lengths = load_lengths(lengths_ptr, i_rows, m_rows, cols)
-    tau = load_parameter(tau_ptr, tau_bits, i_rows, m_rows)
+    tau = usable_tau(load_parameter(tau_ptr, tau_bits, i_rows, m_rows), COMPUTE)
     inverse_tau = inverse_temperature(tau, COMPUTE)
     finite, pivot, c = load_threshold(threshold_ptr, i_rows, m_rows, tau, SIGN, COMPUTE)
 
@@ -116,7 +116,7 @@ def soft_topk_backward_chunked(
     m_rows = i_rows < rows
     lengths = load_lengths(lengths_ptr, i_rows, m_rows, cols)
     limit = tl.max(lengths, axis=0).to(tl.int32)
-    tau = load_parameter(tau_ptr, tau_bits, i_rows, m_rows)
+    tau = usable_tau(load_parameter(tau_ptr, tau_bits, i_rows, m_rows), COMPUTE)
     inverse_tau = inverse_temperature(tau, COMPUTE)
     finite, pivot, c = load_threshold(threshold_ptr, i_rows, m_rows, tau, SIGN, COMPUTE)
 

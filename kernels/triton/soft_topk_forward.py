@@ -26,6 +26,7 @@ from .soft_topk_math import (
     sigmoid,
     sinkhorn_step,
     start,
+    usable_tau,
     window_shift,
 )
 from .soft_topk_rows import (
@@ -81,7 +82,7 @@ def soft_topk_forward_block(
     lengths = load_lengths(lengths_ptr, i_rows, m_rows, cols)
     b_x, m_valid = load_block(scores_ptr, scores_stride, mask_ptr, mask_stride, i_rows, i_cols, lengths, SIGN, COMPUTE)
     k = load_parameter(k_ptr, k_bits, i_rows, m_rows)
-    tau = load_parameter(tau_ptr, tau_bits, i_rows, m_rows)
+    tau = usable_tau(load_parameter(tau_ptr, tau_bits, i_rows, m_rows), COMPUTE)
 
     origin = tl.zeros_like(k)
     valid, finite, bad, low, high, total, _ = block_stats(b_x, m_valid, origin)
@@ -148,7 +149,7 @@ def soft_topk_forward_chunked(
     lengths = load_lengths(lengths_ptr, i_rows, m_rows, cols)
     limit = tl.max(lengths, axis=0).to(tl.int32)
     k = load_parameter(k_ptr, k_bits, i_rows, m_rows)
-    tau = load_parameter(tau_ptr, tau_bits, i_rows, m_rows)
+    tau = usable_tau(load_parameter(tau_ptr, tau_bits, i_rows, m_rows), COMPUTE)
 
     b_head, m_head = load_block(
         scores_ptr, scores_stride, mask_ptr, mask_stride, i_rows, i_block, lengths, SIGN, COMPUTE

@@ -23,6 +23,7 @@ TRIALS = tl.constexpr(2)
 MAX_SWEEPS = tl.constexpr(96)
 REPIVOT = tl.constexpr(4.0)
 PATIENCE = tl.constexpr(8)
+LOST = tl.constexpr(8.9e-16)
 GAP = tl.constexpr(800.0)
 WINDOW = tl.constexpr(40.0)
 
@@ -37,6 +38,13 @@ def sigmoid(b_t):
     b_T = tl.where(m_upper, b_large, b_small)
     b_U = tl.where(m_upper, b_small, b_large)
     return b_T, b_U, tl.where(m_upper, -b_small, b_small)
+
+
+@triton.jit
+def usable_tau(tau, COMPUTE: tl.constexpr):
+    """usable_tau of soft_topk_solver.h: a temperature whose reciprocal the compute type has."""
+    least: tl.constexpr = 1.5e-300 if COMPUTE.is_fp64() else 1.5e-38
+    return tl.where((tau > 0) & (tau < least), least, tau)
 
 
 @triton.jit
@@ -157,34 +165,46 @@ def sinkhorn_step(c, shift, taken, left, low, high, pivot, k, n, tau):
 
 
 @triton.jit
+def moved_bracket(lo, hi, shift):
+    """The bracket from another pivot, wider by what its ends lose in rounding."""
+    lost = LOST * tl.abs(shift)
+    return lo + shift - lost, hi + shift + lost
+
+
+@triton.jit
 def repivot(on, pivot, c, lo, hi, tau, COMPUTE: tl.constexpr):
     """Keeps |c| small, so that x + c is as exact as x."""
     moved = round_to(pivot - c * tau, COMPUTE)
     shift = (moved - pivot) / tau
     on = on & (tl.abs(c) > REPIVOT) & (tl.abs(c + shift) < tl.abs(c))
     shift = tl.where(on, shift, 0.0)
-    return tl.where(on, moved, pivot), c + shift, lo + shift, hi + shift
+    lo, hi = moved_bracket(lo, hi, shift)
+    return tl.where(on, moved, pivot), c + shift, lo, hi
 
 
 @triton.jit
-def start_at(above, equal, gap, k):
-    """c, with the pivot at the selected value, for a row of its tied group and the next score, `gap` tau below."""
-    excess = (k - above) - equal
+def start_at(above, equal, gap, k, excess):
+    """c for a row of the tied group at the selected value, the pivot, and the next score, `gap` tau below; with
+    `excess` = k - above - equal > 0 the pivot is that score."""
     share = tl.minimum((k - above) / equal, 1.0)
     half = tl.minimum(0.5 * (gap + tl.log(equal)), GAP)
     inner = tl.where(share < 1.0, share, 0.5)
     c_tied = tl.where(share < 1.0, tl.minimum(logit(inner, 1.0 - inner), half), half)
-    return tl.where(excess > 0, tl.maximum(gap + tl.log(tl.where(excess > 0, excess, 1.0)), half), c_tied)
+    return tl.where(excess > 0, tl.maximum(tl.log(tl.where(excess > 0, excess, 1.0)), half - gap), c_tied)
 
 
 @triton.jit
 def after_selection(on, value, above, equal, below, pivot, c, lo, hi, k, tau, COMPUTE: tl.constexpr):
     """ThresholdSolver::after_selection for the rows in `on`."""
     value = tl.where(on, value, pivot)
+    below = tl.where(on, below, value)
+    gap = (value - below) / tau
+    above, equal, k = tl.where(on, above, 0.0), tl.where(on, equal, 1.0), tl.where(on, k, 1.0)
+    excess = (k - above) - equal
+    target = start_at(above, equal, gap, k, excess)
+    value = tl.where(excess > 0, below, value)
     shift = (value - pivot) / tau
-    gap = (value - tl.where(on, below, value)) / tau
-    target = start_at(tl.where(on, above, 0.0), tl.where(on, equal, 1.0), gap, tl.where(on, k, 1.0))
-    lo, hi = lo + shift, hi + shift
+    lo, hi = moved_bracket(lo, hi, shift)
     c = tl.where(on, tl.minimum(tl.maximum(target, lo), hi), c)
     return repivot(on, value, c, lo, hi, tau, COMPUTE)
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from mmer_fast.ops import _validate
-from mmer_fast.ops._library import NAMESPACE
+from mmer_fast.ops._library import operator_of, qualified
 
 Arguments = tuple[Any, ...]
 
 
 class Differentiable:
-    """``mmer_fast::name`` with its derivative.
+    """The operator `name` with its derivative.
 
     Args:
         name: of an operator that is defined already.
@@ -35,9 +35,9 @@ class Differentiable:
         differentiate: Callable[..., Arguments],
         batch: Callable[..., tuple[Any, Any]],
     ) -> None:
-        self.operator = operator = getattr(torch.ops.mmer_fast, name).default
-        torch.library.register_autograd(f"{NAMESPACE}::{name}", differentiate, setup_context=setup_context)
-        torch.library.register_vmap(f"{NAMESPACE}::{name}", batch)
+        self.operator = operator = operator_of(name)
+        torch.library.register_autograd(qualified(name), differentiate, setup_context=setup_context)
+        torch.library.register_vmap(qualified(name), batch)
 
         class Eager(torch.autograd.Function):
             @staticmethod

@@ -170,9 +170,11 @@ def select(
         quiet: falling back to the reference is what the documentation promises, and needs no warning.
 
     Raises:
-        ValueError: an unknown backend name.
+        TypeError, ValueError: what is no backend's name.
         BackendUnavailable: the backend that was asked for cannot run.
     """
+    if explicit is not None and not isinstance(explicit, str):
+        raise TypeError(f"backend must be a str or None, got {type(explicit).__name__}")
     wanted = explicit or _Choice.forced or _Choice.environment
     if wanted is not None:
         if explicit is not None:

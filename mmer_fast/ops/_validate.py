@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -56,6 +57,23 @@ def bool_or_floating_tensor(name: str, value: object) -> Tensor:
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be a bool or floating-point tensor, got {got}")
     return value
+
+
+def flag(name: str, value: object) -> bool:
+    if type(value) is not bool and not isinstance(value, torch.SymBool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    return value  # type: ignore[return-value]
+
+
+def tensors(name: str, value: object) -> list[Tensor]:
+    """The entries of a sequence or iterator that holds nothing but tensors."""
+    if isinstance(value, Tensor) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a sequence of tensors, got {type(value).__name__}")
+    entries = list(value)
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, Tensor):
+            raise TypeError(f"{name}[{i}] must be a torch.Tensor, got {type(entry).__name__}")
+    return entries
 
 
 def number(

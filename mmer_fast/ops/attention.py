@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmer_fast.ops import _backends
+from mmer_fast.ops import _backends, _validate
 from mmer_fast.ops import attention_checks as checks
 from mmer_fast.ops.attention_inputs import Inputs, wide_dtype
 from mmer_fast.ops.attention_operators import FORWARD, SUFFIX
@@ -106,11 +106,11 @@ def masked_attention(
             None,
             queries,
             keys,
-            causal,
+            _validate.flag("causal", causal),
             checks.scale(scale, q),
             checks.dropout_p(dropout_p),
             checks.seed(seed, dropout_p, q),
-            exact_zero_weight_grad,
+            _validate.flag("exact_zero_weight_grad", exact_zero_weight_grad),
         ),
         return_lse,
         backend,
@@ -193,11 +193,11 @@ def packed_attention(
             cu_seqlens_k,
             max_queries,
             max_keys,
-            causal,
+            _validate.flag("causal", causal),
             checks.scale(scale, q),
             checks.dropout_p(dropout_p),
             checks.seed(seed, dropout_p, q),
-            exact_zero_weight_grad,
+            _validate.flag("exact_zero_weight_grad", exact_zero_weight_grad),
         ),
         return_lse,
         backend,
@@ -208,7 +208,7 @@ def _attend(operator: str, inputs: Inputs, return_lse: bool, backend: str | None
     """Settles dtypes and the backend, and calls."""
     q, wide = inputs.q, wide_dtype(inputs.q)  # TorchDynamo of torch 2.10 cannot trace a property of a named tuple
     m, b = (None if x is None else x.to(wide) for x in (inputs.key_weights, inputs.bias))
-    name = _backends.select(operator, q.device.type, backend, _cannot(q), quiet=q.dtype == torch.float64)
+    name = _backends.select(operator, q.device.type, backend, _cannot(inputs), quiet=q.dtype == torch.float64)
     out, lse = FORWARD[SUFFIX[name]](*inputs._replace(key_weights=m, bias=b))
     return (out, lse) if return_lse else out
 
@@ -216,10 +216,16 @@ def _attend(operator: str, inputs: Inputs, return_lse: bool, backend: str | None
 _FLOAT64 = dict.fromkeys(("cpu", "cuda", "triton"), "float64 is computed by the reference backend alone")
 
 
-def _cannot(q: Tensor) -> dict[str, str]:
+def _cannot(inputs: Inputs) -> dict[str, str]:
     """Backends that cannot serve these tensors, and why."""
+    q = inputs.q
     if q.dtype == torch.float64:
         return _FLOAT64
+    if not torch.compiler.is_compiling():  # as in soft_topk: the kernels check too
+        longest = max(inputs.max_queries, inputs.max_keys)
+        if longest > checks.LONGEST_SAMPLE:
+            reason = f"serves samples of up to {checks.LONGEST_SAMPLE} tokens, not {longest}"
+            return dict.fromkeys(("cpu", "cuda", "triton"), reason)
     if q.shape[-1] > checks.WIDEST_GPU_HEAD:
         reason = f"serves head widths up to {checks.WIDEST_GPU_HEAD}, not {q.shape[-1]}"
         return {"cuda": reason, "triton": reason}

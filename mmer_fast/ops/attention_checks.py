@@ -12,6 +12,8 @@ from torch import Tensor
 from mmer_fast.ops import _backends, _validate
 
 WIDEST_GPU_HEAD = 128
+LONGEST_SAMPLE = 2**31 - 1024  # tokens that the kernels count in 32 bits
+MOST_TOKENS = 2**31 - 1  # of a packed batch, whose cu_seqlens are int32
 
 
 def tensors(q: Tensor, k: Tensor, v: Tensor, shape: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,6 +121,8 @@ def cu_seqlens(which: str, value: Tensor, longest: int | None, tokens: Tensor) -
     if value.dim() != 1 or value.shape[0] < 1:
         raise ValueError(f"{name} must have shape (B + 1,), got {tuple(value.shape)}")
     total = tokens.shape[0]
+    if not torch.compiler.is_compiling() and total > MOST_TOKENS:
+        raise ValueError(f"{which} must have at most {MOST_TOKENS} tokens, which int32 counts, got {total}")
     if longest is not None and (isinstance(longest, bool) or not isinstance(longest, (int, torch.SymInt))):
         raise TypeError(f"max_seqlen_{which} must be an int, got {type(longest).__name__}")
     if _may_read(value):

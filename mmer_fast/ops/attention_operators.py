@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmer_fast.ops import attention_padded
 from mmer_fast.ops._autograd import Differentiable, one_by_one
-from mmer_fast.ops._library import NAMESPACE, define, implement
+from mmer_fast.ops._library import define, implement, operator_of, qualified
 from mmer_fast.ops.attention_inputs import Inputs
 
 _INPUTS = (
@@ -163,7 +163,7 @@ for _suffix in ("", "_triton", "_reference"):
         define(_name, _schema)
         if _suffix in _PYTHON_KERNELS:
             implement(_name, _PYTHON_KERNELS[_suffix][_i])
-        torch.library.register_fake(f"{NAMESPACE}::{_name}", (_fake_forward, _fake_backward)[_i])
-    _operators = [getattr(torch.ops.mmer_fast, _name).default for _name in _names]
+        torch.library.register_fake(qualified(_name), (_fake_forward, _fake_backward)[_i])
+    _operators = [operator_of(_name) for _name in _names]
     FORWARD[_suffix] = Differentiable(_names[0], _setup_forward, _make_backward(_suffix), one_by_one(_operators[0]))
     _BACKWARD[_suffix] = Differentiable(_names[1], _setup_backward, _differentiate_backward, one_by_one(_operators[1]))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmer_fast.ops import _backends, _validate
 from mmer_fast.ops._autograd import Differentiable, one_by_one
-from mmer_fast.ops._library import NAMESPACE, define
+from mmer_fast.ops._library import define, operator_of, qualified
 from mmer_fast.ops.attention_checks import drawn_seed
 
 _STEPS = 1 << 16
@@ -113,17 +113,15 @@ def _differentiate_relu_dropout(ctx: Any, grad: Tensor) -> tuple[Tensor | None, 
 define("dropout", "(Tensor x, float p, Tensor seed) -> Tensor")
 define("relu_dropout", "(Tensor x, Tensor? bias, float p, Tensor? seed) -> Tensor")
 define("relu_dropout_backward", "(Tensor grad, Tensor out, float p) -> (Tensor grad_x, Tensor grad_bias)")
-torch.library.register_fake(f"{NAMESPACE}::dropout", _fake_dropout)
-torch.library.register_fake(f"{NAMESPACE}::relu_dropout", _fake_relu_dropout)
-torch.library.register_fake(f"{NAMESPACE}::relu_dropout_backward", _fake_relu_dropout_backward)
-_RELU_DROPOUT_BACKWARD = torch.ops.mmer_fast.relu_dropout_backward.default
-torch.library.register_vmap(f"{NAMESPACE}::relu_dropout_backward", one_by_one(_RELU_DROPOUT_BACKWARD))
-_DROPOUT = Differentiable(
-    "dropout", _setup_dropout, _differentiate_dropout, one_by_one(torch.ops.mmer_fast.dropout.default)
-)
+torch.library.register_fake(qualified("dropout"), _fake_dropout)
+torch.library.register_fake(qualified("relu_dropout"), _fake_relu_dropout)
+torch.library.register_fake(qualified("relu_dropout_backward"), _fake_relu_dropout_backward)
+_RELU_DROPOUT_BACKWARD = operator_of("relu_dropout_backward")
+torch.library.register_vmap(qualified("relu_dropout_backward"), one_by_one(_RELU_DROPOUT_BACKWARD))
+_DROPOUT = Differentiable("dropout", _setup_dropout, _differentiate_dropout, one_by_one(operator_of("dropout")))
 _RELU_DROPOUT = Differentiable(
     "relu_dropout",
     _setup_relu_dropout,
     _differentiate_relu_dropout,
-    one_by_one(torch.ops.mmer_fast.relu_dropout.default),
+    one_by_one(operator_of("relu_dropout")),
 )

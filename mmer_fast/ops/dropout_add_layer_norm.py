@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmer_fast.ops._autograd import Differentiable, one_by_one
-from mmer_fast.ops._library import NAMESPACE, define
+from mmer_fast.ops._library import define, operator_of, qualified
 from mmer_fast.ops.attention_checks import drawn_seed
 from mmer_fast.ops.dropout import has_kernel, redraw, wide
 
@@ -116,13 +116,13 @@ define(
     f"(Tensor grad, {_INPUTS}, Tensor moments, float p, Tensor? seed) "
     "-> (Tensor grad_x, Tensor grad_x_bias, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)",
 )
-torch.library.register_fake(f"{NAMESPACE}::dropout_add_layer_norm", _fake_forward)
-torch.library.register_fake(f"{NAMESPACE}::dropout_add_layer_norm_backward", _fake_backward)
-_BACKWARD = torch.ops.mmer_fast.dropout_add_layer_norm_backward.default
-torch.library.register_vmap(f"{NAMESPACE}::dropout_add_layer_norm_backward", one_by_one(_BACKWARD))
+torch.library.register_fake(qualified("dropout_add_layer_norm"), _fake_forward)
+torch.library.register_fake(qualified("dropout_add_layer_norm_backward"), _fake_backward)
+_BACKWARD = operator_of("dropout_add_layer_norm_backward")
+torch.library.register_vmap(qualified("dropout_add_layer_norm_backward"), one_by_one(_BACKWARD))
 _NORM = Differentiable(
     "dropout_add_layer_norm",
     _setup_context,
     _differentiate,
-    one_by_one(torch.ops.mmer_fast.dropout_add_layer_norm.default),
+    one_by_one(operator_of("dropout_add_layer_norm")),
 )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmer_fast.ops import _validate
+from mmer_fast.ops.attention_checks import MOST_TOKENS
 from mmer_fast.ops.lengths import length_mask
 
 
@@ -73,6 +74,16 @@ class PackedLayout:
             raise ValueError(f"tokens must have {counts} tokens, one tensor a modality, got {[len(x) for x in tokens]}")
         return tokens[0] if len(counts) == 1 else torch.cat(list(tokens)).index_select(0, self._order)
 
+    def separate(self, packed: Tensor) -> list[Tensor]:
+        """The tokens (tokens_i, ...) of each modality, of packed ones (total, ...): the inverse of `join`.
+
+        Raises:
+            ValueError: another number of tokens than the layout has.
+        """
+        if packed.dim() == 0 or packed.shape[0] != self.total:
+            raise ValueError(f"packed must have shape ({self.total}, ...), got {tuple(packed.shape)}")
+        return [packed.index_select(0, segment.position) for segment in self._segments]
+
 
 def packed_layout(*lengths: Tensor) -> PackedLayout:
     """The layout of a batch with these lengths; reads them, which on CUDA waits for the device.
@@ -85,7 +96,7 @@ def packed_layout(*lengths: Tensor) -> PackedLayout:
 
     Raises:
         TypeError: lengths that are no integer tensor.
-        ValueError: no lengths, negative ones, or tensors whose shapes or devices differ.
+        ValueError: no lengths, negative ones, 2³¹ tokens or more, or tensors whose shapes or devices differ.
 
     Examples:
         >>> layout = packed_layout(torch.tensor([2, 0, 3]))
@@ -102,14 +113,17 @@ def packed_layout(*lengths: Tensor) -> PackedLayout:
         modality, row = (int(x) for x in (per_modality < 0).nonzero()[0])
         raise ValueError(f"lengths[{modality}] must be >= 0, got {int(per_modality[modality, row])} in row {row}")
 
+    longest = extremes[1].tolist()
+    if sum(longest) * per_modality.shape[1] > MOST_TOKENS and int(per_modality.sum()) > MOST_TOKENS:
+        raise ValueError(f"lengths must sum to at most {MOST_TOKENS}, got {int(per_modality.sum())}")
     ends = per_modality.T.flatten().cumsum(0).reshape(-1, len(lengths)).T  # in the order of the packed tokens
     starts = ends - per_modality
     samples = per_modality.sum(0)
     cu_seqlens = torch.nn.functional.pad(samples.cumsum(0), (1, 0)).to(torch.int32)
     segments = []
-    for one, start, longest in zip(per_modality, starts, extremes[1].tolist(), strict=True):
-        sample, time = length_mask(one, longest).nonzero(as_tuple=True)
-        segments.append(_Segment(sample, time, start[sample] + time, longest))
+    for one, start, steps in zip(per_modality, starts, longest, strict=True):
+        sample, time = length_mask(one, steps).nonzero(as_tuple=True)
+        segments.append(_Segment(sample, time, start[sample] + time, steps))
     order = torch.cat([segment.position for segment in segments]).argsort()
     return PackedLayout(cu_seqlens, samples, int(samples.max()), len(order), tuple(segments), order)
 
@@ -150,17 +164,15 @@ def unpack(
         (B, T, ...); a tuple of them, one for each modality, where the layout has several.
 
     Raises:
+        TypeError: a T that is no integer.
         ValueError: tokens that are not as many as the layout's; a T below the longest sample.
     """
     if packed.dim() == 0 or packed.shape[0] != layout.total:
         raise ValueError(f"packed must have shape ({layout.total}, ...) as its layout says, got {tuple(packed.shape)}")
-    if padded_lengths is None or isinstance(padded_lengths, int):
-        padded_lengths = [padded_lengths] * layout.modalities
-    if len(padded_lengths) != layout.modalities:
-        raise ValueError(f"padded_lengths must have {layout.modalities} entries, got {len(padded_lengths)}")
+    wanted_lengths = _padded_lengths(padded_lengths, layout.modalities)
     samples, token_shape = layout.lengths.shape[0], packed.shape[1:]
     batches = []
-    for i, (segment, wanted) in enumerate(zip(layout._segments, padded_lengths, strict=True)):
+    for i, (segment, wanted) in enumerate(zip(layout._segments, wanted_lengths, strict=True)):
         steps = segment.longest if wanted is None else wanted
         if steps < segment.longest:
             raise ValueError(f"padded_lengths[{i}] must be >= {segment.longest}, the longest sample, got {steps}")
@@ -168,6 +180,19 @@ def unpack(
         flat = packed.new_zeros((samples * steps, *token_shape))
         batches.append(flat.index_copy(0, segment.sample * steps + segment.time, tokens).unflatten(0, (samples, steps)))
     return batches[0] if len(batches) == 1 else tuple(batches)
+
+
+def _padded_lengths(value: int | Sequence[int | None] | None, modalities: int) -> list[int | None]:
+    if value is None or isinstance(value, int):
+        value = [value] * modalities
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"padded_lengths must be an int or a list of them, got {type(value).__name__}")
+    for i, steps in enumerate(value):
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, (int, torch.SymInt))):
+            raise TypeError(f"padded_lengths[{i}] must be an int or None, got {type(steps).__name__}")
+    if len(value) != modalities:
+        raise ValueError(f"padded_lengths must have {modalities} entries, got {len(value)}")
+    return list(value)
 
 
 def _check_lengths(name: str, value: object, first: Tensor) -> None:
@@ -182,7 +207,7 @@ def _check_lengths(name: str, value: object, first: Tensor) -> None:
 
 
 def _as_batches(x: Tensor | Sequence[Tensor], layout: PackedLayout) -> list[Tensor]:
-    batches = [x] if isinstance(x, Tensor) else list(x)
+    batches = [x] if isinstance(x, Tensor) else _validate.tensors("x", x)
     if len(batches) != layout.modalities:
         raise ValueError(f"x must be {layout.modalities} tensors, one for each modality, got {len(batches)}")
     samples, first = layout.lengths.shape[0], batches[0]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mmer_fast.ops import _backends, _validate
 from mmer_fast.ops import perturbation_reference as reference
-from mmer_fast.ops._library import LIBRARY, NAMESPACE, define, implement
+from mmer_fast.ops._library import LIBRARY, define, implement, operator_of, qualified
 
 SCOPES = {"global": reference.GLOBAL, "tensor": reference.TENSOR, "awp": reference.AWP}
 _SCHEMAS = {
@@ -67,14 +67,14 @@ def grad_norm(
         ValueError: an unknown scope, no tensor, shapes or devices that do not fit.
     """
     number = scope_number(scope, adaptive)
-    grads = list(grads)
+    grads = _validate.tensors("grads", grads)
     _dense("grads", grads)
     if not adaptive:
         weights: list[Tensor] = []
     elif params is None:
         raise ValueError("params must be given with adaptive=True: the norm is that of |w| g")
     else:
-        weights = list(params)
+        weights = _validate.tensors("params", params)
         _fit("params", weights, "grads", grads, dtype=False)
     number = reference.TENSOR if number == reference.AWP else number
     name = _backends.select("perturbation", grads[0].device.type, backend)
@@ -126,7 +126,9 @@ def perturb_(
             radius that is negative or not finite. Nothing has been written then.
     """
     number = scope_number(scope, adaptive)
-    params, grads, stash = list(params), list(grads), list(stash)
+    params, grads, stash = (
+        _validate.tensors(name, value) for name, value in (("params", params), ("grads", grads), ("stash", stash))
+    )
     check_radius(radius)
     _dense("params", params)
     _fit("grads", grads, "params", params, dtype=False)
@@ -151,7 +153,7 @@ def restore_(params: Sequence[Tensor], stash: Sequence[Tensor], *, backend: str 
         TypeError: something is not a dense floating-point tensor.
         ValueError: lists, shapes, dtypes or devices that do not fit.
     """
-    params, stash = list(params), list(stash)
+    params, stash = _validate.tensors("params", params), _validate.tensors("stash", stash)
     _dense("params", params)
     _fit("stash", stash, "params", params, dtype=True)
     check_distinct({"params": params, "stash": stash})
@@ -227,7 +229,8 @@ def scope_number(scope: str, adaptive: bool) -> int:
     Raises:
         ValueError: an unknown scope, or one that does not go with `adaptive`.
     """
-    if scope not in SCOPES:
+    _validate.flag("adaptive", adaptive)
+    if not isinstance(scope, str) or scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(map(repr, SCOPES))}, got {scope!r}")
     if adaptive and scope == "awp":
         raise ValueError("adaptive goes with scope 'global' or 'tensor', got 'awp', which scales by |w| already")
@@ -349,7 +352,7 @@ def _triton(name: str) -> Any:
 
 def _count_versions(name: str, mutated: tuple[int, ...]) -> None:
     """Whoever calls the dispatcher's operator bumps the version counters of what it writes, as torch's own do."""
-    operator = getattr(torch.ops.mmer_fast, name).default
+    operator = operator_of(name)
 
     def kernel(keyset: Any, *arguments: Any) -> Any:
         _bump_versions(*(list(arguments[i]) for i in mutated))
@@ -373,7 +376,7 @@ for _kind, _schema in _SCHEMAS.items():
         define(_name, _schema)
         if _suffix:
             implement(_name, _triton(_kind) if _suffix == "_triton" else getattr(reference, _kind))
-        torch.library.register_fake(f"{NAMESPACE}::{_name}", _FAKES[_kind])
+        torch.library.register_fake(qualified(_name), _FAKES[_kind])
         if _MUTATED[_kind]:
             _count_versions(_name, _MUTATED[_kind])
-        _OPERATORS[_kind, _suffix] = getattr(torch.ops.mmer_fast, _name).default
+        _OPERATORS[_kind, _suffix] = operator_of(_name)

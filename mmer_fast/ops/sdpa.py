@@ -60,7 +60,8 @@ def scaled_dot_product_attention(
         >>> scaled_dot_product_attention(0 * x, x, x, torch.tensor([[True, True], [False, True]])).flatten()
         tensor([2., 3.])
     """
-    if attn_mask is not None and is_causal:
+    _validate.flag("enable_gqa", enable_gqa)
+    if _validate.flag("is_causal", is_causal) and attn_mask is not None:
         raise ValueError("attn_mask and is_causal are alternatives, got both")
     _check(query, key, value)
     dims = max(x.dim() for x in (query, key, value))
@@ -154,8 +155,10 @@ def _aligned(
         raise ValueError(f"query, key and value must have leading dimensions that broadcast, got {got}") from None
     q, k, v = (x.expand(*leading, *x.shape[-3:]).reshape(math.prod(leading), *x.shape[-3:]) for x in three)
     counts = q.shape[1], k.shape[1], v.shape[1]
+    if 0 in counts:
+        raise ValueError(f"query, key and value must have at least one head each, got {counts}")
     if enable_gqa:
-        if 0 in counts or any(counts[0] % n for n in counts[1:]):
+        if any(counts[0] % n for n in counts[1:]):
             raise ValueError(f"key and value must have heads that divide the {counts[0]} of query, got {counts[1:]}")
         if counts[1] != counts[2]:
             k, v = (x.repeat_interleave(counts[0] // x.shape[1], dim=1) for x in (k, v))

@@ -12,6 +12,7 @@ too, with the closed form; a backward that is differentiated again is written in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from mmer_fast.ops import _backends, _validate, reference
 from mmer_fast.ops._autograd import Differentiable
-from mmer_fast.ops._library import NAMESPACE, define, implement
+from mmer_fast.ops._library import define, implement, operator_of, qualified
 
 _FORWARD_SCHEMA = (
     "(Tensor scores, Tensor? k, float k_value, Tensor? tau, float tau_value, Tensor? lengths, Tensor? mask, "
@@ -100,14 +101,15 @@ def soft_topk(
 
     Examples:
         >>> soft_topk(torch.tensor([[3.0, 1.0, 2.0]]), 1, epsilon=0.5)
-        tensor([[0.9817, 0.0003, 0.0180]])
+        tensor([[0.8796, 0.0024, 0.1180]])
     """
-    name = _backends.select("soft_topk", _validate.floating_tensor("scores", scores).device.type, backend)
-    shape = scores.shape
+    shape = _validate.floating_tensor("scores", scores).shape
     if not shape:
         raise ValueError("scores must have at least one dimension (..., n), got a scalar")
     n = shape[-1]
+    name = _backends.select("soft_topk", scores.device.type, backend, _cannot(n))
     sinkhorn_iterations = _validate_solver(solver, iterations)
+    _validate.flag("largest", largest)
     _validate.ragged(scores, lengths, mask)
     k_row, k_value = _validate.row_number("k", k, scores, minimum=0.0, maximum=float(n))
     epsilon_row, epsilon_value = _validate.row_number("epsilon", epsilon, scores, above=0.0)
@@ -118,11 +120,15 @@ def soft_topk(
         if normalizer != "max":
             raise ValueError(f"normalizer must be a number > 0 or 'max', got {normalizer!r}")
         cost = _largest_cost(scores.detach(), lengths, mask)
-        tau_row = 0.5 * cost * (epsilon_value if epsilon_row is None else epsilon_row)
-        tau_row = tau_row.expand(shape[:-1]).reshape(-1)
+        if epsilon_row is None:
+            tau_row = (0.5 * epsilon_value * cost).expand(shape[:-1]).reshape(-1)
+        else:
+            tau_row = 0.5 * cost * epsilon_row
     else:
         z = _validate.number("normalizer", normalizer, above=0.0)
         tau_value *= z
+        if tau_value == 0:
+            raise ValueError(f"epsilon must be so large that epsilon Z / 2 > 0 in float64, got {epsilon_value:g}")
         if epsilon_row is not None:
             tau_row = epsilon_row * (0.5 * z)
 
@@ -153,6 +159,21 @@ def soft_topk(
         certificate[:, 1].nan_to_num(0.0).to(torch.int64).reshape(batch_shape),
     )
     return weights, info
+
+
+_LONGEST_ROW = 2**32 - 1
+_LONGEST_GPU_ROW = 2**30 - 1
+_NOBODY: Mapping[str, str] = {}
+
+
+def _cannot(n: int) -> Mapping[str, str]:
+    """Backends that cannot serve rows of `n` entries, and why."""
+    # While a graph is made, the kernels alone check: it would be bound to such sizes.
+    if torch.compiler.is_compiling() or n <= _LONGEST_GPU_ROW:
+        return _NOBODY
+    reason = "serves rows of up to {} entries, not {}"
+    cannot = dict.fromkeys(("cuda", "triton"), reason.format(_LONGEST_GPU_ROW, n))
+    return {**cannot, "cpu": reason.format(_LONGEST_ROW, n)} if n > _LONGEST_ROW else cannot
 
 
 def _as_rows(x: Tensor) -> Tensor:
@@ -288,11 +309,11 @@ for _suffix in ("", "_triton", "_reference"):
     if _suffix in _PYTHON_KERNELS:
         implement(_forward_name, _PYTHON_KERNELS[_suffix][0])
         implement(_backward_name, _PYTHON_KERNELS[_suffix][1])
-    torch.library.register_fake(f"{NAMESPACE}::{_forward_name}", _fake_forward)
-    torch.library.register_fake(f"{NAMESPACE}::{_backward_name}", _fake_backward)
-    _forward_operator = getattr(torch.ops.mmer_fast, _forward_name).default
-    _BACKWARD_OPERATORS[_suffix] = getattr(torch.ops.mmer_fast, _backward_name).default
-    torch.library.register_vmap(f"{NAMESPACE}::{_backward_name}", _make_vmap(_BACKWARD_OPERATORS[_suffix]))
+    torch.library.register_fake(qualified(_forward_name), _fake_forward)
+    torch.library.register_fake(qualified(_backward_name), _fake_backward)
+    _forward_operator = operator_of(_forward_name)
+    _BACKWARD_OPERATORS[_suffix] = operator_of(_backward_name)
+    torch.library.register_vmap(qualified(_backward_name), _make_vmap(_BACKWARD_OPERATORS[_suffix]))
     _FORWARD[_suffix] = Differentiable(
         _forward_name, _setup_context, _make_backward(_suffix), _make_vmap(_forward_operator)
     )

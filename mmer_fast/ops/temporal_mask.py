@@ -44,6 +44,7 @@ def temporal_mask(
     if scores.dim() == 0:
         raise ValueError("scores must have at least one dimension (..., n), got a scalar")
     _validate.ragged(scores, lengths, mask)
+    _validate.flag("largest", largest)
     share = _validate.number("ratio", ratio, minimum=0.0, maximum=1.0)
     n: float | Tensor = float(scores.shape[-1])
     if lengths is not None:

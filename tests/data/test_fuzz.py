@@ -1,7 +1,7 @@
 """Damaged files of every format are read or refused with a DataError, and nothing else ever comes out.
 
-The damage is drawn by hypothesis, the same in every run; HDF5 files are parsed by a library in C, so theirs is
-limited to cuts and single bytes.
+The damage is drawn by hypothesis, the same in every run; `make fuzz` draws more, and anew. HDF5 files are parsed by a
+library in C, so theirs is limited to cuts and single bytes.
 """
 
 from __future__ import annotations
@@ -9,17 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import examples
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from mmer_fast.data import FORMATS, DataError, load
 
-EXAMPLES = settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+EXAMPLES = examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 BYTES = st.one_of(st.sampled_from([0, 1, 127, 128, 255]), st.integers(0, 255))
 PLACES = st.floats(0, 1, exclude_max=True)
 HDF5 = ("csd", "mmin")

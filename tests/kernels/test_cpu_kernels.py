@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -117,6 +118,21 @@ def test_sanitizers_are_on(sanitized_module: Path) -> None:
     symbols = subprocess.run(["nm", "-D", str(library)], capture_output=True, text=True, check=True).stdout
     assert "__asan_report_load" in symbols
     assert "__ubsan_handle" in symbols
+
+
+@pytest.mark.parametrize("isa", ISAS[:2])
+def test_valgrind(module: Path, isa: str) -> None:
+    """No result depends on uninitialised memory, and no access leaves its block. Valgrind knows no AVX-512."""
+    valgrind = shutil.which("valgrind")
+    if valgrind is None:
+        pytest.skip("valgrind is not installed")
+    driver = cmake_build.build(ROOT, module, target="mmer_memcheck_driver") / "mmer_memcheck_driver"
+    command = [valgrind, "--quiet", "--error-exitcode=9", "--leak-check=full", "--track-origins=no", str(driver)]
+    environment = {**os.environ, "MMER_FAST_CPU_ISA": isa}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert run.returncode == 0, f"ended with {run.returncode}\n{run.stdout}{run.stderr[-6000:]}"
+    if not run.stdout.startswith(isa):
+        pytest.skip(f"this CPU has no {isa}")
 
 
 def test_every_kernel_source_is_built(module: Path) -> None:

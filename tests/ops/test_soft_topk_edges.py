@@ -118,6 +118,24 @@ def test_huge_and_tiny_scores(backend, device):
     assert weights.tolist() == pytest.approx([1, 1, 0, 0], abs=1e-6)
 
 
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-17, 1e-25, 1e-40, 1e-300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ties_at_any_temperature(backend, device, interpreted, dtype, epsilon):
+    """A group of equal scores, the largest of all or not, shares what is left for it, however far away the rest is."""
+    k = torch.tensor([3.0, 3.5] if interpreted else [0.01, 1.0, 3.0, 3.5, 20.0, 35.0], device=device)
+    rest = torch.linspace(-2, 2, 10).expand(len(k), 10)
+    for tied in (2.5,) if interpreted else (2.5, 0.1):
+        scores = torch.cat([torch.full((len(k), 30), tied), rest], -1).to(device, dtype).requires_grad_()
+        weights, info = mf.soft_topk(scores, k, epsilon=epsilon, return_info=True, backend=backend)
+        above = (rest[0] > tied).sum()
+        share = ((k.cpu() - above) / 30).clamp(0, 1).to(dtype)
+        torch.testing.assert_close(weights[:, :30].cpu(), share[:, None].expand(len(k), 30), rtol=0, atol=1e-6)
+        torch.testing.assert_close(weights.sum(-1).cpu(), k.cpu().to(dtype), rtol=1e-6, atol=1e-6)
+        assert bool((info.sweeps <= 10).all()) or backend == "reference"
+        (gradient,) = torch.autograd.grad((weights * weights.detach()).sum(), scores)
+        assert not gradient.isnan().any()
+
+
 @pytest.mark.parametrize("rows", [1])
 def test_a_million_entries(backend, device, interpreted, rows):
     n = 20_000 if interpreted else 1_000_000
