@@ -64,8 +64,8 @@ ModelOption = Annotated[
 PresetOption = Annotated[
     str | None,
     typer.Option(
-        help="compact: small, for a CPU. authors: as their code does it. Some have more, as paper: RobMMR as published. "
-        "Default: that of --config, else compact; on --resume that of the run."
+        help="compact: small, for a CPU. authors: as their code does it. Some systems have more; RobMMR: paper, as "
+        "published. Default: that of --config, else compact; on --resume that of the run."
     ),
 ]
 ConfigOption = Annotated[
