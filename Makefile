@@ -17,15 +17,19 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml mmer_fast/_version.py kernels/sources.json \
            $(wildcard csrc/* kernels/common/* kernels/cpu/* kernels/cuda/*)
 
+# What follows a measurement: tables and plots, and whether something became slower; both, whatever the first says.
+CONCLUDE = $(BIN)/python -m benchmarks.report; reported=$$?; $(BIN)/python -m benchmarks.compare && exit $$reported
+
 .DELETE_ON_ERROR:
-.PHONY: help train test test-slow fuzz bench docs lint format wheel sdist wheel-check hub gpu-check cuda-check clean
+.PHONY: help train test test-slow fuzz bench bench-full docs lint format wheel sdist wheel-check hub gpu-check cuda-check clean
 
 help:
 	@echo "make train       environment, build, train the compact preset on the embedded data set (results in $(OUT))"
 	@echo "make test        environment, build, tests"
 	@echo "make test-slow   the tests that take long: every row of the ablations, 10^6 calls, tensors of 2^31 elements"
 	@echo "make fuzz        damaged files and arbitrary arguments, FUZZ=$(FUZZ) times as many as in the tests, drawn anew"
-	@echo "make bench       benchmarks against the peers: JSON rows, plots, the README's table"
+	@echo "make bench       benchmarks against the peers, about 15 minutes: JSON rows, tables, plots, a page"
+	@echo "make bench-full  the same with many more rounds, and how the cost grows: docs/scaling.md"
 	@echo "make docs        the documentation site, in build/site: open index.html, no network needed"
 	@echo "make lint        ruff, mypy, clang-format"
 	@echo "make format      what lint would complain about, repaired where a tool can"
@@ -51,8 +55,13 @@ fuzz: $(VENV)/test
 	MMER_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/data/test_fuzz.py tests/hardening/test_argument_fuzz.py
 
 bench: $(VENV)/bench
-	$(BIN)/python -m benchmarks.run --device cpu --out benchmarks/results
-	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.run --device cpu --time-limit 690 \
+	  --operator soft_topk attention perturbation training_step
+	$(CONCLUDE)
+
+bench-full: $(VENV)/bench
+	$(BIN)/python -m benchmarks.run --device cpu --plan full
+	$(CONCLUDE)
 
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

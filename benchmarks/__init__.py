@@ -1,1 +1,1 @@
-"""Benchmarks: one case table, one list of contestants, one harness; results are JSON rows (see `benchmarks.run`)."""
+"""The published benchmarks: runs of `mmer_fast.bench`, what they promise, tables, plots and pages from their rows."""

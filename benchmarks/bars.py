@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from benchmarks.harness import OK
+from mmer_fast.bench.harness import OK
 
 
 class Promise(Protocol):

@@ -22,6 +22,14 @@ def time_label(us: float, _: Any = None) -> str:
     raise AssertionError
 
 
+def short_count(value: float) -> str:
+    """A tick of an axis that counts, e.g. ``64``, ``1k``, ``50M``."""
+    for limit, unit in ((1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:g}"
+
+
 def digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 

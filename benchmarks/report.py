@@ -1,8 +1,9 @@
-"""Tables, plot and promises from the newest results: ``python -m benchmarks.report``.
+"""Tables, plots and promises from the newest results: ``python -m benchmarks.report``.
 
-For each operator and device that has a full (not quick) result: what stands in README.md between
-``<!-- benchmark:OPERATOR:DEVICE -->`` and ``<!-- /benchmark -->`` is rewritten, results/OPERATOR_DEVICE.png drawn, and
-the promises are checked. Exit code 1: no result, no markers in the README, or a promise that does not hold.
+For each operator and device that has a result which is not quick: what stands in its page (README.md, docs/scaling.md)
+between ``<!-- benchmark:OPERATOR:DEVICE -->`` and ``<!-- /benchmark -->`` is rewritten, results/OPERATOR_DEVICE.png
+drawn, and the promises are checked. results/index.html has all of it and every row. Exit code 1: no result, no markers
+in a page, or a promise that does not hold.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import bars
-from benchmarks.harness import SCHEMA
 from benchmarks.interface import Operator
 from benchmarks.run import OPERATORS
+from mmer_fast.bench.results import SCHEMA
 
 ROOT = Path(__file__).resolve().parent.parent
 _END = "<!-- /benchmark -->"
 
 
 class ReportError(RuntimeError):
-    """A result or the README is not what the report needs."""
+    """A result or a page is not what the report needs."""
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -66,17 +67,33 @@ def _origin(result: dict[str, Any]) -> tuple[Any, ...]:
     return machine, result["versions"], result["commit"]
 
 
-def update(text: str, operator: str, device: str, content: str) -> str:
-    """README text with `content` between the markers of `operator` and `device`.
+def update(page: Path, operator: str, device: str, content: str) -> None:
+    """Puts `content` between the markers of `operator` and `device`.
 
     Raises:
-        ReportError: the markers are missing.
+        ReportError: there is no such page, or the markers are missing.
     """
-    start = f"<!-- benchmark:{operator}:{device} -->"
-    pattern = re.compile(f"({re.escape(start)}\n).*?({re.escape(_END)})", re.DOTALL)
+    if not page.is_file():
+        raise ReportError(f"{page.name} does not exist")
+    text, pattern = page.read_text(), _between(operator, device)
     if not pattern.search(text):
-        raise ReportError(f"README.md must have the markers {start} and {_END}, each on its own line, in this order")
-    return pattern.sub(lambda match: f"{match[1]}{content}\n{match[2]}", text, count=1)
+        wanted = f"{_start(operator, device)} and {_END}"
+        raise ReportError(f"{page.name} must have the markers {wanted}, each on its own line, in this order")
+    page.write_text(pattern.sub(lambda match: f"{match[1]}{content}\n{match[3]}", text, count=1))
+
+
+def written(page: Path, operator: str, device: str) -> str | None:
+    """What stands between the markers, without the last line end; None without markers."""
+    found = _between(operator, device).search(page.read_text())
+    return None if found is None else found[2].removesuffix("\n")
+
+
+def _start(operator: str, device: str) -> str:
+    return f"<!-- benchmark:{operator}:{device} -->"
+
+
+def _between(operator: str, device: str) -> re.Pattern[str]:
+    return re.compile(f"({re.escape(_start(operator, device))}\n)(.*?)({re.escape(_END)})", re.DOTALL)
 
 
 def noise(result: dict[str, Any]) -> str | None:
@@ -90,9 +107,7 @@ def noise(result: dict[str, Any]) -> str | None:
     return f"noisy machine, measure again when it is quiet: {text}" if noisy else None
 
 
-def report(
-    operator: Operator, device: str, result: dict[str, Any], results: Path, readme: Path, with_plot: bool
-) -> int:
+def report(operator: Operator, device: str, result: dict[str, Any], results: Path, root: Path, with_plot: bool) -> int:
     """Prints, draws and writes the report of an operator on a device; the number of things that are wrong."""
     content = operator.section(result, device)
     print(f"{content}\n")
@@ -104,9 +119,7 @@ def report(
     if with_plot:
         print(f"drawn: {operator.draw(result, results / f'{operator.name}_{device}.png').name}")
     try:
-        if not readme.is_file():
-            raise ReportError(f"{readme.name} does not exist")
-        readme.write_text(update(readme.read_text(), operator.name, device, content))
+        update(root / operator.page, operator.name, device, content)
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr)
         wrong += 1
@@ -116,7 +129,7 @@ def report(
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the folder with README.md and docs/")
     parser.add_argument("--include-quick", action="store_true", help="also look at results of --quick runs")
     parser.add_argument("--no-plot", action="store_true", help="tables and promises only (no matplotlib needed)")
     options = parser.parse_args(arguments)
@@ -132,11 +145,13 @@ def main(arguments: list[str] | None = None) -> int:
     if not any(result for _, _, result in found):
         print(f"error: no results in {options.results}; run python -m benchmarks.run first", file=sys.stderr)
         return 1
-    wrong = sum(
-        report(operator, device, result, options.results, options.readme, not options.no_plot)
-        for operator, device, result in found
-        if result is not None
-    )
+    measured = [(operator, device, result) for operator, device, result in found if result is not None]
+    wrong = sum(report(*each, options.results, options.root, not options.no_plot) for each in measured)
+    if not options.no_plot:
+        from benchmarks import page
+
+        page.write(measured, options.results / "index.html")
+        print(f"written: {options.results / 'index.html'}")
     return 1 if wrong else 0
 
 

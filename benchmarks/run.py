@@ -1,60 +1,31 @@
-"""Measures the operators: ``python -m benchmarks.run --device cpu|cuda [--operator NAME] [--quick]``.
+"""Measures the operators: ``python -m benchmarks.run --device cpu|cuda [--operator NAME ...] [--plan PLAN]``.
 
-Writes one JSON file a run: rows with the machine, the versions and the commit. Prints at the end which promises of
-`benchmarks.bars` hold; that is for the reader, and only a wrong result of ours makes the run fail.
+Writes one JSON file a run: rows with the machine, its ceilings, the versions and the commit. Prints at the end which
+promises of `benchmarks.bars` hold; that is for the reader, and only a wrong result of ours makes the run fail.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import fnmatch
-import json
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks import bars, machine, timing
+from benchmarks import bars
 from benchmarks.attention.benchmark import OPERATOR as ATTENTION
-from benchmarks.harness import SCHEMA, WrongResultError
 from benchmarks.interface import Operator
 from benchmarks.perturbation.benchmark import OPERATOR as PERTURBATION
+from benchmarks.scaling.benchmark import OPERATOR as SCALING
 from benchmarks.soft_topk.benchmark import OPERATOR as SOFT_TOPK
 from benchmarks.training_step.benchmark import OPERATOR as TRAINING_STEP
+from mmer_fast.bench import ceilings, results, timing
+from mmer_fast.bench.harness import WrongResultError
 
-OPERATORS: tuple[Operator, ...] = (SOFT_TOPK, ATTENTION, PERTURBATION, TRAINING_STEP)
-
-
-def header(device: str, quick: bool, copy_gbps: float) -> dict[str, Any]:
-    """All of a result but its rows."""
-    packages = sorted({package for operator in OPERATORS for package in operator.packages})
-    return {
-        "schema": SCHEMA,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "quick": quick,
-        "device": device,
-        "machine": machine.describe(device, copy_gbps),
-        "versions": machine.versions(packages),
-        "commit": machine.commit(),
-        "timer": "triton.testing.do_bench, cold L2" if device == "cuda" else "perf_counter, interleaved turns",
-        "rows": [],
-    }
-
-
-def new_file(out: Path, result: dict[str, Any]) -> Path:
-    """A path that no other run has: results are only ever added."""
-    date, quick = result["created"][:10], "-quick" if result["quick"] else ""
-    stem = f"{date}-{result['device']}-{machine.slug(result['machine'])}{quick}"
-    path, counter = out / f"{stem}.json", 1
-    while path.exists():
-        counter += 1
-        path = out / f"{stem}-{counter}.json"
-    out.mkdir(parents=True, exist_ok=True)
-    return path
+OPERATORS: tuple[Operator, ...] = (SOFT_TOPK, ATTENTION, PERTURBATION, TRAINING_STEP, SCALING)
 
 
 def choose(
@@ -85,19 +56,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     names = [operator.name for operator in OPERATORS]
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--operator", choices=(*names, "all"), default="all")
+    parser.add_argument("--operator", nargs="+", choices=(*names, "all"), default=["all"])
     parser.add_argument(
         "--cases", nargs="+", metavar="NAME", help="only these, patterns too (what fits none lists them)"
     )
     parser.add_argument("--contestants", nargs="+", metavar="TEXT", help="only those whose name contains TEXT")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default 2)")
-    parser.add_argument("--quick", action="store_true", help="few rounds: for a look, never for a report")
+    parser.add_argument(
+        "--plan", choices=tuple(timing.PLANS), default="standard", help="how long to measure; full: many more rounds"
+    )
+    parser.add_argument("--quick", action="store_true", help="--plan quick: for a look, never for a report")
     parser.add_argument("--time-limit", type=float, metavar="S", help="starts no further case after S seconds")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
-    operators = [operator for operator in OPERATORS if options.operator in (operator.name, "all")]
+    operators = [operator for operator in OPERATORS if {operator.name, "all"} & set(options.operator)]
     try:
         options.chosen = choose(operators, options.device, options.cases, options.contestants)
     except ValueError as error:
@@ -109,11 +83,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     started = time.monotonic()
     torch.set_num_threads(options.threads)
-    plan = (timing.QUICK if options.quick else timing.FULL)[options.device]
-    copy_gbps = timing.copy_bandwidth(options.device)
-    print(f"copy ceiling {copy_gbps:.1f} GB/s, {options.threads} CPU threads")
-    result = header(options.device, options.quick, copy_gbps)
-    path = new_file(options.out, result)
+    name_of_plan = "quick" if options.quick else options.plan
+    plan = timing.PLANS[name_of_plan][options.device]
+    packages = sorted({package for operator in OPERATORS for package in operator.packages})
+    result = results.header(options.device, name_of_plan, packages)
+    print(f"{ceilings.in_words(result['ceilings'])}; {options.threads} CPU threads")
+    path = results.new_file(options.out, result)
     failures = 0
     for operator, names, parts in options.chosen:
         for name in names:
@@ -130,11 +105,11 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             operator.show(rows)
             result["rows"] += rows
-            path.write_text(json.dumps(result, indent=1) + "\n")  # after each case: a run that is cut short is kept
+            results.write(result, path)  # after each case: a run that is cut short is kept
     if result["rows"]:
-        print()
         promises = [bar for operator, _, _ in options.chosen for bar in operator.bars[options.device]]
-        print("\n".join(line for _, line in bars.check(result, bars.of_cases(promises, result))))
+        verdicts = bars.check(result, bars.of_cases(promises, result))
+        print(*(f"\n{line}" for _, line in verdicts), sep="")
         print(f"\nwritten: {path}")
     return 1 if failures else 0
 

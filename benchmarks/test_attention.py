@@ -11,10 +11,10 @@ from functools import lru_cache
 
 import pytest
 
-from benchmarks import harness
-from benchmarks.attention import cases, measure, peers
-from benchmarks.attention.cases import Case, Inputs
-from benchmarks.attention.contestants import PLAIN, Contestant
+from mmer_fast.bench import harness
+from mmer_fast.bench.attention import cases, measure, peers
+from mmer_fast.bench.attention.cases import Case, Inputs
+from mmer_fast.bench.attention.contestants import PLAIN, Contestant
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (pip install 'mmer_fast[bench]')")
 pytestmark = pytest.mark.filterwarnings("default")  # peers may use what torch deprecates

@@ -12,9 +12,9 @@ from functools import lru_cache
 import pytest
 from torch import Tensor
 
-from benchmarks.perturbation import cases, measure, peers
-from benchmarks.perturbation.cases import CYCLE, Case, Inputs
-from benchmarks.perturbation.contestants import Contestant
+from mmer_fast.bench.perturbation import cases, measure, peers
+from mmer_fast.bench.perturbation.cases import CYCLE, Case, Inputs
+from mmer_fast.bench.perturbation.contestants import Contestant
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (pip install 'mmer_fast[bench]')")
 pytestmark = pytest.mark.filterwarnings("default")  # peers may use what torch deprecates

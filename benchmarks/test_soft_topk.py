@@ -11,10 +11,10 @@ from functools import lru_cache
 
 import pytest
 
-from benchmarks import harness
-from benchmarks.soft_topk import cases, measure, peers
-from benchmarks.soft_topk.cases import Case, Inputs
-from benchmarks.soft_topk.peers import Contestant
+from mmer_fast.bench import harness
+from mmer_fast.bench.soft_topk import cases, measure, peers
+from mmer_fast.bench.soft_topk.cases import Case, Inputs
+from mmer_fast.bench.soft_topk.peers import Contestant
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (pip install 'mmer_fast[bench]')")
 pytestmark = pytest.mark.filterwarnings("default")  # peers may use what torch deprecates

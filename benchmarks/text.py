@@ -19,6 +19,21 @@ def three_digits(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
+def roofline(row: dict[str, Any] | None) -> str:
+    """The share of the roofline that a row reaches, e.g. ``42 %``; a dash where it is not known."""
+    return f"{100 * row['roofline']:.0f} %" if row is not None and "roofline" in row else "-"
+
+
+def mebibytes(count: float) -> str:
+    """A number of bytes in MiB."""
+    return f"{three_digits(count / 2**20)} MiB"
+
+
+def count(value: float) -> str:
+    """A number of things: commas from a thousand on, e.g. ``65,536`` or ``0.25``."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
+
+
 def caption(result: dict[str, Any]) -> str:
     machine, versions = result["machine"], result["versions"]
     if machine["gpu"]:

@@ -1,4 +1,4 @@
-"""What MkDocs does here beyond its configuration: formulas as MathML, the README's measured tables and their plots."""
+"""What MkDocs does here beyond its configuration: formulas as MathML, the measured tables and their plots."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
 _INCLUDE = re.compile(r"<!-- include (benchmark:\S+) -->")
+_EMPTY = re.compile(r"<!-- benchmark:\S+ -->\n<!-- /benchmark -->")
+NOT_MEASURED = "*Not measured yet: `make bench-full` writes it.*"
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -24,6 +26,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
+    """The README's tables where they are included; a page's own, with their plots where `on_files` puts them."""
+    markdown = _EMPTY.sub(NOT_MEASURED, markdown).replace("](../benchmarks/results/", "](benchmarks/results/")
     return _INCLUDE.sub(lambda found: measured(found[1]), markdown)
 
 
@@ -37,7 +41,7 @@ def measured(marker: str) -> str:
     found = re.search(rf"<!-- {marker} -->\n(.*?)<!-- /benchmark -->", (ROOT / "README.md").read_text(), re.DOTALL)
     if found is None:
         raise PluginError(f"README.md has no section {marker}")
-    return found[1].strip() or "*Not measured yet: `make bench` writes it.*"
+    return found[1].strip() or NOT_MEASURED
 
 
 def _mathml(found: re.Match[str]) -> str:

@@ -34,8 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"this command needs {', '.join(missing)}: pip install 'mmer_fast[train]'", 2)
 
     import mmer_fast.ablation.commands
+    import mmer_fast.bench.commands
     import mmer_fast.report.commands  # noqa: F401  adds report and explain
     from mmer_fast._files import WriteError
+    from mmer_fast.bench.harness import NoBackendError, WrongResultError
+    from mmer_fast.bench.shapes import ShapeError
     from mmer_fast.data import DataError
     from mmer_fast.training.checkpoint import CheckpointError
     from mmer_fast.training.commands import app
@@ -45,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         app(args=None if arguments is None else list(arguments), prog_name="mmer-fast")
-    except (DataError, RunError, CheckpointError, WorldError) as error:
+    except (DataError, RunError, CheckpointError, WorldError, ShapeError, NoBackendError) as error:
         _fail(str(error), 2)
-    except (TrainingError, WriteError) as error:
+    except (TrainingError, WriteError, WrongResultError) as error:
         _fail(str(error), 1)
     except ProcessFailed as error:
         if error.reported:

@@ -17,15 +17,17 @@ import mmer_fast as mf
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is no part of the wheel
 
-from benchmarks import bars, harness, report, run, timing
-from benchmarks.soft_topk import baselines, cases, measure, peers
+from benchmarks import bars, report, run
 from benchmarks.soft_topk.bars import CPU_BARS
-from benchmarks.soft_topk.cases import Case
-from benchmarks.soft_topk.peers import SAME_PLAN, Contestant
+from mmer_fast.bench import ceilings, harness, results, timing
+from mmer_fast.bench.soft_topk import baselines, cases, measure, peers
+from mmer_fast.bench.soft_topk.cases import Case
+from mmer_fast.bench.soft_topk.peers import SAME_PLAN, Contestant
 
 TINY, TINY_RAGGED = Case("tiny", 3, 20), Case("tiny-ragged", 4, 30, ragged=True)
 TINY_PLAN = timing.Plan(rounds=2, turn_s=0.001, budget_s=0.05)
 BACKEND = "cpu" if mf.backends()["soft_topk"]["cpu"] == "available" else "reference"
+CEILINGS = {"copy_gbps": 1.0, "matmul_gflops": {"float32": 2.0}, "sweep": [{"gsigmoids": 0.5}]}
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +47,8 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = Contestant("absent", SAME_PLAN, lambda: baselines.newton, module="no_such_module_here")
     monkeypatch.setattr(cases, "CASES", (TINY, TINY_RAGGED))
     monkeypatch.setattr(peers, "CONTESTANTS", (ours, *pool, absent))
-    monkeypatch.setattr(timing, "QUICK", {"cpu": TINY_PLAN})
-    monkeypatch.setattr(timing, "copy_bandwidth", lambda device: 1.0)
+    monkeypatch.setitem(timing.PLANS, "quick", {"cpu": TINY_PLAN})
+    monkeypatch.setattr(ceilings, "measure", lambda device: dict(CEILINGS))
 
 
 def _run(out: Path, *arguments: str) -> int:
@@ -59,7 +61,7 @@ def test_a_run_writes_rows_with_machine_versions_and_commit(tmp_path: Path) -> N
     assert _run(tmp_path) == 0
     (path,) = tmp_path.glob("*-cpu-*-quick.json")
     result = json.loads(path.read_text())
-    assert result["schema"] == harness.SCHEMA
+    assert result["schema"] == results.SCHEMA
     assert result["quick"] is True
     assert {"cpu", "cores", "threads", "isa", "gpu", "copy_gbps"} <= result["machine"].keys()
     assert result["versions"]["torch"] == torch.__version__
@@ -160,7 +162,7 @@ def test_names_and_patterns_pick_operators_and_cases() -> None:
         chosen = run.choose(list(run.OPERATORS), "cpu", cases, parts)
         return {operator.name: (names, own_parts) for operator, names, own_parts in chosen}
 
-    assert list(names(None, None)) == ["soft_topk", "attention", "perturbation", "training_step"]
+    assert list(names(None, None)) == ["soft_topk", "attention", "perturbation", "training_step", "scaling"]
     assert names(["tiny*"], None) == {"soft_topk": (["tiny", "tiny-ragged"], None)}
     assert names(["tiny", "L50-*"], ["sigmoid", "loop"]) == {
         "soft_topk": (["tiny"], ["sigmoid"]),
@@ -233,7 +235,7 @@ def sample() -> dict[str, Any]:
         for name, ratio in ratios.items()
     ]
     machine = {"cpu": "Example CPU", "threads": 2, "isa": "avx2", "gpu": None, "cuda": None}
-    header = {"schema": harness.SCHEMA, "created": "2025-01-02T03:04:05+00:00", "quick": False, "device": "cpu"}
+    header = {"schema": results.SCHEMA, "created": "2025-01-02T03:04:05+00:00", "quick": False, "device": "cpu"}
     return header | {"machine": machine, "versions": {"torch": "2.13.0"}, "commit": "abc", "rows": rows}
 
 
@@ -248,7 +250,7 @@ def test_the_report_fills_the_readme_and_draws(tmp_path: Path, sample: dict[str,
     markers = "<!-- benchmark:soft_topk:cpu -->\nold\n<!-- /benchmark -->"
     readme.write_text(f"before\n{markers}\nafter\n<!-- /benchmark -->\n")
     (tmp_path / "a.json").write_text(json.dumps(sample))
-    assert report.main(["--results", str(tmp_path), "--readme", str(readme)]) == 0
+    assert report.main(["--results", str(tmp_path), "--root", str(tmp_path)]) == 0
     text = readme.read_text()
     assert text.startswith("before\n<!-- benchmark:soft_topk:cpu -->\n![")
     assert text.endswith("<!-- /benchmark -->\nafter\n<!-- /benchmark -->\n")
@@ -266,7 +268,7 @@ def test_the_report_without_markers_says_so(
     readme = tmp_path / "README.md"
     readme.write_text("no markers\n")
     (tmp_path / "a.json").write_text(json.dumps(sample))
-    assert report.main(["--results", str(tmp_path), "--readme", str(readme), "--no-plot"]) == 1
+    assert report.main(["--results", str(tmp_path), "--root", str(tmp_path), "--no-plot"]) == 1
     assert "README.md must have the markers <!-- benchmark:soft_topk:cpu -->" in capsys.readouterr().err
     assert readme.read_text() == "no markers\n"
 

@@ -17,16 +17,19 @@ import mmer_fast as mf
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is no part of the wheel
 
-from benchmarks import bars, harness, report, run, timing
-from benchmarks.attention import cases, contestants, gpu_peers, measure, memory, peers, sdpa_peers
+from benchmarks import bars, report, run
+from benchmarks.attention import memory
 from benchmarks.attention.bars import CPU_BARS, CUDA_BARS
-from benchmarks.attention.cases import Case
-from benchmarks.attention.contestants import PLAIN, WEIGHT_GRADIENT, WEIGHTS, Contestant
-from benchmarks.harness import FORWARD, FORWARD_BACKWARD
+from mmer_fast.bench import ceilings, harness, timing
+from mmer_fast.bench.attention import cases, contestants, gpu_peers, measure, peers, sdpa_peers
+from mmer_fast.bench.attention.cases import Case
+from mmer_fast.bench.attention.contestants import PLAIN, WEIGHT_GRADIENT, WEIGHTS, Contestant
+from mmer_fast.bench.harness import FORWARD, FORWARD_BACKWARD
 
-TINY, DENSE = Case("tiny", 3, 2, 8, 20), Case("tiny-dense", 2, 2, 8, 12, padded=False)
+TINY, DENSE = Case("tiny", 3, 2, 8, 20), Case("tiny-dense", 2, 2, 8, 12, padding=0.0)
 HALF = Case("tiny-bf16", 3, 2, 8, 20, "bf16")
 OURS = contestants.ours("reference", "cpu")
+CEILINGS = {"copy_gbps": 1.0, "matmul_gflops": {"float32": 2.0}, "sweep": [{"gsigmoids": 0.5}]}
 
 
 @pytest.fixture(autouse=True)
@@ -45,9 +48,9 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "CASES", (TINY, DENSE))
     monkeypatch.setattr(memory, "CASES", ())
     monkeypatch.setattr(peers, "CONTESTANTS", (*OURS, *pool))
-    monkeypatch.setattr(timing, "QUICK", {"cpu": timing.Plan(rounds=2, turn_s=0.001, budget_s=0.05)})
-    monkeypatch.setattr(timing, "copy_bandwidth", lambda device: 1.0)
-    monkeypatch.setattr(measure, "MM_SIZE", {"cpu": 16})
+    monkeypatch.setitem(timing.PLANS, "quick", {"cpu": timing.Plan(rounds=2, turn_s=0.001, budget_s=0.05)})
+    monkeypatch.setattr(ceilings, "measure", lambda device: dict(CEILINGS))
+    monkeypatch.setattr(ceilings, "MATMUL_SIZE", {"cpu": 16})
 
 
 def _run(out: Path, *arguments: str) -> int:
@@ -189,7 +192,7 @@ def test_a_run_writes_rows_that_the_report_reads(tmp_path: Path, capsys: pytest.
 
     readme = tmp_path / "README.md"
     readme.write_text("<!-- benchmark:attention:cpu -->\n<!-- /benchmark -->\n")
-    arguments = ["--results", str(tmp_path), "--readme", str(readme), "--include-quick"]
+    arguments = ["--results", str(tmp_path), "--root", str(tmp_path), "--include-quick"]
     assert report.main(arguments) == 1  # the promises are about other cases
     assert "SDPA, bool mask was not measured" in capsys.readouterr().out
     text = readme.read_text()

@@ -20,11 +20,13 @@ import mmer_fast as mf
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is no part of the wheel
 
-from benchmarks import bars, harness, report, run, timing
-from benchmarks.perturbation import cases, contestants, counters, measure, peers, table
+from benchmarks import bars, report, run
+from benchmarks.perturbation import table
 from benchmarks.perturbation.bars import CPU_BARS, CUDA_BARS, LaunchBar, ShareBar
-from benchmarks.perturbation.cases import CYCLE, Case, Encoder, Problem, Small
-from benchmarks.perturbation.contestants import Contestant, Cycle
+from mmer_fast.bench import ceilings, counters, harness, timing
+from mmer_fast.bench.perturbation import cases, contestants, measure, peers
+from mmer_fast.bench.perturbation.cases import CYCLE, Case, Encoder, Problem, Small
+from mmer_fast.bench.perturbation.contestants import Contestant, Cycle
 
 TINY = Case("tiny", Encoder(2, 16, 24))
 VARIANTS = (
@@ -37,6 +39,7 @@ VARIANTS = (
 )
 OURS = contestants.ours("reference", "cpu")
 PEERS = tuple(c for c in peers.CONTESTANTS if c.backend is None and c.module is None)  # the package imports for seconds
+CEILINGS = {"copy_gbps": 1.0, "matmul_gflops": {"float32": 2.0}, "sweep": [{"gsigmoids": 0.5}]}
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +61,10 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny cases, and ours on the reference."""
     monkeypatch.setattr(cases, "CASES", (TINY, VARIANTS[4]))
     monkeypatch.setattr(peers, "CONTESTANTS", (*OURS, *PEERS))
-    monkeypatch.setattr(timing, "QUICK", {"cpu": timing.Plan(rounds=2, turn_s=0.001, budget_s=0.05)})
-    monkeypatch.setattr(timing, "copy_bandwidth", lambda device: 1.0)
+    monkeypatch.setitem(timing.PLANS, "quick", {"cpu": timing.Plan(rounds=2, turn_s=0.001, budget_s=0.05)})
+    monkeypatch.setattr(ceilings, "measure", lambda device: dict(CEILINGS))
     source, target = torch.zeros(2, 1000)
-    monkeypatch.setattr(timing, "large_copy", lambda device: (lambda: target.copy_(source), 8000))
+    monkeypatch.setattr(ceilings, "large_copy", lambda device: (lambda: target.copy_(source), 8000))
 
 
 def _run(out: Path, *arguments: str) -> int:
@@ -314,7 +317,7 @@ def test_a_run_writes_rows_that_the_report_reads(
     monkeypatch.setattr(table, "SIZES", ("tiny",))
     readme = tmp_path / "README.md"
     readme.write_text("<!-- benchmark:perturbation:cpu -->\n<!-- /benchmark -->\n")
-    arguments = ["--results", str(tmp_path), "--readme", str(readme), "--include-quick"]
+    arguments = ["--results", str(tmp_path), "--root", str(tmp_path), "--include-quick"]
     assert report.main(arguments) == 1  # the promises are about other cases
     assert "clone and swap was not measured" in capsys.readouterr().out
     text = readme.read_text()

@@ -5,20 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import mmer_fast as mf
+
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is no part of the wheel
 
-from benchmarks import timing
-from benchmarks.harness import OK, WrongResultError
-from benchmarks.training_step import bars, cases, contestants, measure, memory, split
+from benchmarks.training_step import bars, cases, contestants, measure, memory, split, work
 from benchmarks.training_step.benchmark import OPERATOR
 from benchmarks.training_step.cases import Case
 from benchmarks.training_step.contestants import BF16, EAGER, FAST, SHARED, SHARED_BF16, TEXTBOOK
+from mmer_fast.bench import ceilings, timing
+from mmer_fast.bench.harness import OK, WrongResultError
 from mmer_fast.training.fast_step import FastStep
 
 SIZES = (("dim", 16), ("ffn_dim", 24), ("heads", 2), ("unimodal_blocks", 1), ("multimodal_blocks", 1))
@@ -39,6 +42,7 @@ def test_a_tiny_run_from_end_to_end(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: Case
 ) -> None:
     monkeypatch.setattr(cases, "CASES", TINY)
+    monkeypatch.setattr(ceilings, "MATMUL_SIZE", {"cpu": 16})
     monkeypatch.setattr(memory, "peak_bytes", lambda case, contestant, _: memory.in_this_process(case, contestant))
     rows = OPERATOR.measure(case.name, None, "cpu", PLAN)
     expected = (
@@ -50,6 +54,9 @@ def test_a_tiny_run_from_end_to_end(
         assert sum(row["split"].values()) == pytest.approx(1.0)
         assert row["split"]["matrix products"] > 0
         assert (row["split"]["perturbation"] > 0) == (row["contestant"] != EAGER)
+        assert row["roofline"] == pytest.approx(row["floor_us"] / row["us"])
+        assert row["bound"] == "matrix products"
+    assert len({row["floor_us"] for row in rows}) == 1
     OPERATOR.show(rows)
     shown = capsys.readouterr().out
     assert case.name in shown
@@ -69,6 +76,27 @@ def test_the_padded_textbook_has_our_gradients_but_for_the_end_of_sinkhorn() -> 
     got = measure.gradients(eager.step(without_masks), without_masks)
     assert (got - exact).norm() < 1e-5 * exact.norm()
     assert (measure.gradients(eager.step(inputs), inputs) - truth).norm() < measure.PEER_TOLERANCE * truth.norm()
+
+
+def test_the_work_of_products_and_attention_is_counted_as_it_runs() -> None:
+    x, weight = torch.randn(3, 5, 7, requires_grad=True), torch.randn(7, 2)
+    assert work.count(lambda: (x @ weight).sum().backward()).flops == 3 * 5 * 7 * 2 * (2 + 2)
+    assert work.count(lambda: torch.addmm(torch.ones(2), torch.ones(4, 7), weight)).flops == 2 * 4 * 7 * 2
+    assert work.count(lambda: torch.bmm(torch.ones(6, 2, 3), torch.ones(6, 3, 5))).flops == 2 * 6 * 2 * 3 * 5
+    q, k, v = (torch.randn(2, 3, 9, 8, requires_grad=True) for _ in range(3))
+    lengths, queries = torch.tensor([4, 9]), torch.tensor([1, 2])
+
+    def padded() -> None:
+        out = mf.masked_attention(q, k, v, lengths=lengths, query_lengths=queries, backend="reference")
+        out.sum().backward()
+
+    # The reference's own products run below its operator and do not count a second time.
+    assert work.count(padded).flops == 14 * 3 * 8 * (4 * 1 + 9 * 2)
+    assert work.count(lambda: mf.masked_attention(q, k, v, backend="reference")).flops == 4 * 3 * 8 * 2 * 9 * 9
+    ends = torch.tensor([0, 4, 9], dtype=torch.int32)
+    packed = (torch.randn(9, 3, 8) for _ in range(3))
+    call = partial(mf.packed_attention, *packed, ends, max_seqlen_q=5, backend="reference")
+    assert work.count(call).flops == 4 * 3 * 8 * (4 * 4 + 5 * 5)
 
 
 def test_steps_leave_the_weights_alone() -> None:

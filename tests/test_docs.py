@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 import pytest
@@ -11,13 +11,25 @@ from documented import LANGUAGES, PAGES, ROOT, Block, blocks, run_page
 
 from mmer_fast import report
 from mmer_fast.ablation import api as ablation
-from mmer_fast.data import FORMATS, loading, make_synthetic
+from mmer_fast.bench import commands as bench_commands
+from mmer_fast.data import FORMATS, loading, make_dialogues, make_synthetic
 from mmer_fast.data import commands as data_commands
 from mmer_fast.report import analysis
 from mmer_fast.training import api, settings
 from mmer_fast.training import commands as training_commands
 
+# Of a benchmark that measures nothing.
+NO_BENCHMARK = {"created": "2025-01-01", "device": "cpu", "quick": True, "machine": {"gpu": "none"}, "rows": []}
 SMALL = {"n_train": 12, "n_valid": 6, "n_test": 6, "max_length": 8}
+SMALL_NETWORK = {
+    "dim": 8,
+    "ffn_dim": 8,
+    "heads": 2,
+    "unimodal_blocks": 1,
+    "multimodal_blocks": 1,
+    "decoder_blocks": 1,
+    "padded_length": None,
+}
 # The files that the pages speak of as the reader's own.
 FILES = {"features.npz": "npz", "unaligned_50.pkl": "mmsa", "train_valid_test.pt": "tailor"}
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -29,13 +41,14 @@ def small(tmp_path, monkeypatch):
     """A directory with the reader's files, where the embedded data and every network that is trained are tiny.
 
     Only the command `report` draws: the reports at the end of each training take most of a test's time. Ablations plan
-    and write, but start no processes.
+    and write, but start no processes. Benchmarks read their cases and measure nothing.
     """
     tiny = partial(make_synthetic, **SMALL)
     for name, format in FILES.items():
         FORMATS[format].write(tiny(), tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loading, "make_synthetic", tiny)
+    monkeypatch.setattr(loading, "make_dialogues", partial(make_dialogues, **SMALL))
     monkeypatch.setattr(data_commands, "make_synthetic", lambda seed=0, **_: tiny(seed))
     for module in (api, training_commands):
         monkeypatch.setattr(module, "configure", shrunk)
@@ -43,15 +56,15 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "write_report", lambda runs, path, **_: path.touch())
     monkeypatch.setattr(ablation, "train_all", lambda *_: {})
     monkeypatch.setattr(analysis, "measure_step", lambda *_: None)
+    monkeypatch.setattr(bench_commands, "measure", lambda *_: NO_BENCHMARK)
     return tmp_path
 
 
 def shrunk(*arguments):
     """What is asked for is checked as it stands; what is trained is small."""
     model, train = settings.configure(*arguments)
-    model = replace(
-        model, dim=8, ffn_dim=8, heads=2, unimodal_blocks=1, multimodal_blocks=1, decoder_blocks=1, padded_length=None
-    )
+    names = {field.name for field in fields(model)}
+    model = replace(model, **{name: size for name, size in SMALL_NETWORK.items() if name in names})
     return model, replace(train, epochs=min(train.epochs, 2), batch_size=8)
 
 

@@ -1,1 +1,1 @@
-"""The benchmark of attention with soft key weights against PyTorch's and flash kernels' ways to its result."""
+"""What the measurements of attention promise, their table and plot, and its peak memory."""

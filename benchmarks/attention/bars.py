@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.attention import memory, peers
-from benchmarks.attention.cases import CASES
-from benchmarks.attention.contestants import PLAIN, WEIGHT_GRADIENT
+from benchmarks.attention import memory
 from benchmarks.bars import Bar, MemoryBar, Promise
-from benchmarks.harness import FORWARD_BACKWARD
+from mmer_fast.bench.attention import peers
+from mmer_fast.bench.attention.cases import CASES
+from mmer_fast.bench.attention.contestants import PLAIN, WEIGHT_GRADIENT
+from mmer_fast.bench.harness import FORWARD_BACKWARD
 
 _BOOL, _GRADIENT = ("SDPA, bool mask",), ("SDPA, mask gradient",)
 # Every way in which one call of SDPA serves a padded batch.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks import timing
-from benchmarks.attention import bars, cases, measure, memory, peers, table
-from benchmarks.harness import Row
+from benchmarks.attention import bars, memory, table
 from benchmarks.interface import Operator
+from mmer_fast.bench import timing
+from mmer_fast.bench.attention import cases, measure, peers
+from mmer_fast.bench.harness import Row
 
 
 def _cases(device: str) -> list[str]:

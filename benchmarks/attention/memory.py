@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 import mmer_fast as mf
-from benchmarks import harness, timing
-from benchmarks.attention import cases, peers
-from benchmarks.attention.cases import Case, Inputs
-from benchmarks.attention.contestants import Contestant
-from benchmarks.attention.measure import ceiling, make_call, matrix_products, rates
-from benchmarks.harness import FORWARD_BACKWARD, OK, Row, WrongResultError
 from benchmarks.process_memory import status_bytes
+from mmer_fast.bench import ceilings, harness, timing
+from mmer_fast.bench.attention import cases, peers
+from mmer_fast.bench.attention.cases import Case, Inputs
+from mmer_fast.bench.attention.contestants import Contestant
+from mmer_fast.bench.attention.measure import make_call, matrix_products, rates
+from mmer_fast.bench.harness import FORWARD_BACKWARD, OK, Row, WrongResultError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTESTANTS = ("mmer_fast cpu, weight gradient", "SDPA, mask gradient")
@@ -43,7 +43,7 @@ class MemoryCase:
 
     @property
     def shape(self) -> Case:
-        return Case(self.name, 1, 8, 64, self.length, padded=False)
+        return Case(self.name, 1, 8, 64, self.length, padding=0.0)
 
 
 CASES = tuple(MemoryCase(f"memory-L{length}", length) for length in LENGTHS)
@@ -91,7 +91,8 @@ def in_this_process(contestant: Contestant, case: MemoryCase) -> Row:
     result, seconds = timing.time_once(call, "cpu")
     peak = status_bytes("VmHWM")
     products = matrix_products(case.shape, "cpu")
-    top = ceiling({dtype: timing.cpu_turn(product, 0.1)[0] for dtype, product in products.items()}, "cpu")
+    seconds_by_dtype = {dtype: timing.cpu_turn(product, 0.1)[0] for dtype, product in products.items()}
+    top = ceilings.quickest_product(seconds_by_dtype, "cpu")
     return {
         "peak_bytes": peak,
         "above_inputs_bytes": peak - held,
@@ -121,6 +122,7 @@ def _row(case: MemoryCase, contestant: Contestant) -> Row:
         "length": shape.length,
         "dtype": shape.dtype,
         "padded": shape.padded,
+        "padding": shape.padding,
         "device": "cpu",
         "pass": FORWARD_BACKWARD,
         "contestant": contestant.name,

@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks import bars, drawing
-from benchmarks.attention.contestants import PLAIN, WEIGHT_GRADIENT
 from benchmarks.attention.table import columns
 from benchmarks.drawing import INK, OURS, digits, plt
-from benchmarks.harness import FORWARD_BACKWARD
 from benchmarks.text import caption
+from mmer_fast.bench.attention.contestants import PLAIN, WEIGHT_GRADIENT
+from mmer_fast.bench.harness import FORWARD_BACKWARD
 
 _COLOURS = ("#1d4e89", "#4f86c6", "#6b7280", "#2f7d6b", "#8d6bb0", "#b08a3c", "#a3a9b2", "#5b6470")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import bars
-from benchmarks.attention import cases, memory
-from benchmarks.attention.cases import Case
-from benchmarks.harness import FORWARD_BACKWARD, OK, Row
+from benchmarks.attention import memory
 from benchmarks.text import caption, microseconds, three_digits
+from mmer_fast.bench.attention import cases
+from mmer_fast.bench.attention.cases import Case
+from mmer_fast.bench.harness import FORWARD_BACKWARD, OK, Row
 
 
 def columns(result: dict[str, Any], device: str) -> list[Case]:
@@ -77,8 +78,8 @@ def section(result: dict[str, Any], device: str) -> str:
             f"![Attention against its peers](benchmarks/results/attention_{device}.png)",
             "",
             f"Forward + backward by dtype and length, B={first.batch}, H={first.heads}, D={first.width}, "
-            "lengths evenly drawn (50 % padding) or dense. Ours: time, and share of torch.mm's FLOP/s on valid pairs; "
-            "others: time, and how many times that of ours which solves the same task:",
+            "lengths evenly drawn (50 % padding) or dense. Ours: time, and the share of a matrix product's FLOP/s on "
+            "valid pairs; others: time, and how many times that of ours which solves the same task:",
             "",
             times_table(result, chosen),
             "",

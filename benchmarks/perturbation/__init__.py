@@ -1,1 +1,1 @@
-"""The benchmark of the in-place weight perturbation against how SAM's packages and plain PyTorch do the same."""
+"""What the measurements of the weight perturbation promise, and their table and plot."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.bars import Bar, Promise, find
-from benchmarks.perturbation.cases import CYCLE
-from benchmarks.perturbation.peers import CLONE_AND_SWAP, FRESH
+from mmer_fast.bench.perturbation.cases import CYCLE
+from mmer_fast.bench.perturbation.peers import CLONE_AND_SWAP, FRESH
 
 _SIZES = ("71M", "8.4M")
 

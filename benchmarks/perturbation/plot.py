@@ -11,9 +11,9 @@ from matplotlib.ticker import FuncFormatter
 
 from benchmarks import drawing
 from benchmarks.drawing import INK, OURS, digits, plt, time_label
-from benchmarks.harness import OK, Row
 from benchmarks.perturbation.table import SIZES, measured
 from benchmarks.text import caption
+from mmer_fast.bench.harness import OK, Row
 
 _EXACT, _MOVED, _INEXACT, _YARD = "#1d4e89", "#6f9fd0", "#b08a3c", "#b9bec6"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import bars
-from benchmarks.harness import OK, Row
-from benchmarks.perturbation import cases
-from benchmarks.perturbation.cases import CYCLE
-from benchmarks.perturbation.measure import REPEATS
-from benchmarks.perturbation.peers import ADD_SUB, CLONE_AND_SWAP, FRESH, KEPT_ALPHA
-from benchmarks.text import caption, microseconds, three_digits
+from benchmarks.text import caption, microseconds, roofline, three_digits
+from mmer_fast.bench.harness import OK, Row
+from mmer_fast.bench.perturbation import cases
+from mmer_fast.bench.perturbation.cases import CYCLE
+from mmer_fast.bench.perturbation.measure import REPEATS
+from mmer_fast.bench.perturbation.peers import ADD_SUB, CLONE_AND_SWAP, FRESH, KEPT_ALPHA
 
 SIZES = ("8.4M", "71M")
 
@@ -65,8 +65,8 @@ def cases_table(result: dict[str, Any]) -> str:
     """Ours on every case, and how many times longer the others take."""
     peers = (CLONE_AND_SWAP, FRESH, KEPT_ALPHA, ADD_SUB)
     lines = [
-        f"| | tensors | ours | of copy bandwidth | {' | '.join(peers)} |",
-        f"|---|--:|--:|--:|{'--:|' * len(peers)}",
+        f"| | tensors | ours | of copy bandwidth | of the roofline | {' | '.join(peers)} |",
+        f"|---|--:|--:|--:|--:|{'--:|' * len(peers)}",
     ]
     for case in measured(result):
         rows = [row for row in result["rows"] if row["case"] == case and row["ours"] and row["status"] == OK]
@@ -74,6 +74,7 @@ def cases_table(result: dict[str, Any]) -> str:
             continue
         ours = rows[0]
         cells = [case, str(ours["tensors"]), microseconds(ours["us"]), f"{100 * ours['of_copy']:.0f} %"]
+        cells.append(roofline(ours))
         cells += [_ratio(result, case, name) for name in peers]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -97,8 +98,8 @@ def section(result: dict[str, Any], device: str) -> str:
             "",
             methods_table(result, chosen),
             "",
-            "Other dtypes, sizes and steps; bandwidth counts 7 values an entry, the columns of others say how many "
-            "times our time they take:",
+            "Other dtypes, sizes and steps; bandwidth counts 7 values an entry; the roofline is a copy's of as many "
+            "bytes, in the cache where the weights are; the columns of others say how many times our time they take:",
             "",
             cases_table(result),
             "",

@@ -1,1 +1,1 @@
-"""The benchmark of soft top-k against yardsticks, the same plan in plain PyTorch, and packages."""
+"""What the measurements of soft top-k promise, and their table and plot."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.bars import Bar
-from benchmarks.harness import FORWARD, FORWARD_BACKWARD
+from mmer_fast.bench.harness import FORWARD, FORWARD_BACKWARD
 
 CPU_BARS = (
     Bar("100x faster than Sinkhorn-200", "64x500", FORWARD_BACKWARD, ("Sinkhorn-200 log, autograd",), 100.0),

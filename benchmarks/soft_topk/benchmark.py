@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks import timing
-from benchmarks.harness import Row
 from benchmarks.interface import Operator
-from benchmarks.soft_topk import bars, cases, measure, peers, table
+from benchmarks.soft_topk import bars, table
+from mmer_fast.bench import timing
+from mmer_fast.bench.harness import Row
+from mmer_fast.bench.soft_topk import cases, measure, peers
 
 
 def _measure(name: str, parts: list[str] | None, device: str, plan: timing.Plan) -> list[Row]:

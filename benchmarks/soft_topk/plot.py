@@ -10,9 +10,9 @@ from matplotlib.ticker import FuncFormatter
 
 from benchmarks import bars, drawing
 from benchmarks.drawing import INK, OURS, digits, plt, time_label
-from benchmarks.harness import FORWARD, FORWARD_BACKWARD, OK
-from benchmarks.soft_topk.peers import SAME_PLAN, YARDSTICK
 from benchmarks.text import caption
+from mmer_fast.bench.harness import FORWARD, FORWARD_BACKWARD, OK
+from mmer_fast.bench.soft_topk.peers import SAME_PLAN, YARDSTICK
 
 _PLAN, _OTHER, _YARD = "#1d4e89", "#8a8f98", "#b9bec6"
 _LINES = {  # contestant: colour, line style of the right panel

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks import timing
-from benchmarks.harness import Row
 from benchmarks.interface import Operator
 from benchmarks.training_step import bars, cases, contestants, measure, table
+from mmer_fast.bench import timing
+from mmer_fast.bench.harness import Row
 
 
 def _measure(name: str, parts: list[str] | None, device: str, plan: timing.Plan) -> list[Row]:

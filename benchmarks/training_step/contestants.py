@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
-from benchmarks import harness
 from benchmarks.training_step.cases import Case, Inputs
 from benchmarks.training_step.eager import EagerStep
+from mmer_fast.bench import harness
 from mmer_fast.data import Batch
 from mmer_fast.training.algorithm1 import Algorithm1
 from mmer_fast.training.fast_step import FastStep

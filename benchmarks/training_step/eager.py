@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.soft_topk.baselines import problem
+from mmer_fast.bench.soft_topk.baselines import problem
 from mmer_fast.data import Batch
 from mmer_fast.models import RobMMR
 from mmer_fast.models.attention import MultiHeadAttention

@@ -1,7 +1,8 @@
 """Measures the training step: gates every contestant on the gradients of Algorithm 1 in float64, then times steps.
 
 The gate is in evaluation mode, where no numbers are drawn; the time is taken in training mode. The error of a
-contestant is that of all its gradients together, relative to their norm.
+contestant is that of all its gradients together, relative to their norm. The floor of the roofline is, for
+every contestant, that of the FLOP of the fast step that has the fewest (`work`), at the rate of the quickest product.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from benchmarks import harness, timing
-from benchmarks.harness import OK, Row, WrongResultError
-from benchmarks.training_step import cases, memory, split
+from benchmarks.training_step import cases, memory, split, work
 from benchmarks.training_step.cases import STEP, Case, Inputs
 from benchmarks.training_step.contestants import FAST, Contestant, Step
+from mmer_fast.bench import ceilings, harness, timing
+from mmer_fast.bench.harness import OK, Row, WrongResultError
+from mmer_fast.bench.roofline import Rates, roofline
 from mmer_fast.training.algorithm1 import Algorithm1
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.15}  # bfloat16: as far off as the textbook step under autocast
 PEER_TOLERANCE = 2e-2  # 100 Sinkhorn iterations do not end where Newton does
 MOST_ROUNDS = 5  # a step takes seconds
+_PRODUCT = "rate of a product, "  # takes its turns too
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,12 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
     rounds = min(plan.rounds, MOST_ROUNDS)
     slowest = 2 * max(seconds.values()) * rounds
     patient = replace(plan, rounds=rounds, budget_s=max(plan.budget_s, slowest if plan.rounds > rounds else 0.0))
+    products = ceilings.matrix_products(ceilings.MATMUL_DTYPES[device], device)
+    calls |= {f"{_PRODUCT}{dtype}": call for dtype, call in products.items()}
+    seconds |= {f"{_PRODUCT}{dtype}": 0.0 for dtype in products}
     timings = timing.interleave(calls, seconds, patient, device)
+    top = ceilings.quickest_product({dtype: timings[f"{_PRODUCT}{dtype}"].median() for dtype in products}, device)
+    floor = min((work.count(entry.call) for entry in active.values() if entry.contestant.ours), key=lambda w: w.flops)
 
     rows = []
     for contestant in pool:
@@ -119,7 +127,10 @@ def measure(case: Case, contestants: list[Contestant], device: str, plan: timing
             continue
         row |= {"status": OK, "gradient_error": entry.gradient_error, "base": base}
         row |= {"split": split.split(entry.call, device), "peak_bytes": memory.peak_bytes(case, contestant, inputs)}
-        rows.append(row | harness.figures(timings[contestant.name], timings[base]))
+        own = timings[contestant.name]
+        row |= {"gflops": floor.flops / own.median() * 1e-9, **top}
+        row |= roofline(floor, Rates(gflops=top["mm_gflops"]), own.median())
+        rows.append(row | harness.figures(own, timings[base]))
     return rows
 
 
@@ -130,13 +141,13 @@ def show(rows: list[Row]) -> None:
         f"\n{first['case']}  {first['samples']} samples, {100 * first['padding']:.0f} % padding, dropout "
         f"{first['dropout']:g}, {first['parameters']} parameters  {STEP}"
     )
-    print(f"  {'':34}{'ms':>9}{'x ours':>8}  {'(rounds)':16}{'error':>8}{'peak, MiB':>11}")
+    print(f"  {'':34}{'ms':>9}{'of roof':>8}{'x ours':>8}  {'(rounds)':16}{'error':>8}{'peak, MiB':>11}")
     for row in rows:
         name = f"{row['contestant']:34}"
         if row["status"] != OK:
             print(f"  {name}{row['status']}")
             continue
         spread = f"({row['ratio_min']:.3g}..{row['ratio_max']:.3g})"
-        time = f"{row['us'] * 1e-3:9.1f}{row['ratio']:8.3g}  {spread:16}"
+        time = f"{row['us'] * 1e-3:9.1f}{row['roofline']:8.2f}{row['ratio']:8.3g}  {spread:16}"
         print(f"  {name}{time}{row['gradient_error']:8.0e}{row['peak_bytes'] / 2**20:11.0f}")
         print(f"    {split.in_words(row['split'])}", flush=True)

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 
 from benchmarks import drawing
 from benchmarks.drawing import INK, OURS, digits, plt, time_label
-from benchmarks.harness import OK, Row
 from benchmarks.text import caption
 from benchmarks.training_step.table import measured
+from mmer_fast.bench.harness import OK, Row
 
 
 def _panel(axes: Axes, rows: list[Row]) -> None:

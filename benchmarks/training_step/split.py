@@ -6,7 +6,8 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.timing import Call
+from mmer_fast.bench.counters import quiet_profiler
+from mmer_fast.bench.timing import Call
 
 KINDS: dict[str, tuple[str, ...]] = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise"),
@@ -44,6 +45,7 @@ def split(call: Call, device: str) -> dict[str, float]:
         device: where its operators run; the time counts there, without the operators that an operator calls.
     """
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
+    quiet_profiler()
     with profile(activities=activities) as profiler:
         call()
     times = dict.fromkeys((*KINDS, REST), 0.0)

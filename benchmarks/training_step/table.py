@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import bars
-from benchmarks.text import caption, microseconds, three_digits
+from benchmarks.text import caption, microseconds, roofline, three_digits
 from benchmarks.training_step.cases import STEP
 from benchmarks.training_step.contestants import CONTESTANTS
 from benchmarks.training_step.split import in_words
@@ -35,9 +35,10 @@ def _times(row: dict[str, Any] | None) -> tuple[str, str]:
 
 
 def resources(result: dict[str, Any]) -> str:
-    """Every contestant on every case: peak memory, and the kinds of operators that take its time."""
+    """Every contestant on every case: peak memory, roofline, and the kinds of operators that take its time."""
     chosen = measured(result)
-    lines = [f"| peak memory; time by kind |{''.join(f' {case} |' for case in chosen)}", f"|---|{'---|' * len(chosen)}"]
+    title = "peak memory; of the roofline; time by kind"
+    lines = [f"| {title} |{''.join(f' {case} |' for case in chosen)}", f"|---|{'---|' * len(chosen)}"]
     for contestant in CONTESTANTS:
         rows = [bars.find(result, case, STEP, contestant.name) for case in chosen]
         if any(rows):
@@ -46,7 +47,7 @@ def resources(result: dict[str, Any]) -> str:
 
 
 def _resources(row: dict[str, Any] | None) -> str:
-    return "" if row is None else f"{row['peak_bytes'] / 2**20:.0f} MiB; {in_words(row['split'])}"
+    return "" if row is None else f"{row['peak_bytes'] / 2**20:.0f} MiB; {roofline(row)}; {in_words(row['split'])}"
 
 
 def section(result: dict[str, Any], device: str) -> str:
@@ -61,7 +62,8 @@ def section(result: dict[str, Any], device: str) -> str:
             "",
             table(result),
             "",
-            "What a step holds beyond model and batch, and the operators that it spends its time on:",
+            "What a step holds beyond model and batch; the share of its time that the products of the fast step would "
+            "take at the rate of a large product; and the operators that it spends its time on:",
             "",
             resources(result),
             "",

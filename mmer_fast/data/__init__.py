@@ -6,8 +6,10 @@ loader = DataLoader(SequenceDataset(data.splits["train"]), batch_size=64, collat
 
 from mmer_fast.data.batching import Batch, SequenceDataset, collate
 from mmer_fast.data.containers import MultiModalData, Split
+from mmer_fast.data.correlated import make_correlated
 from mmer_fast.data.dialogues import make_dialogues
 from mmer_fast.data.errors import DataError
+from mmer_fast.data.ineffectual import make_ineffectual
 from mmer_fast.data.loading import FORMATS, load
 from mmer_fast.data.npz import read_npz, write_npz
 from mmer_fast.data.synthetic import make_synthetic
@@ -22,7 +24,9 @@ __all__ = [
     "Split",
     "collate",
     "load",
+    "make_correlated",
     "make_dialogues",
+    "make_ineffectual",
     "make_synthetic",
     "read_npz",
     "read_tailor_pt",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmer_fast.data import csd, mmgcn, mmin, mmsa, mult, npz, safetensors_file, tailor_pt, univa
 from mmer_fast.data.containers import MultiModalData
+from mmer_fast.data.correlated import make_correlated
 from mmer_fast.data.dialogues import make_dialogues
 from mmer_fast.data.errors import DataError
 from mmer_fast.data.formats import PICKLE_SUFFIXES, Format, Source
@@ -22,6 +23,7 @@ SYNTHETIC = "synthetic"
 GENERATORS: dict[str, Callable[[int], MultiModalData]] = {
     SYNTHETIC: lambda seed: make_synthetic(seed),
     "dialogues": lambda seed: make_dialogues(seed),
+    "correlated": lambda seed: make_correlated(seed),
 }
 """What is generated and not read, by the name of the source, given a seed."""
 
@@ -32,8 +34,9 @@ def load(
     """Load and validate a data set.
 
     Args:
-        source: ``"synthetic"`` for the embedded default or ``"dialogues"`` for generated conversations
-            (`GENERATORS`), else the path of a file or folder in one of the formats of `FORMATS`.
+        source: ``"synthetic"`` for the embedded default, ``"dialogues"`` for generated conversations or
+            ``"correlated"`` for modalities that show one state (`GENERATORS`), else the path of a file or folder in one
+            of the formats of `FORMATS`.
         modalities: keep only these, in this order; all when None.
         seed: of the generated data sets; files ignore it.
         format: a name in `FORMATS`; None finds it out.

@@ -4,8 +4,9 @@
 
 The first seven map a dialogue's id to its utterances: ids, speakers, class numbers, then one feature vector an
 utterance and modality; the last two list dialogues. An utterance is a sample here, a sequence of one step; the
-extras ``dialogue`` and ``position`` say where it belongs. Its class is one column of the labels: hap, sad, neu,
-ang, exc, fru in IEMOCAP (six classes), neutral, surprise, fear, sadness, joy, disgust, anger in MELD (seven).
+extras ``dialogue`` and ``position`` say where it belongs, ``speaker`` whose it is: 0 for "M" and 1 for "F" in IEMOCAP,
+the place of the 1 among nine in MELD. Its class is one column of the labels: hap, sad, neu, ang, exc, fru in IEMOCAP
+(six classes), neutral, surprise, fear, sadness, joy, disgust, anger in MELD (seven).
 The layout has no validation split: the last tenth of the training dialogues becomes it.
 """
 
@@ -40,7 +41,9 @@ LABELS = {
     7: ["neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"],
 }
 _CLASS_OF_EMOTION = [4, 3, 6, 1, 5, 2]  # MELD's class of happy, sad, anger, surprise, disgust, fear
-_WRITTEN_DIALOGUE = 10  # utterances
+_WRITTEN_DIALOGUE = 10  # utterances, where the data have no dialogues
+_SEXES = ["M", "F"]
+_MELD_SPEAKERS = 9
 
 
 def read_mmgcn(path: str | Path) -> MultiModalData:
@@ -53,35 +56,57 @@ def read_mmgcn(path: str | Path) -> MultiModalData:
 
 
 def write_mmgcn(data: MultiModalData, path: str | Path) -> None:
-    """Write text, video and audio in MELD's layout, whole or not at all.
+    """Write text, video and audio, whole or not at all.
 
-    The format holds less: a sequence becomes its mean vector (zeros where it is missing), and of several
-    emotions the first is kept. Validation dialogues come last in ``trainVid``.
+    The layout is IEMOCAP's where the labels are its six classes, else MELD's. The format holds less: a sequence becomes
+    its mean vector (zeros where it is missing), and of several emotions the first is kept. Validation dialogues come
+    last in ``trainVid``. Without the extras ``dialogue`` and ``speaker``, every ten samples are a dialogue, all of one
+    speaker.
 
     Raises:
         DataError: other modalities or labels.
     """
     require_modalities("an MMGCN file", data, ("text", "video", "audio"))
-    require_emotions("an MMGCN file", data)
+    if data.label_names not in LABELS.values():
+        require_emotions("an MMGCN file", data)
     parts: list[dict[str, Any]] = [{} for _ in range(7)]
-    lists: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    lists: dict[str, list[str]] = {}
     for name, split in data.splits.items():
-        means = {
-            m: split.features[m].sum(axis=1) / np.maximum(split.lengths[m], 1)[:, None].astype(np.float32)
-            for m in data.modalities
-        }
-        classes = np.where(split.labels.any(axis=1), np.array(_CLASS_OF_EMOTION)[split.labels.argmax(axis=1)], 0)
-        for start in range(0, len(split), _WRITTEN_DIALOGUE):
-            dialogue, rows = f"{name}_{start // _WRITTEN_DIALOGUE:05d}", slice(start, start + _WRITTEN_DIALOGUE)
-            count = len(classes[rows])
-            lists[name].append(dialogue)
-            parts[0][dialogue] = [f"{dialogue}_{i}" for i in range(count)]
-            parts[1][dialogue] = [[1] + [0] * 8] * count
-            parts[2][dialogue] = classes[rows].tolist()
-            for part, modality in zip((3, 4, 5), ("text", "audio", "video"), strict=True):
-                parts[part][dialogue] = list(means[modality][rows])
-            parts[6][dialogue] = [""] * count
-    write_pickle(Path(path), (*parts, lists["train"] + lists["valid"], lists["test"], {}), protocol=2)
+        lists[name] = _write_split(name, split, data.label_names, parts)
+    rest: tuple = () if data.label_names == LABELS[6] else ({},)
+    write_pickle(Path(path), (*parts, lists["train"] + lists["valid"], lists["test"], *rest), protocol=2)
+
+
+def _write_split(name: str, split: Split, label_names: list[str], parts: list[dict[str, Any]]) -> list[str]:
+    """Add the dialogues of a split to the first seven parts; their ids."""
+    vectors = [
+        split.features[m].sum(axis=1) / np.maximum(split.lengths[m], 1)[:, None].astype(np.float32)
+        for m in ("text", "audio", "video")
+    ]
+    classes = split.labels.argmax(axis=1)
+    if label_names not in LABELS.values():
+        classes = np.where(split.labels.any(axis=1), np.array(_CLASS_OF_EMOTION)[classes], 0)
+    dialogues = split.extras.get("dialogue", np.arange(len(split)) // _WRITTEN_DIALOGUE)
+    speakers = _written_speakers(split.extras.get("speaker", np.zeros(len(split), dtype=np.int64)), label_names)
+    ids = []
+    for number in dict.fromkeys(dialogues.tolist()):
+        dialogue, rows = f"{name}_{number:05d}", np.flatnonzero(dialogues == number)
+        ids.append(dialogue)
+        parts[0][dialogue] = [f"{dialogue}_{i}" for i in range(len(rows))]
+        parts[1][dialogue] = [speakers[row] for row in rows]
+        parts[2][dialogue] = classes[rows].tolist()
+        for part, vectors_nd in zip(parts[3:6], vectors, strict=True):
+            part[dialogue] = list(vectors_nd[rows])
+        parts[6][dialogue] = [""] * len(rows)
+    return ids
+
+
+def _written_speakers(speaker_n: np.ndarray, label_names: list[str]) -> list:
+    """IEMOCAP's "M" and "F" where its labels and two speakers allow, else MELD's rows of 0 and a 1."""
+    most = int(speaker_n.max())
+    if label_names == LABELS[6] and most < len(_SEXES):
+        return [_SEXES[speaker] for speaker in speaker_n]
+    return np.eye(max(most + 1, _MELD_SPEAKERS), dtype=np.int64)[speaker_n].tolist()
 
 
 def _detect(source: Source) -> bool:
@@ -164,8 +189,10 @@ def _split(
                 raise DataError(f"{where}: expected {size} features; got {row.shape[1]}")
         features[name], lengths[name] = settle(name, np.concatenate(rows)[:, None, :], None, notes)
     counts = [len(values) for values in classes.values()]
+    speakers = [_speakers(path, parts["videoSpeakers"], dialogue, len(values)) for dialogue, values in classes.items()]
     position = np.concatenate([np.arange(count) for count in counts])
     extras = {"dialogue": np.repeat(np.arange(len(counts)), counts), "position": position}
+    extras["speaker"] = np.concatenate(speakers)
     return Split(features, lengths, labels, extras)
 
 
@@ -183,6 +210,27 @@ def _vectors(path: Path, part: str, by_dialogue: dict, dialogue: Any, count: int
     if array.ndim != 2 or len(array) != count or array.shape[1] == 0:
         raise DataError(f"{where}: expected {count} vectors, as many as labels; got {describe(array)}")
     return array
+
+
+def _speakers(path: Path, by_dialogue: dict, dialogue: Any, count: int) -> np.ndarray:
+    """(L,) int64 numbers of the speakers of a dialogue's utterances."""
+    value = by_dialogue.get(dialogue)
+    where = f"{path}: videoSpeakers of {str(dialogue)[:80]!r}"
+    expected = f"{where}: expected {count} speakers, each {' or '.join(_SEXES)} or a row of 0 and one 1"
+    if not isinstance(value, (list, tuple, np.ndarray)) or len(value) != count:
+        raise DataError(f"{expected}; got {describe(value)}")
+    if all(isinstance(speaker, str) for speaker in value):
+        unknown = [speaker for speaker in value if speaker not in _SEXES]
+        if unknown:
+            raise DataError(f"{expected}; got {unknown[0][:80]!r}")
+        return np.array([_SEXES.index(speaker) for speaker in value], dtype=np.int64)
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise DataError(f"{expected}; got {describe(value)}") from None
+    if array.ndim != 2 or not np.isin(array, (0, 1)).all() or not (array.sum(axis=1) == 1).all():
+        raise DataError(f"{expected}; got {describe(array)}")
+    return array.argmax(axis=1).astype(np.int64)
 
 
 FORMAT = Format(

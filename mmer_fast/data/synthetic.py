@@ -15,6 +15,9 @@ with certainty, so that even a perfect model stays below an F1 of 1.
 Text carries most emotions and most strongly, so training leans on it. In the shifted part of the test split
 text says nothing: its planted units stay background (code 1) or it is missing altogether (code 2); there
 every emotion is carried by audio or video, so it can still be recognised.
+
+Valence and arousal of a modality are those of the emotions that it carries, with noise
+(`mmer_fast.data.valence_arousal`); where it carries none, text that says nothing included, they are neutral.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import numpy as np
 from mmer_fast.data.containers import MultiModalData, Split
 from mmer_fast.data.errors import DataError
 from mmer_fast.data.generation import Modality, add_units, background, draw_lengths, draw_mixing, draw_units
+from mmer_fast.data.valence_arousal import noisy_va
 
 LABEL_NAMES = ["happy", "sad", "anger", "surprise", "disgust", "fear"]
 PREVALENCE = (0.53, 0.26, 0.21, 0.10, 0.18, 0.08)
@@ -41,6 +45,7 @@ LABEL_CORRELATION = (
 )
 DECOY_RATE = 0.35  # a modality holds a decoy of an absent emotion with this probability times the emotion's prevalence
 SHIFT_NONE, SHIFT_UNINFORMATIVE, SHIFT_MISSING = 0, 1, 2
+_VA_STREAMS = 4  # spawn key; the streams of the world and of the splits have 0 to 3
 
 
 MODALITIES = {
@@ -82,8 +87,8 @@ def make_synthetic(
 
     Returns:
         Data with modalities text (300), video (35) and audio (74) and six emotions. ``extras`` of every split
-        hold ``planted_{modality}`` (N, T) bool; those of the test split also ``shift`` (N,) uint8: 0 as in
-        training, 1 text uninformative, 2 text missing.
+        hold ``planted_{modality}`` (N, T) bool and ``va_{modality}`` (N, 2) float32, valence and arousal in [0, 1];
+        those of the test split also ``shift`` (N,) uint8: 0 as in training, 1 text uninformative, 2 text missing.
 
     Raises:
         DataError: an argument lies outside its range.
@@ -103,17 +108,18 @@ def make_synthetic(
             "uninformative_share, missing_share: expected values >= 0 with a sum of at most 1; "
             f"got {uninformative_share} and {missing_share}"
         )
-    world_stream, *streams = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(1 + len(sizes)))
+    world_stream, *streams = _streams(np.random.SeedSequence(seed), 1 + len(sizes))
+    va_streams = _streams(np.random.SeedSequence(seed, spawn_key=(_VA_STREAMS,)), len(sizes))
     world = _make_world(world_stream)
     splits = {}
-    for (name, size), rng in zip(sizes.items(), streams, strict=True):
+    for (name, size), rng, va_rng in zip(sizes.items(), streams, va_streams, strict=True):
         shift = np.zeros(size, dtype=np.uint8)
         if name == "test":
             order = rng.permutation(size)
             n_uninformative, n_missing = round(uninformative_share * size), round(missing_share * size)
             shift[order[:n_uninformative]] = SHIFT_UNINFORMATIVE
             shift[order[n_uninformative : n_uninformative + n_missing]] = SHIFT_MISSING
-        splits[name] = _make_split(rng, world, shift, max_length, signal)
+        splits[name] = _make_split(rng, va_rng, world, shift, max_length, signal)
         if name == "test":
             splits[name].extras["shift"] = shift
     return MultiModalData(
@@ -125,6 +131,10 @@ def make_synthetic(
     ).check()
 
 
+def _streams(sequence: np.random.SeedSequence, count: int) -> list[np.random.Generator]:
+    return [np.random.default_rng(child) for child in sequence.spawn(count)]
+
+
 def _make_world(rng: np.random.Generator) -> _World:
     mixing, prototypes = {}, {}
     for name, spec in MODALITIES.items():
@@ -134,7 +144,14 @@ def _make_world(rng: np.random.Generator) -> _World:
     return _World(mixing, prototypes)
 
 
-def _make_split(rng: np.random.Generator, world: _World, shift: np.ndarray, max_length: int, signal: float) -> Split:
+def _make_split(
+    rng: np.random.Generator,
+    va_rng: np.random.Generator,
+    world: _World,
+    shift: np.ndarray,
+    max_length: int,
+    signal: float,
+) -> Split:
     n = len(shift)
     labels_nk = _draw_labels(rng, n)
     lengths_n = draw_lengths(rng, n, max_length)
@@ -153,6 +170,7 @@ def _make_split(rng: np.random.Generator, world: _World, shift: np.ndarray, max_
             lengths[name][shift == SHIFT_MISSING] = 0
             x_ntd[shift == SHIFT_MISSING] = 0
         features[name], extras[f"planted_{name}"] = x_ntd, planted_nt
+        extras[f"va_{name}"] = noisy_va(va_rng, carriers[name], LABEL_NAMES)
     return Split(features, lengths, labels_nk, extras)
 
 

@@ -42,8 +42,8 @@ def read_univa(path: str | Path) -> MultiModalData:
 
 
 def write_univa(data: MultiModalData, path: str | Path) -> None:
-    """Write text, video and audio as a new folder, whole or not at all; VA values are zeros, label names and extras
-    are left out.
+    """Write text, video and audio as a new folder, whole or not at all; VA values are the extras ``va_{modality}``,
+    zeros where there are none. Label names and other extras are left out.
 
     Raises:
         DataError: other modalities, or the folder exists.
@@ -66,7 +66,7 @@ def _file_content(name: str, split: Split, key: str, modality: str) -> dict:
     content = {
         key: features,
         f"{key}_utt_mask": (np.arange(features.shape[1]) < split.lengths[modality][:, None]).astype(np.float32),
-        f"{key}_VA_values": [[0.0, 0.0] for _ in range(len(split))],
+        f"{key}_VA_values": split.extras.get(f"va_{modality}", np.zeros((len(split), 2))).tolist(),
     }
     if key == "text":
         return content

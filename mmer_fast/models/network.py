@@ -53,6 +53,11 @@ class Network(nn.Module, ABC):
     def start_epoch(self, epoch: int) -> None:
         """Called before the first step of epoch `epoch` (from 0), and on resumption within it; draws nothing random."""
 
+    @property
+    def pretraining(self) -> bool:
+        """Whether only a part of the network is trained so far. No such epoch is better than one of the whole."""
+        return False
+
     @abstractmethod
     def logits(self, batch: Batch) -> Tensor:
         """(B, K), differentiable; `batch` is on the device of the model, and its labels are not looked at."""

@@ -159,7 +159,7 @@ class RobMMR(Network):
         offsets: Mapping[str, Tensor] | None = None,
     ) -> Encodings:
         """Unimodal encodings H^x = E^x(x ∘ m); arguments as in `forward`."""
-        self._check(features, lengths)
+        check_batch(self.modalities, features, lengths)
         encodings = Encodings({}, {}, {}, {})
         for name in self.modalities:
             x_btf = features[name]
@@ -180,7 +180,7 @@ class RobMMR(Network):
         N is the sum of the lengths; where padding counts (`padding_mask` False), B times the padded length. Reads the
         lengths, which on CUDA waits for the device.
         """
-        self._check(features, lengths)
+        check_batch(self.modalities, features, lengths)
         zeros = {}
         for name in self.modalities:
             x_btf = features[name]
@@ -264,18 +264,6 @@ class RobMMR(Network):
             raise ValueError(f"offsets[{name!r}] must have shape {expected}, got {tuple(offsets[name].shape)}")
         return offsets[name]
 
-    def _check(self, features: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> None:
-        for name, size in self.modalities.items():
-            if name not in features or name not in lengths:
-                raise ValueError(f"features and lengths must hold modality {name!r}; got {sorted(features)}")
-            x_btf = features[name]
-            if x_btf.dim() != 3 or x_btf.shape[-1] != size:
-                raise ValueError(f"features[{name!r}] must have shape (B, T, {size}), got {tuple(x_btf.shape)}")
-            if lengths[name].shape != x_btf.shape[:1]:
-                raise ValueError(
-                    f"lengths[{name!r}] must have shape ({x_btf.shape[0]},), got {tuple(lengths[name].shape)}"
-                )
-
 
 def check_outline(modalities: Mapping[str, int], labels: int) -> None:
     """Check what a `RobMMR` is to be built for, without building it.
@@ -290,6 +278,22 @@ def check_outline(modalities: Mapping[str, int], labels: int) -> None:
             raise ValueError(f"modality {name!r} cannot name a submodule (it must not hold a dot); rename it")
     if labels < 1:
         raise ValueError(f"labels must be at least 1, got {labels}")
+
+
+def check_batch(modalities: Mapping[str, int], features: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> None:
+    """Check that a batch is one of these modalities (name → feature size), without reading a value of it.
+
+    Raises:
+        ValueError: a modality is absent or has another shape than announced.
+    """
+    for name, size in modalities.items():
+        if name not in features or name not in lengths:
+            raise ValueError(f"features and lengths must hold modality {name!r}; got {sorted(features)}")
+        x_btf = features[name]
+        if x_btf.dim() != 3 or x_btf.shape[-1] != size:
+            raise ValueError(f"features[{name!r}] must have shape (B, T, {size}), got {tuple(x_btf.shape)}")
+        if lengths[name].shape != x_btf.shape[:1]:
+            raise ValueError(f"lengths[{name!r}] must have shape ({x_btf.shape[0]},), got {tuple(lengths[name].shape)}")
 
 
 def _encoder(blocks: int, config: RobMMRConfig) -> Encoder | LSTMEncoder:

@@ -74,6 +74,16 @@ class PackedLayout:
             raise ValueError(f"tokens must have {counts} tokens, one tensor a modality, got {[len(x) for x in tokens]}")
         return tokens[0] if len(counts) == 1 else torch.cat(list(tokens)).index_select(0, self._order)
 
+    def separate(self, packed: Tensor) -> list[Tensor]:
+        """The tokens (tokens_i, ...) of each modality, of packed ones (total, ...): the inverse of `join`.
+
+        Raises:
+            ValueError: another number of tokens than the layout has.
+        """
+        if packed.dim() == 0 or packed.shape[0] != self.total:
+            raise ValueError(f"packed must have shape ({self.total}, ...), got {tuple(packed.shape)}")
+        return [packed.index_select(0, segment.position) for segment in self._segments]
+
 
 def packed_layout(*lengths: Tensor) -> PackedLayout:
     """The layout of a batch with these lengths; reads them, which on CUDA waits for the device.

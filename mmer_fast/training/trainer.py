@@ -151,9 +151,11 @@ class Trainer:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether as many epochs as `TrainConfig.patience` have passed since the best one."""
+        """Whether as many epochs as `TrainConfig.patience` have passed since the best one; never while pretraining."""
         best, patience = self.progress.best_epoch, self.config.patience
-        return patience is not None and best is not None and self.progress.epoch - best >= patience
+        if patience is None or best is None or self.model.pretraining:
+            return False
+        return self.progress.epoch - best >= patience
 
     def save(self) -> None:
         """Write the state of training, atomically.
@@ -316,6 +318,10 @@ class Trainer:
             f"(now {config.clip_norm})"
         )
 
+    def _rank(self, record: dict[str, Any]) -> tuple[bool, float]:
+        """What the best epoch has most of: any epoch with the whole network is better than one of pretraining."""
+        return not record.get("pretraining", False), record["valid"][self.config.selection]
+
     def _record_ratio(self, ratio: Tensor | None) -> None:
         if ratio is not None and bool(ratio.isfinite()):
             self.progress.gradient_ratios.append(float(ratio))
@@ -340,9 +346,11 @@ class Trainer:
             "gradient_ratio": sum(ratios) / len(ratios) if ratios else None,
             "learning_rate": learning_rate(config, last_step, self.steps_per_epoch),
         }
+        if self.model.pretraining:
+            record["pretraining"] = True
         progress.history.append(record)
         best = progress.best_epoch
-        if best is None or valid[config.selection] > progress.history[best - 1]["valid"][config.selection]:
+        if best is None or self._rank(record) > self._rank(progress.history[best - 1]):
             progress.best_epoch = record["epoch"]
             # Before the state, so that no state ever speaks of a best model that is not on disk.
             self._write(BEST_FILE, gathered(self.model.state_dict()), self.header)

@@ -167,6 +167,30 @@ def test_cultures_differ_and_what_is_learnt_in_two_fails_in_the_third():
     assert losses[1] < 0.04
 
 
+def test_cultures_look_like_emotions_in_part():
+    """Half of a culture's offset lies in the six directions of the emotions, of the hundred there are in text."""
+
+    def train(**options):
+        return make_dialogues(0, n_train=60, n_valid=1, n_test=1, **options).splits["train"]
+
+    alike, silent, shifted = (
+        train(culture_shift=0.0),
+        train(culture_shift=0.0, signal=0.0),
+        train(signal=0.0),
+    )
+    planted = alike.extras["planted_text"]
+    emotion = np.broadcast_to(alike.labels.argmax(axis=1)[:, None], planted.shape)[planted]
+    added = (alike.features["text"] - silent.features["text"])[planted]
+    basis, _ = np.linalg.qr(np.stack([added[emotion == k].mean(axis=0) for k in range(6)], axis=1))
+    used = np.arange(16) < alike.lengths["text"][:, None]
+    culture = np.broadcast_to(alike.extras["culture"][:, None], used.shape)[used]
+    moved = (shifted.features["text"] - silent.features["text"])[used]
+    for c in range(CULTURES):
+        offset = moved[culture == c].mean(axis=0)
+        share = np.square(offset @ basis).sum() / np.square(offset).sum()
+        assert 0.3 < share < 0.8
+
+
 def test_cultures_can_be_told_apart_unless_they_are_alike(data):
     culture = {"targets": lambda split: split.extras["culture"]}
     assert _score(data.splits["train"], data.splits["test"], **culture) > 0.9

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from mmer_fast.data import DataError, load, make_synthetic
+from mmer_fast.data import DataError, load, make_dialogues, make_synthetic
 from mmer_fast.data.loading import FORMATS, read_unchecked
 
 COUNTS = {"Ses01": 3, "Ses02": 2, "Ses03": 4, "Ses04": 2}
@@ -46,6 +46,7 @@ def test_utterances_are_samples(tmp_path, meld):
     train = data.splits["train"]
     assert train.extras["dialogue"].tolist() == [0] * 4 + [1] * 3  # Ses03 and Ses01, in the file's order
     assert train.extras["position"].tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert train.extras["speaker"].tolist() == [0, 1, 0, 1, 0, 1, 0]
     assert train.labels.argmax(axis=1).tolist() == content[2]["Ses03"] + content[2]["Ses01"]
     assert (train.labels.sum(axis=1) == 1).all()
     assert np.array_equal(train.features["audio"][4, 0], content[4]["Ses01"][0].astype(np.float32))
@@ -62,6 +63,28 @@ def test_sets_lists_and_missing_modalities(tmp_path):
     data = _load(tmp_path, content)
     assert data.splits["train"].extras["dialogue"].tolist() == [0] * 3 + [1] * 2  # sorted: Ses01, Ses02
     assert data.splits["train"].lengths["video"].tolist() == [1, 0, 1, 1, 1]
+
+
+def test_speakers_of_meld_are_rows_with_a_one(tmp_path):
+    content = _content(meld=True)
+    for dialogue, n in COUNTS.items():
+        content[1][dialogue] = np.eye(9, dtype=int)[[8, 0, 3, 8][:n]].tolist()
+    assert _load(tmp_path, content).splits["train"].extras["speaker"].tolist() == [8, 0, 3, 8, 8, 0, 3]
+
+
+@pytest.mark.parametrize("speakers", [2, 4])
+def test_dialogues_are_written_as_they_are(tmp_path, speakers):
+    data = make_dialogues(0, n_train=18, n_valid=2, n_test=3, max_length=8, speakers=speakers, missing_share=0.2)
+    FORMATS["mmgcn"].write(data, tmp_path / "d.pkl")
+    back = load(tmp_path / "d.pkl")
+    assert len(pickle.loads((tmp_path / "d.pkl").read_bytes())) == 9
+    assert back.label_names == data.label_names
+    for name, split in data.splits.items():
+        for extra in ("dialogue", "position", "speaker"):
+            assert np.array_equal(back.splits[name].extras[extra], split.extras[extra])
+        assert np.array_equal(back.splits[name].labels, split.labels)
+        for modality, lengths in split.lengths.items():
+            assert np.array_equal(back.splits[name].lengths[modality], np.minimum(lengths, 1))
 
 
 def test_written_from_sequences(tmp_path):
@@ -89,6 +112,13 @@ WRONG = {
     "class": (lambda c: c[2].update(Ses04=[0, -1]), r"videoLabels: expected class numbers in \[0, 6\); got -1"),
     "huge class": (lambda c: c[2].update(Ses04=[0, 10**6]), "videoLabels: expected class numbers from 0 to 99"),
     "no utterance": (lambda c: c[2].update(Ses04=[]), "videoLabels: expected an utterance in every split"),
+    "speakers": (lambda c: c[1].pop("Ses04"), "videoSpeakers of 'Ses04': expected 2 speakers, .*; got NoneType"),
+    "speaker": (lambda c: c[1].update(Ses04=["M", "X"]), "videoSpeakers of 'Ses04': expected 2 speakers, .*; got 'X'"),
+    "speaker kind": (lambda c: c[1].update(Ses04=["M", 1]), "videoSpeakers of 'Ses04': .*; got list of 2"),
+    "speaker row": (
+        lambda c: c[1].update(Ses04=[[1, 0], [1, 1]]),
+        "videoSpeakers of 'Ses04': .*; got float64 of",
+    ),
     "vectors": (lambda c: c[3].pop("Ses04"), "videoText of 'Ses04': expected 2 vectors; got NoneType"),
     "vector count": (lambda c: c[3]["Ses04"].pop(), "videoText of 'Ses04': expected 2 vectors, as many as labels"),
     "vector size": (

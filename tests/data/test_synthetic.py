@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -7,6 +9,7 @@ from sklearn.metrics import f1_score
 
 from mmer_fast.data import DataError, load, make_synthetic
 from mmer_fast.data.synthetic import DECOY_RATE, LABEL_CORRELATION, MODALITIES, PREVALENCE
+from mmer_fast.data.valence_arousal import NRC_VAD, SCORE_NOISE, expressed_va
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +153,37 @@ def test_constants_are_sane():
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(DataError, match=message):
         make_synthetic(**arguments)
+
+
+def test_valence_and_arousal_are_those_of_what_a_modality_carries(data):
+    """Text carries a lone emotion or nothing: its scores lie around the emotion's values, or around neutral."""
+    train = data.splits["train"]
+    carries = train.extras["planted_text"].any(axis=1)
+    lone = train.labels.sum(axis=1) == 1
+    for k, name in enumerate(data.label_names):
+        scores = train.extras["va_text"][lone & carries & (train.labels[:, k] == 1)]
+        assert np.allclose(scores.mean(axis=0), NRC_VAD[name], atol=0.04)  # clipping moves the mean of happy
+        assert np.all(np.abs(scores.std(axis=0) / SCORE_NOISE - 1) < 0.6)
+    assert np.allclose(train.extras["va_text"][~carries].mean(axis=0), NRC_VAD["neutral"], atol=0.01)
+    shifted = data.splits["test"].extras["shift"] > 0
+    assert np.allclose(data.splits["test"].extras["va_text"][shifted].mean(axis=0), NRC_VAD["neutral"], atol=0.01)
+
+
+def test_expressed_valence_and_arousal():
+    present = np.array([[True, False, True], [False, False, False]])
+    assert np.allclose(expressed_va(present, ["happy", "sad", "fear"]), [[1.073 / 2, 1.575 / 2], [0.5, 0.5]])
+
+
+def test_scores_have_streams_of_their_own():
+    """What was drawn before there were any scores is the same still (features pass through BLAS, so not their bits)."""
+    made = make_synthetic(3, n_train=4, n_valid=2, n_test=3, max_length=8)
+    value = 0
+    for split in made.splits.values():
+        planted = (split.extras[f"planted_{name}"] for name in made.modalities)
+        for array in (split.labels, *split.lengths.values(), *planted):
+            value = zlib.crc32(np.ascontiguousarray(array).data, value)
+    assert f"{value:08x}" == "b348f079"
+    longer = make_synthetic(3, n_train=5, n_valid=2, n_test=3, max_length=8)
+    for name in ("va_text", "va_video", "va_audio"):
+        assert np.array_equal(made.splits["test"].extras[name], longer.splits["test"].extras[name])
+        assert made.splits["test"].extras[name].dtype == np.float32

@@ -5,8 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
-from mmer_fast.data import DataError, load
+from mmer_fast.data import DataError, load, make_synthetic
 from mmer_fast.data.loading import read_unchecked
+from mmer_fast.data.univa import write_univa
 
 SIZES = {"train": 4, "valid": 2, "test": 3}
 NAMES = {"audio": "audio_utt", "vision": "vision_utt", "text": "text_glove300"}
@@ -66,6 +67,19 @@ def test_one_of_the_files_names_the_set(tmp_path, nested):
 def test_without_text(tmp_path):
     contents = {key: content for key, content in _contents().items() if key[1] != "text"}
     assert load(_write(tmp_path, contents)).modalities == {"video": 2, "audio": 4}
+
+
+def test_scores_survive_writing(tmp_path):
+    data = make_synthetic(1, n_train=4, n_valid=2, n_test=3, max_length=8)
+    del data.splits["test"].extras["va_audio"]
+    write_univa(data, tmp_path / "set")
+    again = load(tmp_path / "set")
+    for split in SIZES:
+        for modality in ("text", "video"):
+            expected = data.splits[split].extras[f"va_{modality}"]
+            assert np.array_equal(again.splits[split].extras[f"va_{modality}"], expected)
+    assert np.array_equal(again.splits["train"].extras["va_audio"], data.splits["train"].extras["va_audio"])
+    assert not again.splits["test"].extras["va_audio"].any()
 
 
 def test_padding_in_front(tmp_path):

@@ -159,3 +159,15 @@ def test_join_interleaves_the_modalities_of_each_sample():
     assert torch.equal(joined, mf.pack(padded, layout))
     with pytest.raises(ValueError, match=r"tokens must have \[3, 3\] tokens, one tensor a modality, got \[3\]"):
         layout.join(tokens[:1])
+
+
+def test_separate_is_the_inverse_of_join():
+    layout = mf.packed_layout(torch.tensor([2, 0, 1]), torch.tensor([1, 2, 0]), torch.tensor([0, 0, 0]))
+    tokens = [torch.randn(count, 4, requires_grad=True) for count in (3, 3, 0)]
+    parts = layout.separate(layout.join(tokens))
+    assert all(torch.equal(part, one) for part, one in zip(parts, tokens, strict=True))
+    (parts[1] * torch.arange(3)[:, None]).sum().backward()
+    assert torch.equal(tokens[1].grad, torch.arange(3.0)[:, None].expand(3, 4))
+    assert not tokens[0].grad.any()
+    with pytest.raises(ValueError, match=r"packed must have shape \(6, \.\.\.\), got \(5, 4\)"):
+        layout.separate(torch.randn(5, 4))

@@ -214,3 +214,7 @@ def test_a_comparison_is_a_suite_of_systems(data: MultiModalData, tmp_path: Path
         comparison(["toy", "toy"])
     with pytest.raises(RunError, match="model must be one of robmmr"):
         comparison(["nothing"])
+
+
+def test_every_system_can_be_compared() -> None:
+    assert [row.system for row in comparison(registry.NAMES).rows] == list(registry.NAMES)

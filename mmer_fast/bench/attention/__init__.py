@@ -1,0 +1,1 @@
+"""Attention with soft key weights against PyTorch's and flash kernels' ways to its result."""

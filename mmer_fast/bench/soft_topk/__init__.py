@@ -1,0 +1,1 @@
+"""Soft top-k against yardsticks, the same plan in plain PyTorch, and packages."""
