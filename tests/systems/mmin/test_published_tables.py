@@ -24,7 +24,7 @@ def test_averages_are_about_those_of_the_missing_conditions(
 
 
 def test_the_page_shows_them() -> None:
-    page = PAGE.read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8").partition("## Ours")[0]
     for method, metrics in IEMOCAP.items():
         if method not in ABLATIONS:
             continue
