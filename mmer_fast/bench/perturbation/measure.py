@@ -263,8 +263,8 @@ def show(rows: list[Row]) -> None:
     first = rows[0]
     print(f"\n{first['case']}  {first['entries']} entries in {first['tensors']} tensors, {first['dtype']}  {CYCLE}")
     print(
-        f"  {'':34}{'us':>11}{'GB/s':>8}{'of copy':>9}{'x ours':>8}  {'(rounds)':16}{'error':>8}{'bits':>7}"
-        f"{'place':>7}{'memory':>8}{'launches':>9}"
+        f"  {'':34}{'us':>11}{'GB/s':>8}{'of copy':>9}{'of roof':>9}{'x ours':>8}  {'(rounds)':16}"
+        f"{'error':>8}{'bits':>7}{'place':>7}{'memory':>8}{'launches':>9}"
     )
     for row in rows:
         name = f"{row['contestant']:34}"
@@ -272,7 +272,8 @@ def show(rows: list[Row]) -> None:
             print(f"  {name}{row['status']}")
             continue
         spread = f"({row['ratio_min']:.3g}..{row['ratio_max']:.3g})"
-        line = f"{row['us']:11.1f}{row['gbps']:8.2f}{row['of_copy']:9.2f}{row['ratio']:8.3g}  {spread:16}"
+        roof = "" if row["yardstick"] else f"{row['roofline']:.2f}"
+        line = f"{row['us']:11.1f}{row['gbps']:8.2f}{row['of_copy']:9.2f}{roof:>9}{row['ratio']:8.3g}  {spread:16}"
         if not row["yardstick"]:
             bits = f"-{100 * row['changed']:.0f} %" if row["changed"] else "same" if row["exact"] else "other"
             place = "same" if row["keeps_storage"] else "new"
