@@ -68,11 +68,12 @@ MMER_HD double soft_topk_logit(double above, double below) { return log(above / 
 MMER_HD double lesser_of(double a, double b) { return a < b ? a : b; }
 MMER_HD double greater_of(double a, double b) { return a > b ? a : b; }
 
-// A temperature whose reciprocal the compute type has: below, differences of scores that count as none would grow
-// beyond any bound. What is no temperature stays what it is.
+// A temperature whose reciprocal and small multiples the compute type has: below, differences of scores that count as
+// none would grow beyond any bound; above, a threshold would. What is no temperature stays what it is.
 MMER_HD double usable_tau(double tau, bool compute_float) {
-  const double least = compute_float ? 1.5e-38 : 1.5e-300;
-  return tau > 0 && tau < least ? least : tau;
+  const double least = compute_float ? 1.5e-38 : 1.5e-300, most = compute_float ? 1e36 : 1e300;
+  if (!(tau > 0 && tau < INFINITY)) return tau;
+  return tau < least ? least : (tau > most ? most : tau);
 }
 
 struct ThresholdSolver {

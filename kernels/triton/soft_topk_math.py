@@ -42,9 +42,10 @@ def sigmoid(b_t):
 
 @triton.jit
 def usable_tau(tau, COMPUTE: tl.constexpr):
-    """usable_tau of soft_topk_solver.h: a temperature whose reciprocal the compute type has."""
+    """usable_tau of soft_topk_solver.h: a temperature whose reciprocal and small multiples the compute type has."""
     least: tl.constexpr = 1.5e-300 if COMPUTE.is_fp64() else 1.5e-38
-    return tl.where((tau > 0) & (tau < least), least, tau)
+    most: tl.constexpr = 1.0e300 if COMPUTE.is_fp64() else 1.0e36
+    return tl.where((tau > 0) & (tau < float("inf")), tl.minimum(tl.maximum(tau, least), most), tau)
 
 
 @triton.jit

@@ -53,7 +53,7 @@ def bool_tensor(name: str, value: object) -> Tensor:
 
 
 def bool_or_floating_tensor(name: str, value: object) -> Tensor:
-    if not isinstance(value, Tensor) or not (value.dtype == torch.bool or value.is_floating_point()):
+    if not isinstance(value, Tensor) or not (value.dtype == torch.bool or value.dtype in FLOATING):
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be a bool or floating-point tensor, got {got}")
     return value

@@ -190,6 +190,8 @@ def _padded_lengths(value: int | Sequence[int | None] | None, modalities: int) -
     for i, steps in enumerate(value):
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, (int, torch.SymInt))):
             raise TypeError(f"padded_lengths[{i}] must be an int or None, got {type(steps).__name__}")
+        if steps is not None and steps >= 2**63:
+            raise ValueError(f"padded_lengths[{i}] must be below 2^63, got {steps}")
     if len(value) != modalities:
         raise ValueError(f"padded_lengths must have {modalities} entries, got {len(value)}")
     return list(value)
@@ -197,6 +199,8 @@ def _padded_lengths(value: int | Sequence[int | None] | None, modalities: int) -
 
 def _check_lengths(name: str, value: object, first: Tensor) -> None:
     lengths = _validate.integer_tensor(name, value)
+    if lengths.is_meta:
+        raise ValueError(f"{name} must have values to read, got a tensor on the meta device")
     if lengths.dim() != 1 or lengths.shape[0] == 0:
         raise ValueError(f"{name} must have shape (B,) with B >= 1, got {tuple(lengths.shape)}")
     if lengths.shape != first.shape or lengths.device != first.device:

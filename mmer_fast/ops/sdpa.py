@@ -64,6 +64,8 @@ def scaled_dot_product_attention(
     if _validate.flag("is_causal", is_causal) and attn_mask is not None:
         raise ValueError("attn_mask and is_causal are alternatives, got both")
     _check(query, key, value)
+    if isinstance(attn_mask, Tensor):
+        _validate.same_device("attn_mask", attn_mask, query, "query")
     dims = max(x.dim() for x in (query, key, value))
     width, out_width = query.shape[-1], value.shape[-1]
     q, k, v, leading = _aligned(query, key, value, enable_gqa)
@@ -137,6 +139,7 @@ def _check(query: Tensor, key: Tensor, value: Tensor) -> None:
             raise ValueError(f"{name} must have at least two dimensions, got {tuple(x.shape)}")
         if x.dtype != query.dtype:
             raise TypeError(f"{name} must have the dtype {query.dtype} of query, got {x.dtype}")
+        _validate.same_device(name, x, query, "query")
     if key.shape[-1] != query.shape[-1]:
         raise ValueError(f"key must have the head width {query.shape[-1]} of query, got {key.shape[-1]}")
     if value.shape[-2] != key.shape[-2]:

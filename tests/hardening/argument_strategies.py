@@ -100,6 +100,7 @@ def soft_topk(draw: Any, function: Callable[..., Any]) -> Call:
         arguments["k"] = draw(maybe(st.integers(0, n)))
     if draw(st.booleans()):
         arguments["solver"], arguments["iterations"] = "sinkhorn", draw(maybe(st.integers(1, 4)))
+        arguments["epsilon"] = 0.1  # float32 does not tell the published iterates apart where it is tiny
     return function, draw(disturbed(arguments))
 
 

@@ -136,6 +136,16 @@ def test_ties_at_any_temperature(backend, device, interpreted, dtype, epsilon):
         assert not gradient.isnan().any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_high_temperature_shares_equally(backend, device, dtype):
+    for epsilon in (1e30, 3e38, 1e300):
+        scores = torch.tensor([[0.5, -2.0, 1.0]], dtype=dtype, device=device, requires_grad=True)
+        weights = mf.soft_topk(scores, 0.2, epsilon=epsilon, backend=backend)
+        torch.testing.assert_close(weights, torch.full_like(weights, 0.2 / 3), rtol=1e-5, atol=0)
+        (gradient,) = torch.autograd.grad(weights.square().sum(), scores)
+        assert gradient.abs().max() <= 1e-28
+
+
 @pytest.mark.parametrize("rows", [1])
 def test_a_million_entries(backend, device, interpreted, rows):
     n = 20_000 if interpreted else 1_000_000
