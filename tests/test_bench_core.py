@@ -8,10 +8,11 @@ import torch
 from mmer_fast.bench import ceilings, harness, timing
 from mmer_fast.bench.attention import cases as attention_cases
 from mmer_fast.bench.attention import measure as attention_measure
-from mmer_fast.bench.harness import FORWARD, FORWARD_BACKWARD
+from mmer_fast.bench.harness import FORWARD, FORWARD_BACKWARD, WrongResultError
 from mmer_fast.bench.roofline import Rates, Work, roofline
 from mmer_fast.bench.soft_topk import cases as soft_topk_cases
 from mmer_fast.bench.soft_topk import measure as soft_topk_measure
+from mmer_fast.bench.soft_topk import peers as soft_topk_peers
 from mmer_fast.bench.timing import Timing
 
 
@@ -85,6 +86,14 @@ def test_what_soft_topk_cannot_do_without() -> None:
     assert valid < 60
     assert soft_topk_measure.work(ragged, FORWARD) == Work(bytes=4 * (valid + 60), sigmoids=valid)
     assert torch.equal(ragged.k, ragged.lengths.float() / 4)  # type: ignore[arg-type, union-attr]
+
+
+def test_errors_of_soft_topk_may_grow_as_its_slope() -> None:
+    (ours,) = (contestant for contestant in soft_topk_peers.CONTESTANTS if contestant.backend == "cpu")
+    sharp, usual = (soft_topk_cases.Case("x", 3, 20, epsilon=epsilon) for epsilon in (0.01, 0.1))
+    soft_topk_measure.check_ours(ours, sharp, 1.9e-5, 9e-5)
+    with pytest.raises(WrongResultError, match=r"within 2e-06 \(value\) and 1e-05 \(gradient\)"):
+        soft_topk_measure.check_ours(ours, usual, 1.9e-5, 9e-5)
 
 
 @pytest.mark.parametrize("padding", [0.0, 0.25, 0.5, 0.75, 0.9])

@@ -219,6 +219,7 @@ def _row(case: str, step: str, contestant: str, us: float, ratio: float) -> dict
         "us": us,
     }
     row |= {"n": 500, "ours": contestant == "mmer_fast cpu", "relaxation": SAME_PLAN, "of_copy": 0.25}
+    row |= {"extra_bytes": 2**19, "roofline": 0.125 if step == harness.FORWARD else 0.5}
     row |= {"us_min": us, "us_max": us, "ratio": ratio, "ratio_min": ratio * 0.9, "ratio_max": ratio * 1.1}
     return row | {"value_error": 1.4e-7, "gradient_error": 2e-7 if step == harness.FORWARD_BACKWARD else None}
 
@@ -234,7 +235,7 @@ def sample() -> dict[str, Any]:
         for step in (harness.FORWARD, harness.FORWARD_BACKWARD)
         for name, ratio in ratios.items()
     ]
-    machine = {"cpu": "Example CPU", "threads": 2, "isa": "avx2", "gpu": None, "cuda": None}
+    machine = {"cpu": "Example CPU", "threads": 2, "isa": "avx2", "gpu": None, "cuda": None, "copy_gbps": 9.0}
     header = {"schema": results.SCHEMA, "created": "2025-01-02T03:04:05+00:00", "quick": False, "device": "cpu"}
     return header | {"machine": machine, "versions": {"torch": "2.13.0"}, "commit": "abc", "rows": rows}
 
@@ -254,11 +255,12 @@ def test_the_report_fills_the_readme_and_draws(tmp_path: Path, sample: dict[str,
     text = readme.read_text()
     assert text.startswith("before\n<!-- benchmark:soft_topk:cpu -->\n![")
     assert text.endswith("<!-- /benchmark -->\nafter\n<!-- /benchmark -->\n")
-    assert "old" not in text
-    assert "| **mmer_fast cpu** | same plan | 60.0 µs | 1.00 | 60.0 µs | 1.00 | 1e-07 / 2e-07 |" in text
-    assert "| 4096x512 | 60.0 µs | 25 % | 0.500x | 12.0x | 60.0 µs | 3.00x | 1234x |" in text
+    assert "\nold\n" not in text
+    assert "| **mmer_fast cpu** | same plan | 60.0 µs | 1.00 | 60.0 µs | 1.00 | 0.500 MiB | 1e-07 / 2e-07 |" in text
+    assert "| 4096x512 | 60.0 µs | 25 % | 12 % | 0.500x | 12.0x | 60.0 µs | 50 % | 3.00x | 1234x |" in text
     assert "Example CPU, 2 threads, avx2; torch 2.13.0; commit abc, 2025-01-02." in text
     assert (tmp_path / "soft_topk_cpu.png").read_bytes().startswith(b"\x89PNG")
+    assert 'id="soft_topk-cpu"' in (tmp_path / "index.html").read_text()
 
 
 @pytest.mark.usefixtures("_full_table")

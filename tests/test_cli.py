@@ -243,6 +243,8 @@ def test_bad_data_is_refused_and_nothing_is_written(tmp_path: Path, capsys: pyte
         (["--device", "cuda:99"], "cuda:99"),
         (["--epochs", 0], "TrainConfig.epochs"),
         (["--lr", -1], "TrainConfig.learning_rate"),
+        (["--preset", "large"], "preset must be one of paper, authors, compact with robmmr, got 'large'"),
+        (["--model", "large"], "model must be one of robmmr, univa"),
     ],
 )
 def test_bad_options_are_refused(
@@ -254,7 +256,7 @@ def test_bad_options_are_refused(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--preset", "large"], ["--colour", "red"], ["--epochs", "many"]],
+    [["--colour", "red"], ["--epochs", "many"]],
     ids=lambda value: value[0],
 )
 def test_options_that_do_not_parse_exit_with_2(

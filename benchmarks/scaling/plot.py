@@ -16,7 +16,7 @@ from benchmarks.scaling.sweeps import Sweep
 from benchmarks.scaling.table import measured, points
 from benchmarks.text import caption
 
-_COLUMNS = 4
+_COLUMNS = 3
 _PEERS = ("#1d4e89", "#8a8f98")
 
 

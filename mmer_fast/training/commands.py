@@ -12,7 +12,7 @@ import torch
 import typer
 from rich.console import Console
 
-from mmer_fast.data import MultiModalData, load
+from mmer_fast.data import MultiModalData, load, loading
 from mmer_fast.data import commands as data_commands
 from mmer_fast.models.network import Network
 from mmer_fast.report.tables import shift_names
@@ -44,14 +44,6 @@ app = typer.Typer(
 )
 
 
-class Preset(str, Enum):
-    """Names of `mmer_fast.training.preset`."""
-
-    paper = "paper"
-    authors = "authors"
-    compact = "compact"
-
-
 class SplitName(str, Enum):
     """Splits of a data set."""
 
@@ -60,7 +52,8 @@ class SplitName(str, Enum):
     test = "test"
 
 
-DataOption = Annotated[str, typer.Option(help='A data file or folder (see inspect), or "synthetic", the embedded one.')]
+GENERATED = " or ".join(f'"{name}"' for name in loading.GENERATORS)
+DataOption = Annotated[str, typer.Option(help=f"A data file or folder (see inspect), or generated: {GENERATED}.")]
 RunOption = Annotated[Path, typer.Option("--run", help="Directory of a finished training.")]
 DeviceOption = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", or "auto": cuda if there is one.')]
 SplitOption = Annotated[SplitName, typer.Option(help="Which part of the data.")]
@@ -69,10 +62,10 @@ ModelOption = Annotated[
     typer.Option("--model", help=f"{', '.join(NAMES)}. Default: that of --config, else {NAMES[0]}."),
 ]
 PresetOption = Annotated[
-    Preset | None,
+    str | None,
     typer.Option(
-        help="paper: as published. authors: as their code does it. compact: small, for a CPU. "
-        "Default: that of --config, else compact; on --resume that of the run."
+        help="compact: small, for a CPU. authors: as their code does it. Some systems have more; RobMMR: paper, as "
+        "published. Default: that of --config, else compact; on --resume that of the run."
     ),
 ]
 ConfigOption = Annotated[
@@ -90,7 +83,7 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help='A data file or folder (see inspect). Default: "synthetic", the embedded one; on --resume the same.'
+            help=f"A data file or folder (see inspect), or {GENERATED}. Default: the first; on --resume the same."
         ),
     ] = None,
     model: ModelOption = None,
@@ -252,7 +245,7 @@ def _stored_run(out: Path, resume: bool) -> RunConfig | None:
 
 def asked_settings(
     model: str | None,
-    preset: Preset | None,
+    preset: str | None,
     config: Path | None,
     assignments: list[str] | None,
     options: dict[str, Any],
@@ -261,7 +254,7 @@ def asked_settings(
     """Everything that the command line says about the configuration; what is more particular wins."""
     settings = asked_for(config, model, stored.system if stored else None)
     given = {name: value for name, value in options.items() if value is not None}
-    return settings.updated(None if preset is None else preset.value, {**parse_assignments(assignments or ()), **given})
+    return settings.updated(preset, {**parse_assignments(assignments or ()), **given})
 
 
 def _modalities(names: str | None, stored: RunConfig | None) -> list[str] | None:

@@ -43,7 +43,7 @@ class CrossCultureConfig(FusionConfig):
     cultures: int = 3
     labelled_cultures: str | None = None
     culture_weight: float = 1.0
-    reversal_scale: float = 0.3
+    reversal_scale: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,8 +5,7 @@
     predictor.save("br.safetensors")
 
 They are systems as well, so that trainer, report and comparison have them: `fit` solves the whole problem, and an empty
-parameter stands for what there is to train. Fitting needs scikit-learn (`pip install 'mmer_fast[baselines]'`);
-predicting, saving and loading do not.
+parameter stands for what there is to train. Fitting needs scikit-learn; predicting, saving and loading do not.
 
 Shape suffixes: b samples, k labels.
 """
@@ -98,7 +97,7 @@ class Classical(SystemModel):
             DataError: naming the label, or the package.
         """
         if importlib.util.find_spec("sklearn") is None:
-            raise DataError(f"{cls.__name__} needs the package scikit-learn: pip install 'mmer_fast[baselines]'")
+            raise DataError(f"{cls.__name__} needs the package scikit-learn: pip install scikit-learn")
         cls.classifier_class.check_labels(data.splits["train"].labels)
 
     def fit(self, split: Split) -> None:

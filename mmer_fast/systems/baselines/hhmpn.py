@@ -190,7 +190,7 @@ class HHMPN(Baseline):
         """Take the scale of the features and the label graph from the training split."""
         super().fit(split)
         if self.config.graph == "cooccurrence":
-            self.graph.copy_(label_graph(torch.from_numpy(split.labels), self.config.graph_threshold))
+            self.graph.copy_(label_graph(torch.tensor(split.labels), self.config.graph_threshold))
 
     def logits(self, batch: Batch) -> Tensor:
         """(B, K)."""

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import mmer_fast.training
 from mmer_fast.ablation.comparison import comparison
 from mmer_fast.ablation.plan import make_plan
-from mmer_fast.data import write_npz
+from mmer_fast.data import FORMATS, make_synthetic, write_npz
 from mmer_fast.systems.registry import SISTERS
 from mmer_fast.training.api import Run
 from mmer_fast.training.commands import app
@@ -22,24 +22,37 @@ NAMES = ["lstm", "mult", "hhmpn", "tailor"]
 CLASSICAL = ["br", "cc", "lp"]
 
 
+def small(name: str) -> dict[str, int]:
+    """Settings of a small network."""
+    config = CONFIGS[find_system(name).network]
+    return {field: getattr(config, field) for field in ("dim", "ffn_dim", "heads", "levels") if hasattr(config, field)}
+
+
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_is_there_again(name: str, tmp_path: Path) -> None:
     data = learnable_data(24)
     kind = find_system(name)
-    small = {
-        field: getattr(CONFIGS[kind.network], field)
-        for field in ("dim", "ffn_dim", "heads", "levels")
-        if hasattr(CONFIGS[kind.network], field)
-    }
     run = mmer_fast.training.train(
-        data, tmp_path / "run", model=name, epochs=1, batch_size=8, show=False, device="cpu", **small
+        data, tmp_path / "run", model=name, epochs=1, batch_size=8, show=False, device="cpu", **small(name)
     )
     (record,) = run.metrics["history"]
     assert set(record["train"]) == {*kind.network.loss_names, "micro_f1"}
     again = Run(tmp_path / "run", "cpu")
     assert type(again.model) is kind.network
     assert again.evaluate(data) == run.metrics["test"]
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(("name", "format"), [("tailor", "tailor"), ("hhmpn", "tailor"), ("mult", "mult")])
+def test_a_file_of_the_published_format(name: str, format: str, tmp_path: Path) -> None:
+    path = tmp_path / f"features{FORMATS[format].suffix}"
+    FORMATS[format].write(make_synthetic(n_train=12, n_valid=6, n_test=6, max_length=8), path)
+    run = mmer_fast.training.train(
+        path, tmp_path / "run", model=name, epochs=1, batch_size=6, show=False, device="cpu", **small(name)
+    )
+    assert run.model.modalities == {"text": 300, "video": 35, "audio": 74}
+    assert run.metrics["test"]["samples"] == 6
 
 
 def test_a_row_each_in_a_comparison(tmp_path: Path) -> None:
@@ -62,10 +75,11 @@ def test_what_cannot_be_compared_is_left_out_with_the_reason(tmp_path: Path) -> 
     assert "label 0 is 1 everywhere" in str(br)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_the_command_line(tmp_path: Path) -> None:
     write_npz(learnable_data(16), tmp_path / "data.npz")
     arguments = ["train", "--model", "tailor", "--data", str(tmp_path / "data.npz"), "--out", str(tmp_path / "run")]
-    small = [word for setting in ("dim=8", "ffn_dim=8", "heads=2", "epochs=1") for word in ("--set", setting)]
-    result = CliRunner().invoke(app, [*arguments, *small])
+    sizes = [word for setting in ("dim=8", "ffn_dim=8", "heads=2", "epochs=1") for word in ("--set", setting)]
+    result = CliRunner().invoke(app, [*arguments, *sizes])
     assert result.exit_code == 0, result.output
     assert "adversarial" in result.output

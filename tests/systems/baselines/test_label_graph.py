@@ -35,9 +35,9 @@ def test_against_the_definition(threshold: float) -> None:
 
 
 def test_labels_meet_at_the_threshold_itself() -> None:
-    labels = torch.zeros(9, 2, dtype=torch.uint8)
-    labels[:5, 0] = 1
-    labels[4:, 1] = 1  # n = 5 and 5, one together: 1/5
+    labels = torch.zeros(27, 2, dtype=torch.uint8)
+    labels[:4, 0] = 1
+    labels[2:, 1] = 1  # n = 4 and 25, two together: 2 / sqrt(100)
     assert label_graph(labels, 0.2).all()
     assert not label_graph(labels, 0.21)[0, 1]
 

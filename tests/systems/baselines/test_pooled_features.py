@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from small_baselines import MODALITIES, learnable_data, whole
 
-from mmer_fast.data import Split
+from mmer_fast.data import Split, padding
 from mmer_fast.systems.baselines import Pooling
 
 
@@ -14,14 +15,26 @@ def written_out(split: Split, train: Split) -> np.ndarray:
     rows = []
     for i in range(len(split)):
         row = []
-        for name, x_ntf in split.features.items():
-            units = np.concatenate([x[:n] for x, n in zip(train.features[name], train.lengths[name], strict=True)])
-            units = units.astype(np.float64)
-            own = (x_ntf[i, : split.lengths[name][i]] - units.mean(axis=0)) / units.std(axis=0)
-            missing = np.zeros(x_ntf.shape[2])
-            row += [own.mean(axis=0), own.std(axis=0)] if len(own) else [missing, missing]
+        for name in split.features:
+            every = [own_units(train, name, n) for n in range(len(train))]
+            units = np.concatenate(every)
+            scale = units.mean(axis=0), units.std(axis=0)
+            own = own_units(split, name, i)
+            if len(own):
+                row.append(described(own, *scale))
+            else:
+                row.append(np.mean([described(other, *scale) for other in every if len(other)], axis=0))
         rows.append(np.concatenate(row))
     return np.stack(rows)
+
+
+def own_units(split: Split, name: str, sample: int) -> np.ndarray:
+    return split.features[name][sample, : split.lengths[name][sample]].astype(np.float64)
+
+
+def described(units: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    units = (units - mean) / deviation
+    return np.concatenate([units.mean(axis=0), units.std(axis=0)])
 
 
 def fitted(train: Split) -> Pooling:
@@ -30,7 +43,9 @@ def fitted(train: Split) -> Pooling:
     return pooling
 
 
-def test_against_the_definition() -> None:
+@pytest.mark.parametrize("block_bytes", [1, 32 << 20])
+def test_against_the_definition(block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(padding, "BLOCK_BYTES", block_bytes)
     data = learnable_data(11)
     pooling = fitted(data.splits["train"])
     for split in data.splits.values():

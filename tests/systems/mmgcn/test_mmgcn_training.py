@@ -13,12 +13,11 @@ import mmer_fast.training
 from mmer_fast.data import FORMATS, MultiModalData, load, make_dialogues, make_synthetic
 from mmer_fast.metrics import single_label_metrics
 from mmer_fast.systems.mmgcn import MMGCN
+from mmer_fast.systems.mmgcn.ablation import ABLATION, DEPTH
 from mmer_fast.training.api import Run, configured_run
 from mmer_fast.training.observers import Observers
 from mmer_fast.training.run import RunError, train_run
 from mmer_fast.training.settings import Settings, configure
-
-ABLATIONS = [{"fusion": "early"}, {"fusion": "late"}, {"layers": 64}, {"speaker_modalities": "none"}, {"loss": "focal"}]
 
 
 def trained(data: MultiModalData, out: Path, **values: Any) -> dict[str, Any]:
@@ -28,9 +27,13 @@ def trained(data: MultiModalData, out: Path, **values: Any) -> dict[str, Any]:
     return train_run(config, data, out, torch.device("cpu"), Observers([]))
 
 
-@pytest.mark.parametrize("fields", ABLATIONS, ids=str)
-def test_every_ablation_trains(fields, tmp_path):
-    metrics = trained(small_data(), tmp_path, epochs=1, **TINY | fields)
+@pytest.mark.parametrize("row", [*ABLATION.rows, *DEPTH.rows], ids=lambda row: row.slug)
+def test_every_row_of_the_ablations_trains(row, tmp_path):
+    data = small_data()
+    if row.without is not None:
+        data = data.select([name for name in data.modalities if name != row.without])
+    metrics = trained(data, tmp_path, epochs=1, **TINY | row.model)
+    assert row.system == "mmgcn"
     assert {"recognition", "l2"} < set(metrics["history"][0]["train"])
     assert {"weighted_f1", "overall_accuracy", "unweighted_accuracy"} < set(metrics["test"])
 
