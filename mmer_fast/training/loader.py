@@ -11,8 +11,9 @@ import multiprocessing
 import re
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +26,8 @@ from mmer_fast.training.order import batches
 
 def training_batches(
     split: Split, indices: Sequence[Tensor], device: torch.device, workers: int, extras: Sequence[str] = ()
-) -> Iterator[Batch]:
-    """The batches of a split with these sample indices, on `device`.
+) -> Generator[Batch]:
+    """The batches of a split with these sample indices, on `device`; to be closed where it is not used up.
 
     Args:
         split: a validated split.
@@ -60,7 +61,7 @@ def dead_workers_named(workers: int) -> Iterator[None]:
 
 def _batches_of_workers(
     dataset: SequenceDataset, indices: Sequence[Tensor], device: torch.device, workers: int
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     loader = DataLoader(
         dataset,
         batch_sampler=[chunk.tolist() for chunk in indices],
@@ -72,9 +73,12 @@ def _batches_of_workers(
     )
     with _sigterm_blocked(), warnings.catch_warnings():  # Python 3.12 warns of threads; the workers only index arrays
         warnings.filterwarnings("ignore", r".*use of fork\(\) may lead to deadlocks", DeprecationWarning)
-        prepared = iter(loader)
-    for batch in prepared:
-        yield batch.to(device, non_blocking=True)
+        prepared: Any = iter(loader)
+    try:
+        for batch in prepared:
+            yield batch.to(device, non_blocking=True)
+    finally:  # not when the last reference goes: workers do not hear SIGTERM, by which Python would end them at exit
+        prepared._shutdown_workers()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ def _whole_groups(members: Sequence[Tensor], batch_size: int) -> list[Tensor]:
 
 def batches(
     split: Split, indices: Sequence[Tensor], device: torch.device, extras: Sequence[str] = ()
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """The batches of a split with these sample indices and extras, on `device`."""
     dataset = SequenceDataset(split, extras)
     for chunk in indices:

@@ -7,7 +7,8 @@ was killed at any moment and resumed ends with the same bits as training that wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -219,8 +220,13 @@ class Trainer:
         micro_batches = [self._micro_batches(indices_b) for indices_b in remaining]
         own = [torch.cat([self.world.part(indices_b) for indices_b in parts]) for parts in micro_batches]
         extras = self.model.training_extras
-        batches = training_batches(self.train_split, own, self.device, config.workers, extras)
-        for indices_b, parts, batch in zip(remaining, micro_batches, batches, strict=True):
+        with closing(training_batches(self.train_split, own, self.device, config.workers, extras)) as batches:
+            self._train_on(zip(remaining, micro_batches, batches, strict=True))
+
+    def _train_on(self, batches: Iterable[tuple[Tensor, Sequence[Tensor], Batch]]) -> None:
+        """Steps on batches: sample indices, those of the micro-batches, this rank's samples."""
+        progress, config = self.progress, self.config
+        for indices_b, parts, batch in batches:
             step = progress.epoch * self.steps_per_epoch + progress.step
             measure = progress.step % config.log_every == 0
             result = self._optimize(parts, batch, step, measure)

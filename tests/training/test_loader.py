@@ -105,12 +105,11 @@ def test_a_killed_worker_is_one_line_that_says_what_to_do(tmp_path: Path, monkey
     data = small_data()
     monkeypatch.setattr(loader, "SequenceDataset", KillsInTheSecondEpoch)
     KillsInTheSecondEpoch.made = 0
-    cause = (
-        r"worker \(pid.* (killed by signal: Killed|exited unexpectedly)"  # as torch hears of it: by signal or by asking
-    )
+    cause = r"worker \(pid.* (killed by signal: Killed|exited unexpectedly)"  # torch hears of it either way
     with pytest.raises(TrainingError, match=cause + r".*--resume with fewer workers \(now 2;") as error:
         train_run(run_config(data, workers=2), data, tmp_path, CPU, Silent())
     assert "\n" not in str(error.value)
+    assert not multiprocessing.active_children()  # although `error` has the frames that began them
     monkeypatch.undo()
     expected = train(tmp_path / "whole", Silent())
     observer = Silent()
