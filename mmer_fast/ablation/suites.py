@@ -230,9 +230,7 @@ CLAIMS = Suite(
         NATURAL_TRAINING,
         ATM_ALONE,
         APP_ALONE,
-        _renamed(WITH_RANDOM_MASK, "random mask, with APP", "random-mask"),
         Row("random mask alone", "random-mask-alone", RANDOM_MASK, NO_APP),
-        _renamed(WITH_RANDOM_PERTURBATION, "random perturbation, with ATM", "random-perturbation"),
         Row("random perturbation alone", "random-perturbation-alone", train={**NO_ATM, **RANDOM_PERTURBATION}),
     ),
 )
