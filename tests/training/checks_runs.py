@@ -71,7 +71,9 @@ def fit(world: World, folder: Path, **changes: Any) -> tuple[Losses, list[dict[s
 def an_epoch_has_the_losses_of_one_process(rank: int, size: int) -> None:
     """Batches of 29 of 30 samples: uneven parts, and in the last batch a rank without a sample."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(trainer_module, "training_batches", lambda *given: (double(each) for each in training_batches(*given)))
+    patch.setattr(
+        trainer_module, "training_batches", lambda *given: (double(each) for each in training_batches(*given))
+    )
     patch.setattr("mmer_fast.training.evaluate.batches", lambda *arguments: map(double, batches(*arguments)))
     with shared_folder() as folder, tempfile.TemporaryDirectory() as own:
         for changes in ({"batch_size": 29, **NATURAL}, {"batch_size": 29}, {"batch_size": 7}, ACCUMULATED):
