@@ -98,28 +98,29 @@ class RobMMRConfig:
     def __post_init__(self) -> None:
         check_types(self)
         for name in ("dim", "ffn_dim", "heads", "unimodal_blocks", "multimodal_blocks", "decoder_blocks"):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
-        _require(self, "heads", self.dim % self.heads == 0, f"a divisor of dim={self.dim}")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(self, "heads", self.dim % self.heads == 0, f"a divisor of dim={self.dim}")
         for name in ("dropout", "attention_dropout", "classifier_dropout"):
-            _require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        _require(self, "positions", self.positions == "none" or self.dim % 2 == 0, "'none' when dim is odd")
-        _require(self, "dim", self.encoder == "transformer" or self.dim % 2 == 0, "even with encoder='lstm'")
+            require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        require(self, "positions", self.positions == "none" or self.dim % 2 == 0, "'none' when dim is odd")
+        require(self, "dim", self.encoder == "transformer" or self.dim % 2 == 0, "even with encoder='lstm'")
         one_logit = self.head == "linear" and self.classifier == "shared"
-        _require(self, "classifier", not one_logit, "'per_label' with head='linear'")
-        _require(self, "mask_ratio", 0 <= self.mask_ratio <= 1, "in [0, 1]")
-        _require(self, "mask_epsilon", self.mask_epsilon > 0, "positive")
-        _require(self, "reversal_scale", self.reversal_scale >= 0, "at least 0")
-        _require(
+        require(self, "classifier", not one_logit, "'per_label' with head='linear'")
+        require(self, "mask_ratio", 0 <= self.mask_ratio <= 1, "in [0, 1]")
+        require(self, "mask_epsilon", self.mask_epsilon > 0, "positive")
+        require(self, "reversal_scale", self.reversal_scale >= 0, "at least 0")
+        require(
             self,
             "mask_normalizer",
             self.mask_normalizer == "max" or self.mask_normalizer > 0,
             "positive or 'max'",
         )
         for name in ("padded_length", "mask_count", "mask_iterations"):
-            _require(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1 or None")
+            require(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1 or None")
 
 
-def _require(config: object, field: str, holds: bool, expected: str) -> None:
+def require(config: object, field: str, holds: bool, expected: str) -> None:
+    """Raise the ValueError of a field that does not hold what is expected of it."""
     if not holds:
         raise ValueError(f"{type(config).__name__}.{field} must be {expected}, got {getattr(config, field)!r}")
 

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 import mmer_fast as mf
 from mmer_fast.data import Batch, Split
-from mmer_fast.data.statistics import feature_statistics
 from mmer_fast.models.attention import Spans
 from mmer_fast.models.config import RobMMRConfig
 from mmer_fast.models.dropout import Dropout
@@ -31,7 +30,7 @@ from mmer_fast.models.lstm import LSTMEncoder
 from mmer_fast.models.masking import MaskNetwork, random_masks, temporal_masks
 from mmer_fast.models.network import Network
 from mmer_fast.models.pooling import token_means
-from mmer_fast.models.standardization import Standardization
+from mmer_fast.models.standardization import Standardization, fit_standardization
 from mmer_fast.models.transformer import Decoder, Encoder, sinusoidal_positions
 from mmer_fast.ops.lengths import length_mask
 
@@ -147,9 +146,7 @@ class RobMMR(Network):
 
     def fit(self, split: Split) -> None:
         """Take μ and σ of the features, where they are standardised."""
-        for name, layer in self.standardization.items():
-            assert isinstance(layer, Standardization)
-            layer.fit(*feature_statistics(split.features[name], split.lengths[name]))
+        fit_standardization(self.standardization, split)
 
     def encode(
         self,

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmer_fast.data import Split
+from mmer_fast.data.statistics import feature_statistics
+
 
 class Standardization(nn.Module):
     """(x − μ)/σ for one modality; x itself until `fit` (`mmer_fast.data.statistics` has μ and σ).
@@ -38,3 +41,15 @@ class Standardization(nn.Module):
         scale_f = np.where(varies_f, 1.0 / np.where(varies_f, deviation_f, 1.0), 1.0)
         self.mean.copy_(torch.from_numpy(mean_f))
         self.scale.copy_(torch.from_numpy(scale_f))
+
+
+def fit_standardization(layers: nn.ModuleDict, split: Split) -> None:
+    """Fit the `Standardization` of each modality to the features of a training split.
+
+    Args:
+        layers: modality → its `Standardization`.
+        split: has these modalities.
+    """
+    for name, layer in layers.items():
+        assert isinstance(layer, Standardization)
+        layer.fit(*feature_statistics(split.features[name], split.lengths[name]))

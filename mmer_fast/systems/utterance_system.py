@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from mmer_fast.data import Batch, DataError, MultiModalData, Split
-from mmer_fast.data.statistics import feature_statistics
-from mmer_fast.models.config import check_types
+from mmer_fast.models.config import check_types, require
 from mmer_fast.models.outputs import CLASSES, LABELS, Outputs
 from mmer_fast.models.robmmr import check_outline
-from mmer_fast.models.standardization import Standardization
+from mmer_fast.models.standardization import Standardization, fit_standardization
 from mmer_fast.systems.interface import SystemModel
 from mmer_fast.systems.utterance import utterance_encoders
 
@@ -50,12 +49,8 @@ class UtteranceConfig:
     def __post_init__(self) -> None:
         check_types(self)
         for name in ("dim", "channels"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("text_dropout", 0 <= self.text_dropout < 1, "in [0, 1)")
-
-    def _require(self, field: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"{type(self).__name__}.{field} must be {expected}, got {getattr(self, field)!r}")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(self, "text_dropout", 0 <= self.text_dropout < 1, "in [0, 1)")
 
     def text_modalities(self, modalities: Mapping[str, int]) -> list[str]:
         """The modalities that a TextCNN encodes.
@@ -66,7 +61,7 @@ class UtteranceConfig:
         if self.text_cnn is None:
             return [name for name in modalities if name == "text"]
         named = [name for name in self.text_cnn.split("+") if name]
-        self._require("text_cnn", set(named) <= set(modalities), f"some of {', '.join(modalities)}, joined by '+'")
+        require(self, "text_cnn", set(named) <= set(modalities), f"some of {', '.join(modalities)}, joined by '+'")
         return named
 
 
@@ -109,9 +104,7 @@ class UtteranceSystem(SystemModel):
                 check_classes(name, split.labels)
 
     def fit(self, split: Split) -> None:
-        for name, standardization in self.standardization.items():
-            assert isinstance(standardization, Standardization)
-            standardization.fit(*feature_statistics(split.features[name], split.lengths[name]))
+        fit_standardization(self.standardization, split)
 
     def standardized(self, batch: Batch, name: str) -> Tensor:
         """(B, T, F): the features of a modality, as configured."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mmer_fast.models.config import RobMMRConfig, config_from_dict
-from mmer_fast.training.loop_config import SELECTIONS, LoopConfig, config_to_json, require
+from mmer_fast.models.config import RobMMRConfig, config_from_dict, require
+from mmer_fast.training.loop_config import SELECTIONS, LoopConfig, config_to_json
 
 PRESETS = ("paper", "authors", "compact")
 PERTURBED_MODULES = ("unimodal", "multimodal", "decoder")

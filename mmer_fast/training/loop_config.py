@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mmer_fast.models.config import check_types
+from mmer_fast.models.config import check_types, require
 
 SELECTIONS = ("micro_f1", "macro_f1", "accuracy")
 CLASS_SELECTIONS = ("weighted_f1", "overall_accuracy", "unweighted_accuracy")
@@ -96,9 +96,3 @@ def config_to_json(config: Any) -> dict[str, Any]:
     """A configuration as JSON data."""
     values = dataclasses.asdict(config)
     return {name: values[name] for name in own_fields_first(type(config))}
-
-
-def require(config: object, field: str, holds: bool, expected: str) -> None:
-    """Raise the ValueError of a field that does not hold what is expected of it."""
-    if not holds:
-        raise ValueError(f"{type(config).__name__}.{field} must be {expected}, got {getattr(config, field)!r}")

@@ -4,7 +4,7 @@ from mmer_fast.systems.adaptation.config import CrossCultureConfig, FusionConfig
 from mmer_fast.systems.adaptation.cross_culture import CrossCulture
 from mmer_fast.systems.adaptation.culture import UNKNOWN, CultureClassifier, culture_loss
 from mmer_fast.systems.adaptation.matching import cross_modal_matching, maximum_mean_discrepancy, moment_discrepancy
-from mmer_fast.systems.adaptation.semi_supervised import SemiSupervised, average_unit, hide_labels
+from mmer_fast.systems.adaptation.semi_supervised import SemiSupervised, hide_labels
 
 __all__ = [
     "UNKNOWN",
@@ -14,7 +14,6 @@ __all__ = [
     "FusionConfig",
     "SemiSupervised",
     "SemiSupervisedConfig",
-    "average_unit",
     "cross_modal_matching",
     "culture_loss",
     "hide_labels",

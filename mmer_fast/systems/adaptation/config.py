@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from mmer_fast.models.config import require
 from mmer_fast.systems.utterance_system import UtteranceConfig
 
 
@@ -23,8 +24,8 @@ class FusionConfig(UtteranceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("fused_dim", self.fused_dim >= 1, "at least 1")
-        self._require("dropout", 0 <= self.dropout < 1, "in [0, 1)")
+        require(self, "fused_dim", self.fused_dim >= 1, "at least 1")
+        require(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,15 @@ class CrossCultureConfig(FusionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("cultures", self.cultures >= 2, "at least 2")
+        require(self, "cultures", self.cultures >= 2, "at least 2")
         for name in ("culture_weight", "reversal_scale"):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
+            require(self, name, getattr(self, name) >= 0, "at least 0")
         numbers = self.labelled_cultures
         holds = numbers is None or (
             re.fullmatch(r"\d+(\+\d+)*", numbers) is not None and max(map(int, numbers.split("+"))) < self.cultures
         )
         expected = f"numbers from 0 to {self.cultures - 1}, joined by '+', or None"
-        self._require("labelled_cultures", holds, expected)
+        require(self, "labelled_cultures", holds, expected)
 
     @property
     def labelled(self) -> list[int] | None:
@@ -84,6 +85,6 @@ class SemiSupervisedConfig(FusionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("latent_dim", self.latent_dim >= 1, "at least 1")
+        require(self, "latent_dim", self.latent_dim >= 1, "at least 1")
         for name in ("matching_weight", "reconstruction_weight"):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
+            require(self, name, getattr(self, name) >= 0, "at least 0")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmer_fast.data import Batch, DataError, MultiModalData, Split
-from mmer_fast.ops.lengths import length_mask
+from mmer_fast.models.pooling import padded_means
 from mmer_fast.systems.adaptation.config import SemiSupervisedConfig
 from mmer_fast.systems.adaptation.matching import cross_modal_matching, maximum_mean_discrepancy, moment_discrepancy
 from mmer_fast.systems.adaptation.presets import SEMI_SUPERVISED_PRESETS
@@ -100,17 +100,11 @@ class SemiSupervised(UtteranceSystem):
         """The mean over modalities, and the samples that count, of the mean squared error of the average unit."""
         losses = []
         for i, (name, decode) in enumerate(self.decoders.items()):
-            average_bf = average_unit(self.standardized(batch, name), batch.lengths[name])
+            average_bf = padded_means(self.standardized(batch, name), batch.lengths[name])
             errors_b = (decode(z_bmd[:, i]) - average_bf).square().mean(dim=1)
             counted_b = counted_bm[:, i]
             losses.append(torch.where(counted_b, errors_b, 0.0).sum() / counted_b.sum().clamp(min=1))
         return torch.stack(losses).mean()
-
-
-def average_unit(x_btf: Tensor, lengths_b: Tensor) -> Tensor:
-    """(B, F): the mean of each sample's units, 0 where it has none; (B, T, F) floating, padding is not read."""
-    valid_bt = length_mask(lengths_b, x_btf.shape[1])
-    return x_btf.masked_fill(~valid_bt[..., None], 0.0).sum(dim=1) / lengths_b.clamp(min=1)[:, None]
 
 
 def hide_labels(data: MultiModalData, share: float, seed: int = 0) -> MultiModalData:

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 import mmer_fast as mf
 from mmer_fast.data import Batch, Split
-from mmer_fast.data.statistics import feature_statistics
 from mmer_fast.models.attention import Spans
 from mmer_fast.models.dropout import Dropout
 from mmer_fast.models.losses import binary_cross_entropy
 from mmer_fast.models.robmmr import check_batch, check_outline
-from mmer_fast.models.standardization import Standardization
+from mmer_fast.models.standardization import Standardization, fit_standardization
 from mmer_fast.systems.interface import Objective, SystemModel
 
 
@@ -54,9 +53,7 @@ class Baseline(SystemModel):
 
     def fit(self, split: Split) -> None:
         """Take mean and standard deviation of every feature from the training split."""
-        for name, module in self.standardization.items():
-            assert isinstance(module, Standardization)
-            module.fit(*feature_statistics(split.features[name], split.lengths[name]))
+        fit_standardization(self.standardization, split)
 
     def tokens(self, batch: Batch) -> dict[str, Tokens]:
         """Modality → its units (N, F), standardised. What the padding holds does not matter.

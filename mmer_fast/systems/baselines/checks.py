@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmer_fast.training.loop_config import require
+from mmer_fast.models.config import require
 
 
 def require_sizes(config: object, *fields: str) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mmer_fast.data import Batch, DataError, MultiModalData, SequenceDataset, Split
-from mmer_fast.models.config import check_types, config_from_dict
+from mmer_fast.models.config import check_types, config_from_dict, require
 from mmer_fast.models.robmmr import check_batch, check_outline
 from mmer_fast.systems.baselines.checks import require_sizes
 from mmer_fast.systems.baselines.linear_classifiers import (
@@ -34,7 +34,6 @@ from mmer_fast.systems.baselines.linear_classifiers import (
 from mmer_fast.systems.baselines.pooled import Pooling
 from mmer_fast.systems.interface import Objective, Preset, SystemModel
 from mmer_fast.training.checkpoint import CheckpointError, read_tensors, write_tensors
-from mmer_fast.training.loop_config import require
 
 _KIND = "mmer_fast classical baseline"
 _ROWS = 256  # samples that are pooled at a time

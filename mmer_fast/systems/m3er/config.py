@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mmer_fast.models.config import check_types
+from mmer_fast.models.config import check_types, require
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,12 @@ class M3ERConfig:
     def __post_init__(self) -> None:
         check_types(self)
         for name in ("hidden", "memory", "head"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("input_dropout", "dropout"):
-            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        self._require("components", self.components >= 2, "at least 2: a correlation over one is not defined")
-        self._require("tau", self.tau is None or -1 <= self.tau <= 1, "in [-1, 1] or None")
-        self._require("false_alarms", 0 < self.false_alarms < 1, "in (0, 1)")
-        self._require("neighbours", self.neighbours is None or self.neighbours >= 1, "at least 1 or None")
+            require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        require(self, "components", self.components >= 2, "at least 2: a correlation over one is not defined")
+        require(self, "tau", self.tau is None or -1 <= self.tau <= 1, "in [-1, 1] or None")
+        require(self, "false_alarms", 0 < self.false_alarms < 1, "in (0, 1)")
+        require(self, "neighbours", self.neighbours is None or self.neighbours >= 1, "at least 1 or None")
         for name in ("cca_ridge", "proxy_ridge", "fusion_weight", "beta"):
-            self._require(name, 0 <= getattr(self, name) < float("inf"), "finite and at least 0")
-
-    def _require(self, field: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"M3ERConfig.{field} must be {expected}, got {getattr(self, field)!r}")
+            require(self, name, 0 <= getattr(self, name) < float("inf"), "finite and at least 0")

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmer_fast.data import Batch, SequenceDataset, Split
-from mmer_fast.data.statistics import feature_statistics
 from mmer_fast.models.dropout import Dropout
+from mmer_fast.models.pooling import padded_means
 from mmer_fast.models.robmmr import check_outline
-from mmer_fast.models.standardization import Standardization
+from mmer_fast.models.standardization import Standardization, fit_standardization
 from mmer_fast.systems.interface import Objective, Preset, SystemModel
 from mmer_fast.systems.m3er.check import ModalityCheck
 from mmer_fast.systems.m3er.config import M3ERConfig
@@ -30,7 +30,6 @@ from mmer_fast.systems.m3er.losses import multiplicative_loss
 from mmer_fast.systems.m3er.memory import MemoryFusionNetwork, multiplicative_fusion
 from mmer_fast.systems.m3er.presets import PRESETS
 from mmer_fast.systems.m3er.proxy import ProxyVectors
-from mmer_fast.systems.m3er.vectors import mean_over_time
 
 FIT_BATCH = 256  # samples whose feature vectors are computed at a time
 
@@ -83,9 +82,7 @@ class M3ER(SystemModel):
     @torch.no_grad()
     def fit(self, split: Split) -> None:
         """Fit standardisation, modality check and proxies to the training split."""
-        for name, layer in self.standardization.items():
-            assert isinstance(layer, Standardization)
-            layer.fit(*feature_statistics(split.features[name], split.lengths[name]))
+        fit_standardization(self.standardization, split)
         parts, present = [], []
         dataset = SequenceDataset(split)
         for start in range(0, len(dataset), FIT_BATCH):
@@ -102,7 +99,7 @@ class M3ER(SystemModel):
 
     def vectors(self, features: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The feature vectors: modality → (B, D), of standardised features."""
-        return {name: mean_over_time(features[name], lengths[name]) for name in self.modalities}
+        return {name: padded_means(features[name], lengths[name]) for name in self.modalities}
 
     @torch.no_grad()
     def judge(

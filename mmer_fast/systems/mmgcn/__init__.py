@@ -1,7 +1,7 @@
 """MMGCN (J. Hu et al., ACL 2021): multi-modal fusion by a deep graph network over the utterances of dialogues."""
 
 from mmer_fast.systems.mmgcn.config import MMGCNConfig
-from mmer_fast.systems.mmgcn.encoders import UtteranceEncoder, utterance_means
+from mmer_fast.systems.mmgcn.encoders import UtteranceEncoder
 from mmer_fast.systems.mmgcn.gcnii import GCNII, GCNIILayer
 from mmer_fast.systems.mmgcn.graph import DialogueGraph, angular_similarity, dialogue_graph
 from mmer_fast.systems.mmgcn.layout import DialogueLayout
@@ -24,5 +24,4 @@ __all__ = [
     "dialogue_graph",
     "focal_loss",
     "parameter_penalty",
-    "utterance_means",
 ]

@@ -6,8 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from mmer_fast.models.config import check_types
-from mmer_fast.training.loop_config import require
+from mmer_fast.models.config import check_types, require
 
 EVERY, NONE = "all", "none"
 

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmer_fast.models.lstm import LSTMEncoder
-from mmer_fast.ops.lengths import length_mask
 from mmer_fast.systems.mmgcn.layout import DialogueLayout
-
-
-def utterance_means(x_btf: Tensor, length_b: Tensor) -> Tensor:
-    """(B, F): the mean of each utterance's steps, 0 where it has none. Padding (B, T, F) may hold anything."""
-    valid_bt1 = length_mask(length_b, x_btf.shape[1])[..., None]
-    return torch.where(valid_bt1, x_btf, 0.0).sum(dim=1) / length_b.clamp(min=1)[:, None]
 
 
 class UtteranceEncoder(nn.Module):

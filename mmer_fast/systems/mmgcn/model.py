@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmer_fast.data import Batch, DataError, MultiModalData, Split
-from mmer_fast.data.statistics import feature_statistics
 from mmer_fast.models.dropout import Dropout
 from mmer_fast.models.outputs import CLASSES, Outputs
+from mmer_fast.models.pooling import padded_means
 from mmer_fast.models.robmmr import check_outline
-from mmer_fast.models.standardization import Standardization
+from mmer_fast.models.standardization import Standardization, fit_standardization
 from mmer_fast.systems.interface import Objective, SystemModel
 from mmer_fast.systems.mmgcn.config import NONE, MMGCNConfig, chosen
-from mmer_fast.systems.mmgcn.encoders import UtteranceEncoder, utterance_means
+from mmer_fast.systems.mmgcn.encoders import UtteranceEncoder
 from mmer_fast.systems.mmgcn.gcnii import GCNII
 from mmer_fast.systems.mmgcn.graph import DialogueGraph, dialogue_graph
 from mmer_fast.systems.mmgcn.layout import DialogueLayout
@@ -132,16 +132,14 @@ class MMGCN(SystemModel):
         """Take the weights of the classes and, if asked for, the statistics of the features."""
         self.class_weight.copy_(class_weights(torch.from_numpy(split.labels)))
         if self.config.standardize:
-            for name, layer in self.standardizations.items():
-                assert isinstance(layer, Standardization)
-                layer.fit(*feature_statistics(split.features[name], split.lengths[name]))
+            fit_standardization(self.standardizations, split)
 
     def nodes(self, batch: Batch, layout: DialogueLayout) -> tuple[Tensor, Tensor]:
         """n of every utterance and stream, (G, M, L, D), 0 where there is none, and where one is, (G, M, L) bool."""
         means, there = {}, {}
         for name in self.modalities:
             there[name] = batch.lengths[name] > 0
-            mean_bf = self.standardizations[name](utterance_means(batch.features[name], batch.lengths[name]))
+            mean_bf = self.standardizations[name](padded_means(batch.features[name], batch.lengths[name]))
             means[name] = torch.where(there[name][:, None], mean_bf, 0.0)
         if self.config.fusion == "early":
             means = {JOINED: torch.cat(list(means.values()), dim=1)}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mmer_fast.models.config import require
 from mmer_fast.systems.utterance_system import UtteranceConfig
 
 
@@ -56,12 +57,12 @@ class MMINConfig(UtteranceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("blocks", "code_dim", "classifier_dim"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("dropout", 0 <= self.dropout < 1, "in [0, 1)")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)")
         for name in ("forward_weight", "backward_weight", "pretrain_epochs"):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
+            require(self, name, getattr(self, name) >= 0, "at least 0")
         imagines = self.imagination != "none"
-        self._require("conditions", not imagines or self.conditions == "missing", "'missing' with imagination")
+        require(self, "conditions", not imagines or self.conditions == "missing", "'missing' with imagination")
 
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {

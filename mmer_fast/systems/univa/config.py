@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from mmer_fast.models.config import check_types
+from mmer_fast.models.config import check_types, require
 from mmer_fast.systems.univa.emotion_prior import emotion_va
 
 
@@ -85,22 +85,22 @@ class UniVAConfig:
     def __post_init__(self) -> None:
         check_types(self)
         for name in ("dim", "ffn_dim", "heads", "max_length"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("heads", self.dim % self.heads == 0, f"a divisor of dim={self.dim}")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(self, "heads", self.dim % self.heads == 0, f"a divisor of dim={self.dim}")
         needs_even = self.encoder == "lstm" or self.positions == "sinusoidal"
-        self._require("dim", not needs_even or self.dim % 2 == 0, "even with an LSTM or sinusoidal positions")
+        require(self, "dim", not needs_even or self.dim % 2 == 0, "even with an LSTM or sinusoidal positions")
         counts = self.blocks.values() if isinstance(self.blocks, dict) else [self.blocks]
         whole = all(type(count) is int and count >= 0 for count in counts)
-        self._require("blocks", whole, "at least 0, or modality → such a number")
+        require(self, "blocks", whole, "at least 0, or modality → such a number")
         for name in ("dropout", "attention_dropout", "classifier_dropout", "alpha"):
-            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+            require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         for name in ("recognition_scale", "temperature", "va_distance"):
-            self._require(name, 0 < getattr(self, name) < float("inf"), "positive and finite")
+            require(self, name, 0 < getattr(self, name) < float("inf"), "positive and finite")
         weights = (self.contrast_weights or {}).values()
         numbers = all(type(weight) in (int, float) and weight >= 0 for weight in weights)
-        self._require("contrast_weights", numbers, "None, or modality → a number of at least 0")
-        self._require("prior_weight", self.prior_weight >= 0, "at least 0")
-        self._require("emotions", len(set(self.emotion_names)) == len(self.emotion_names), "names, each once")
+        require(self, "contrast_weights", numbers, "None, or modality → a number of at least 0")
+        require(self, "prior_weight", self.prior_weight >= 0, "at least 0")
+        require(self, "emotions", len(set(self.emotion_names)) == len(self.emotion_names), "names, each once")
         if self.prior != "none":
             self._check_emotions()
 
@@ -120,7 +120,7 @@ class UniVAConfig:
         """
         if isinstance(self.blocks, int):
             return self.blocks
-        self._require("blocks", modality in self.blocks, f"a number or a mapping that has {modality!r}")
+        require(self, "blocks", modality in self.blocks, f"a number or a mapping that has {modality!r}")
         return self.blocks[modality]
 
     def _check_emotions(self) -> None:
@@ -129,10 +129,6 @@ class UniVAConfig:
         except ValueError as error:
             advice = "UniVAConfig.emotion_va gives values, name → [valence, arousal]; prior='none' needs none"
             raise ValueError(f"UniVAConfig.emotions: {error} ({advice})") from None
-
-    def _require(self, field: str, holds: Any, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"UniVAConfig.{field} must be {expected}, got {getattr(self, field)!r}")
 
 
 def _hashable(value: Any) -> Any:

@@ -11,10 +11,10 @@ import torch
 from small_adaptation import CLASSES, batch_of, ragged_batch, semi_supervised, small_data
 
 from mmer_fast.data import DataError
+from mmer_fast.models.pooling import padded_means
 from mmer_fast.systems.adaptation import (
     SemiSupervised,
     SemiSupervisedConfig,
-    average_unit,
     hide_labels,
     maximum_mean_discrepancy,
     moment_discrepancy,
@@ -94,7 +94,7 @@ def test_padding_and_missing_modalities_are_not_read() -> None:
 
 def test_average_unit_is_the_mean_of_what_is_there() -> None:
     x_btf = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [math.nan, 0.0]], [[math.nan] * 2] * 3])
-    assert average_unit(x_btf, torch.tensor([2, 0])).tolist() == [[2, 3], [0, 0]]
+    assert padded_means(x_btf, torch.tensor([2, 0])).tolist() == [[2, 3], [0, 0]]
 
 
 def trained(**changes: Any) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from small_conversations import gcnii
 
+from mmer_fast.models.pooling import padded_means
 from mmer_fast.systems.mmgcn import (
     GCNII,
     DialogueLayout,
@@ -18,7 +19,6 @@ from mmer_fast.systems.mmgcn import (
     dialogue_graph,
     focal_loss,
     parameter_penalty,
-    utterance_means,
 )
 
 DIALOGUE = torch.tensor([7, 7, 3, 7, 3, 9])  # interleaved, and numbered at will
@@ -46,7 +46,7 @@ def test_layout_needs_numbers(dialogue):
 
 def test_means_skip_padding_of_any_content():
     x_btf = torch.tensor([[[1.0], [3.0], [math.nan]], [[math.nan], [math.inf], [math.nan]]])
-    assert utterance_means(x_btf, torch.tensor([2, 0])).tolist() == [[2.0], [0.0]]
+    assert padded_means(x_btf, torch.tensor([2, 0])).tolist() == [[2.0], [0.0]]
 
 
 @pytest.mark.parametrize("layers", [0, 2])
