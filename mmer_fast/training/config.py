@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mmer_fast.models.config import RobMMRConfig, config_from_dict, require
-from mmer_fast.training.loop_config import SELECTIONS, LoopConfig, config_to_json
+from mmer_fast.models.config import RobMMRConfig, require
+from mmer_fast.training.loop_config import SELECTIONS, LoopConfig, pair_from_json, pair_to_json
 
 PRESETS = ("paper", "authors", "compact")
 PERTURBED_MODULES = ("unimodal", "multimodal", "decoder")
@@ -206,7 +206,7 @@ def _compact() -> tuple[RobMMRConfig, TrainConfig]:
 
 def configs_to_json(model: RobMMRConfig, train: TrainConfig) -> dict[str, dict[str, Any]]:
     """JSON data of a pair of configurations, read back by `configs_from_json`."""
-    return {name: config_to_json(config) for name, config in (("model", model), ("train", train))}
+    return pair_to_json(model, train)
 
 
 def configs_from_json(values: Mapping[str, Any]) -> tuple[RobMMRConfig, TrainConfig]:
@@ -216,8 +216,6 @@ def configs_from_json(values: Mapping[str, Any]) -> tuple[RobMMRConfig, TrainCon
         ValueError: a section is missing or unknown, a field is unknown, ill-typed or out of range, or the two do not go
             together.
     """
-    if set(values) != {"model", "train"}:
-        raise ValueError(f"a configuration must have the sections model and train, got {', '.join(sorted(values))}")
-    model, train = config_from_dict(RobMMRConfig, values["model"]), config_from_dict(TrainConfig, values["train"])
+    model, train = pair_from_json(values, RobMMRConfig, TrainConfig)
     check_pair(model, train)
     return model, train

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from mmer_fast.models.config import check_types, require
+from mmer_fast.models.config import check_types, config_from_dict, require
 
 SELECTIONS = ("micro_f1", "macro_f1", "accuracy")
 CLASS_SELECTIONS = ("weighted_f1", "overall_accuracy", "unweighted_accuracy")
 """Metrics that are defined where exactly one class holds."""
+
+Model = TypeVar("Model")
+Train = TypeVar("Train", bound="LoopConfig")
 
 
 @dataclass(frozen=True)
@@ -96,3 +100,21 @@ def config_to_json(config: Any) -> dict[str, Any]:
     """A configuration as JSON data."""
     values = dataclasses.asdict(config)
     return {name: values[name] for name in own_fields_first(type(config))}
+
+
+def pair_to_json(model: Any, train: LoopConfig) -> dict[str, dict[str, Any]]:
+    """JSON data of the configurations of a model and its training, in the sections "model" and "train"."""
+    return {"model": config_to_json(model), "train": config_to_json(train)}
+
+
+def pair_from_json(
+    values: Mapping[str, Any], model_config: type[Model], train_config: type[Train]
+) -> tuple[Model, Train]:
+    """The inverse of `pair_to_json`, for configurations of these classes.
+
+    Raises:
+        ValueError: a section is missing or unknown, or a field is unknown, ill-typed or out of range.
+    """
+    if set(values) != {"model", "train"}:
+        raise ValueError(f"a configuration must have the sections model and train, got {', '.join(sorted(values))}")
+    return config_from_dict(model_config, values["model"]), config_from_dict(train_config, values["train"])

@@ -9,7 +9,6 @@ from typing import Any
 
 from mmer_fast.data import MultiModalData
 from mmer_fast.models import RobMMR, RobMMRConfig
-from mmer_fast.models.config import config_from_dict
 from mmer_fast.models.network import Network
 from mmer_fast.models.robmmr import check_outline
 from mmer_fast.systems.interface import SystemModel
@@ -17,7 +16,7 @@ from mmer_fast.systems.registry import NAMES, ROBMMR, SISTERS
 from mmer_fast.training.algorithm1 import LOSSES
 from mmer_fast.training.config import PRESETS, TrainConfig, check_pair
 from mmer_fast.training.config import preset as robmmr_preset
-from mmer_fast.training.loop_config import CLASS_SELECTIONS, LoopConfig, config_to_json
+from mmer_fast.training.loop_config import CLASS_SELECTIONS, LoopConfig, pair_from_json, pair_to_json
 
 Configs = tuple[Any, LoopConfig]
 """Of the model, and of its training."""
@@ -82,17 +81,13 @@ class System:
             ValueError: a section is missing or unknown, a field is unknown, ill-typed or out of range, or the two do
                 not go together.
         """
-        if set(values) != set(self.sections):
-            got = ", ".join(sorted(values))
-            raise ValueError(f"a configuration must have the sections {' and '.join(self.sections)}, got {got}")
-        model: Any = config_from_dict(self.model_config, values["model"])
-        train = config_from_dict(self.train_config, values["train"])
-        self.check(model, train)
-        return model, train
+        configs: Configs = pair_from_json(values, self.model_config, self.train_config)
+        self.check(*configs)
+        return configs
 
     def to_json(self, model: Any, train: LoopConfig) -> dict[str, Any]:
         """The inverse of `from_json`."""
-        return {"model": config_to_json(model), "train": config_to_json(train)}
+        return pair_to_json(model, train)
 
     def build(self, modalities: Mapping[str, int], labels: int, config: Any) -> Network:
         """A freshly initialised network."""
