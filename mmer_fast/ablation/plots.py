@@ -83,7 +83,7 @@ def suite_panels(results: SuiteResults) -> list[Panel]:
     known = shift_names(str(results.plan.data["source"]))
     measures = {"test/micro_f1": "micro-F1, test"}
     measures |= {name: f"micro-F1, {part_title(name, known)}" for name in results.names("part/")}
-    measures["gap/test"] = "Gap in micro-F1, training to test"
+    measures["gap/test"] = "Gap, training to test"
     draw = _draw_sweep if results.plan.suite.plot == "sweep" else _draw_bars
     panels = [_measure_panel(results, title, name, draw) for name, title in measures.items()]
     if results.plan.suite.plot == "bars" and len(results.published) > 1:
