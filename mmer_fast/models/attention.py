@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import mmer_fast as mf
-from mmer_fast.models.linear import Linear
+from mmer_fast.models.linear import Linear, joint_linear
 from mmer_fast.ops.attention_checks import drawn_seed
 
 
@@ -66,10 +66,15 @@ class MultiHeadAttention(nn.Module):
     def read(self, query_nd: Tensor, context_md: Tensor, queries: Spans, context: Spans) -> Tensor:
         """What `out` is applied to, (N, D); 0 where a context is empty."""
         dropout = self.dropout if self.training else 0.0
+        if query_nd is context_md:
+            q_nd, k_md, v_md = joint_linear(query_nd, (self.query, self.key, self.value))
+        else:
+            q_nd = self.query(query_nd)
+            k_md, v_md = joint_linear(context_md, (self.key, self.value))
         out_nhe = mf.packed_attention(
-            self._split(self.query(query_nd)),
-            self._split(self.key(context_md)),
-            self._split(self.value(context_md)),
+            self._split(q_nd),
+            self._split(k_md),
+            self._split(v_md),
             queries.cu_seqlens,
             context.cu_seqlens,
             max_seqlen_q=queries.longest,
