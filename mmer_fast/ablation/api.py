@@ -52,7 +52,7 @@ def run_suite(
     of the same settings share their runs, whatever their suites.
 
     Args:
-        suite: "table2", "figure4a", "figure4b", "figure5", "claims", or one of your own.
+        suite: one of `mmer_fast.ablation.suites.NAMES`, such as "table2" or "univa", or one of your own.
         out: directory, made if need be; of the same preset, settings and data if it holds runs.
         data: a data set, a path that `mmer_fast.data.load` reads, or "synthetic".
         only: slugs of the rows to train; none stands for all.
@@ -63,7 +63,7 @@ def run_suite(
         device: to train on; "auto" is cuda if there is one, "cuda" every CUDA device.
         train: False only writes the files about what is finished.
         show: progress on standard output.
-        settings: fields of `RobMMRConfig` or `TrainConfig` for every row: `epochs=20, dim=256`.
+        settings: fields of the configurations of the suite's system for every row: `epochs=20, dim=256`.
 
     Returns:
         The results that were written; `RowResult.errors` of a row says which of its runs failed.

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from mmer_fast.ablation import suites
 from mmer_fast.ablation.api import SEEDS, run_suite
 from mmer_fast.ablation.comparison import comparison
-from mmer_fast.ablation.suites import SUITES, Suite
+from mmer_fast.ablation.suites import Suite
 from mmer_fast.systems.registry import NAMES
 from mmer_fast.training.commands import (
     ConfigOption,
@@ -36,7 +37,7 @@ TrainOption = Annotated[
 
 @app.command()
 def ablate(
-    suite: Annotated[str, typer.Option(help=f"Which rows: {', '.join(SUITES)}.")],
+    suite: Annotated[str, typer.Option(help=f"Which rows: {', '.join(suites.NAMES)}.")],
     out: OutOption,
     only: Annotated[
         list[str] | None, typer.Option(metavar="ROW", help="Train only this row, e.g. no-atm; repeatable.")
@@ -51,7 +52,7 @@ def ablate(
     device: DeviceOption = "auto",
     train: TrainOption = True,
 ) -> None:
-    """Train every row of a table or figure of the paper over several seeds; the same command goes on with it later."""
+    """Train every row of a table or figure of a system's paper over several seeds; the same command goes on later."""
     asked = asked_settings(None, preset, config, settings, {"epochs": epochs})
     _run(suite, out, asked, device, data=data, only=only or (), seeds=seeds, jobs=jobs, train=train)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from mmer_fast.ablation.suites import SUITES, Row, Suite
+from mmer_fast.ablation.suites import NAMES, OF_SYSTEMS, SUITES, Row, Suite
 from mmer_fast.data import MultiModalData
 from mmer_fast.models.robmmr import check_outline
 from mmer_fast.training.loop_config import LoopConfig
@@ -93,9 +94,13 @@ def find_suite(name: str) -> Suite:
     Raises:
         RunError: there is none; the message lists them.
     """
-    if name not in SUITES:
-        raise RunError(f"suite must be one of {', '.join(SUITES)}, got {name!r}")
-    return SUITES[name]
+    if name not in NAMES:
+        raise RunError(f"suite must be one of {', '.join(NAMES)}, got {name!r}")
+    if name in SUITES:
+        return SUITES[name]
+    module, attribute = OF_SYSTEMS[name].split(":")
+    suite: Suite = getattr(importlib.import_module(module), attribute)
+    return suite
 
 
 def check_slugs(suite: Suite, only: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The ablations as data: what each row of a suite is called, and what it changes.
 
 To add an ablation, add a `Row` here, or a `Suite` of rows to `SUITES`; training, tables and plots follow from that.
+The suites of the other systems are beside them (`OF_SYSTEMS`).
 
 Names are those of the paper (Ge et al., WWW 2023): Table 2, Figures 4 and 5. A row changes fields of a preset and
 leaves the rest as it is, so that every suite can be run with every preset.
@@ -236,3 +237,13 @@ CLAIMS = Suite(
 )
 
 SUITES: dict[str, Suite] = {suite.name: suite for suite in (TABLE2, FIGURE4A, FIGURE4B, FIGURE5, CLAIMS)}
+
+OF_SYSTEMS: dict[str, str] = {
+    "univa": "mmer_fast.systems.univa.ablation:ABLATION",
+    "m3er": "mmer_fast.systems.m3er.ablation:ABLATION",
+    "mmgcn": "mmer_fast.systems.mmgcn.ablation:ABLATION",
+    "mmgcn-depth": "mmer_fast.systems.mmgcn.ablation:DEPTH",
+    "mmin": "mmer_fast.systems.mmin.ablation:ABLATION",
+}
+"""Name → "module:attribute" of the suites of RobMMR's sisters, which are imported when they are asked for."""
+NAMES = (*SUITES, *OF_SYSTEMS)

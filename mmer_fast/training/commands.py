@@ -18,7 +18,7 @@ from mmer_fast.models.network import Network
 from mmer_fast.report.tables import shift_names
 from mmer_fast.systems.registry import NAMES
 from mmer_fast.training.api import REPORT_FILE, configured_run, train_and_report
-from mmer_fast.training.display import metrics_table
+from mmer_fast.training.display import conditions_table, metrics_table
 from mmer_fast.training.distributed import TIMEOUT, World, joined
 from mmer_fast.training.errors import Terminated
 from mmer_fast.training.evaluate import evaluate as evaluate_split
@@ -154,12 +154,26 @@ def evaluate(
     data: DataOption,
     split: SplitOption = SplitName.test,
     device: DeviceOption = "auto",
+    conditions: Annotated[
+        bool, typer.Option("--conditions", help="Measure with every combination of modalities missing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every metric as JSON.")] = False,
 ) -> None:
     """Measure the best model of a run on a split of a data set."""
     model, header, loaded = _model_and_data(run, data, device)
     if loaded.label_names != header["label_names"]:
         raise RunError(f"{data}: expected the labels {header['label_names']}; got {loaded.label_names}")
+    if conditions:
+        from mmer_fast.systems.mmin.evaluation import (
+            evaluate_conditions,  # no system is imported before it is asked for
+        )
+
+        table = evaluate_conditions(model, loaded.splits[split.value], threshold=header["threshold"])
+        if as_json:
+            typer.echo(json.dumps(table.columns(), indent=2))
+        else:
+            Console().print(conditions_table(table.columns(), table.titles, f"{run}: {split.value}, by what is there"))
+        return
     result = evaluate_split(model, loaded.splits[split.value], threshold=header["threshold"])
     if as_json:
         typer.echo(json.dumps(result, indent=2))

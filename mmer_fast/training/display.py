@@ -150,6 +150,22 @@ def metrics_table(
     return table
 
 
+def conditions_table(columns: Mapping[str, Mapping[str, float]], titles: Mapping[str, str], title: str) -> Table:
+    """Metrics by the modalities that are available.
+
+    Args:
+        columns: condition → metrics, as from `ConditionTable.columns`.
+        titles: metric → what to call it.
+    """
+    table = Table(title=title)
+    table.add_column("available")
+    for heading in titles.values():
+        table.add_column(heading, justify="right")
+    for condition, metrics in columns.items():
+        table.add_row(condition, *(f"{metrics[key]:.4f}" for key in titles))
+    return table
+
+
 def recall_lines(recalls: Mapping[str, Mapping[str, float]]) -> list[str]:
     """One line a modality: how often the masks cover planted units."""
     return [

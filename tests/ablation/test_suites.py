@@ -11,7 +11,8 @@ from small_ablation import small_data
 from mmer_fast.ablation import SUITES, Row, Suite
 from mmer_fast.ablation.names import page_name, plot_name
 from mmer_fast.ablation.plan import PlannedRow, check_slugs, find_suite, make_plan
-from mmer_fast.data import MultiModalData, make_synthetic
+from mmer_fast.ablation.suites import OF_SYSTEMS
+from mmer_fast.data import MultiModalData, make_dialogues, make_synthetic
 from mmer_fast.training import PRESETS, preset
 from mmer_fast.training.run import RunError
 from mmer_fast.training.settings import Settings
@@ -47,6 +48,18 @@ def test_every_row_is_a_configuration_of_every_preset(suite: str, preset: str, d
         if slug != "robmmr"  # which is a point of Figure 4a, too, and of Figure 4b
     ]
     assert len(set(configurations)) == len(configurations)
+
+
+@pytest.mark.parametrize("name", OF_SYSTEMS)
+def test_suites_of_the_other_systems(name: str, data: MultiModalData) -> None:
+    suite = find_suite(name)
+    assert suite.name == name
+    assert {row.system for row in suite.rows} == {name.partition("-")[0]}
+    classes = suite.rows[0].system in ("mmgcn", "mmin")
+    rows = planned(suite, make_dialogues(0, n_train=3, n_valid=2, n_test=2) if classes else data)
+    assert [row.skipped for row in rows.values()] == [None] * len(rows)
+    models = [row.runs[0].config.model for row in rows.values() if row.row.without is None]
+    assert len(set(models)) == len(models) > 2
 
 
 def test_suites_are_well_formed() -> None:

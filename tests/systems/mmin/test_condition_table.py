@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
-from small_mmin import MODALITIES, small_config, small_data, trained_mmin
+from small_mmin import MODALITIES, SMALL, small_config, small_data, trained_mmin
+from typer.testing import CliRunner
 
-from mmer_fast.data import SequenceDataset
+import mmer_fast.training
+from mmer_fast.data import SequenceDataset, write_npz
 from mmer_fast.models import RobMMR, RobMMRConfig
 from mmer_fast.systems.mmin import MMIN
 from mmer_fast.systems.mmin.evaluation import evaluate_conditions
+from mmer_fast.training.commands import app
 
 
 def test_wa_and_ua_are_those_of_samples_without_the_modality() -> None:
@@ -61,3 +66,17 @@ def test_another_system_has_such_a_table_too() -> None:
     config = RobMMRConfig(dim=8, ffn_dim=8, heads=2, unimodal_blocks=1, multimodal_blocks=1)
     table = evaluate_conditions(RobMMR(MODALITIES, 3, config), small_data().splits["test"])
     assert len(table.missing) == 6
+
+
+def test_the_command_prints_it(tmp_path: Path) -> None:
+    data = small_data()
+    write_npz(data, tmp_path / "data.npz")
+    run = mmer_fast.training.train(data, tmp_path / "run", model="mmin", epochs=2, batch_size=8, show=False, **SMALL)
+    expected = evaluate_conditions(run.model, data.splits["valid"]).columns()
+    arguments = ["evaluate", "--run", str(run.directory), "--data", str(tmp_path / "data.npz"), "--split", "valid"]
+    shown = CliRunner().invoke(app, [*arguments, "--conditions"])
+    assert shown.exit_code == 0, shown.output
+    (line,) = [line for line in shown.output.splitlines() if "text+video+audio" in line]
+    assert f"{expected['text+video+audio']['overall_accuracy']:.4f}" in line
+    got = json.loads(CliRunner().invoke(app, [*arguments, "--conditions", "--json"]).output)
+    assert got == {condition: pytest.approx(metrics) for condition, metrics in expected.items()}
