@@ -164,9 +164,7 @@ def evaluate(
     if loaded.label_names != header["label_names"]:
         raise RunError(f"{data}: expected the labels {header['label_names']}; got {loaded.label_names}")
     if conditions:
-        from mmer_fast.systems.mmin.evaluation import (
-            evaluate_conditions,  # no system is imported before it is asked for
-        )
+        from mmer_fast.systems.mmin.evaluation import evaluate_conditions  # no system is imported unasked
 
         table = evaluate_conditions(model, loaded.splits[split.value], threshold=header["threshold"])
         if as_json:
