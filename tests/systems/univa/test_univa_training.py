@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from small_univa import SMALL, small_data
 
+from mmer_fast.ablation import Row
 from mmer_fast.ablation.plan import make_plan
 from mmer_fast.data import MultiModalData
 from mmer_fast.data.univa import write_univa
@@ -54,6 +55,16 @@ def test_scores_are_needed_only_for_the_contrast(data: MultiModalData, tmp_path:
     with pytest.raises(RunError, match="train extras: expected va_text, valence and arousal"):
         train(bare, tmp_path / "refused", **OPTIONS)
     train(bare, tmp_path / "run", contrast=False, **OPTIONS)
+
+
+@pytest.mark.parametrize("row", ABLATION.rows, ids=lambda row: row.slug)
+def test_every_row_of_the_ablation_study_trains(row: Row, data: MultiModalData, tmp_path: Path) -> None:
+    part = data if row.without is None else data.select([name for name in data.modalities if name != row.without])
+    run = train(part, tmp_path / "run", **{**OPTIONS, **row.model})
+    losses = run.metrics["history"][0]["train"]
+    assert (losses["contrast"] > 0) == row.model.get("contrast", True)
+    assert (losses["prior"] != 0) == (row.model.get("prior") != "none")  # its sign says nothing
+    assert list(run.model.modalities) == list(part.modalities)
 
 
 def test_the_ablation_study_is_planned(data: MultiModalData) -> None:
