@@ -166,6 +166,8 @@ def evaluate(
     if conditions:
         from mmer_fast.systems.mmin.evaluation import evaluate_conditions  # no system is imported unasked
 
+        if len(model.modalities) < 2:
+            raise RunError(f"--conditions: expected at least two modalities, got {', '.join(model.modalities)}")
         table = evaluate_conditions(model, loaded.splits[split.value], threshold=header["threshold"])
         if as_json:
             typer.echo(json.dumps(table.columns(), indent=2))

@@ -80,3 +80,13 @@ def test_the_command_prints_it(tmp_path: Path) -> None:
     assert f"{expected['text+video+audio']['overall_accuracy']:.4f}" in line
     got = json.loads(CliRunner().invoke(app, [*arguments, "--conditions", "--json"]).output)
     assert got == {condition: pytest.approx(metrics) for condition, metrics in expected.items()}
+
+
+def test_the_command_needs_something_that_can_be_missing(tmp_path: Path) -> None:
+    data = small_data().select(["audio"])
+    settings = {**SMALL, "imagination": "none", "conditions": "full", "epochs": 2, "batch_size": 8}
+    mmer_fast.training.train(data, tmp_path / "run", model="mmin", show=False, **settings)
+    write_npz(data, tmp_path / "data.npz")
+    arguments = ["evaluate", "--run", str(tmp_path / "run"), "--data", str(tmp_path / "data.npz"), "--conditions"]
+    result = CliRunner().invoke(app, arguments)
+    assert "--conditions: expected at least two modalities, got audio" in str(result.exception)
