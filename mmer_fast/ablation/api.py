@@ -52,7 +52,7 @@ def run_suite(
     of the same settings share their runs, whatever their suites.
 
     Args:
-        suite: one of `mmer_fast.ablation.suites.NAMES`, such as "table2" or "univa", or one of your own.
+        suite: one of `mmer_fast.ablation.suites.SUITE_NAMES`, such as "table2" or "univa", or one of your own.
         out: directory, made if need be; of the same preset, settings and data if it holds runs.
         data: a data set, a path that `mmer_fast.data.load` reads, or "synthetic".
         only: slugs of the rows to train; none stands for all.

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mmer_fast.ablation import suites
 from mmer_fast.ablation.api import SEEDS, run_suite
 from mmer_fast.ablation.comparison import comparison
-from mmer_fast.ablation.suites import Suite
+from mmer_fast.ablation.suites import SUITE_NAMES, Suite
 from mmer_fast.systems.registry import NAMES
 from mmer_fast.training.commands import (
     ConfigOption,
@@ -37,7 +36,7 @@ TrainOption = Annotated[
 
 @app.command()
 def ablate(
-    suite: Annotated[str, typer.Option(help=f"Which rows: {', '.join(suites.NAMES)}.")],
+    suite: Annotated[str, typer.Option(help=f"Which rows: {', '.join(SUITE_NAMES)}.")],
     out: OutOption,
     only: Annotated[
         list[str] | None, typer.Option(metavar="ROW", help="Train only this row, e.g. no-atm; repeatable.")

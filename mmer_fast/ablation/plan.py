@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from mmer_fast.ablation.suites import NAMES, OF_SYSTEMS, SUITES, Row, Suite
+from mmer_fast.ablation.suites import OF_SYSTEMS, SUITE_NAMES, SUITES, Row, Suite
 from mmer_fast.data import MultiModalData
 from mmer_fast.models.robmmr import check_outline
 from mmer_fast.training.loop_config import LoopConfig
@@ -94,12 +94,11 @@ def find_suite(name: str) -> Suite:
     Raises:
         RunError: there is none; the message lists them.
     """
-    if name not in NAMES:
-        raise RunError(f"suite must be one of {', '.join(NAMES)}, got {name!r}")
+    if name not in SUITE_NAMES:
+        raise RunError(f"suite must be one of {', '.join(SUITE_NAMES)}, got {name!r}")
     if name in SUITES:
         return SUITES[name]
-    module, attribute = OF_SYSTEMS[name].split(":")
-    suite: Suite = getattr(importlib.import_module(module), attribute)
+    suite: Suite = pkgutil.resolve_name(OF_SYSTEMS[name])
     return suite
 
 

@@ -246,4 +246,4 @@ OF_SYSTEMS: dict[str, str] = {
     "mmin": "mmer_fast.systems.mmin.ablation:ABLATION",
 }
 """Name → "module:attribute" of the suites of RobMMR's sisters, which are imported when they are asked for."""
-NAMES = (*SUITES, *OF_SYSTEMS)
+SUITE_NAMES = (*SUITES, *OF_SYSTEMS)

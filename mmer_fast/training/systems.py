@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -134,6 +134,5 @@ def find_system(name: str) -> System:
         return System(name, "RobMMR", RobMMR, RobMMRConfig, TrainConfig, PRESETS)
     if name not in SISTERS:
         raise ValueError(f"model must be one of {', '.join(NAMES)}, got {name!r}")
-    module, _, attribute = SISTERS[name].partition(":")
-    network = getattr(importlib.import_module(module), attribute)
+    network = pkgutil.resolve_name(SISTERS[name])
     return System(name, network.__name__, network, network.config_class, LoopConfig, tuple(network.presets))
