@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mmer_fast.data import MultiModalData
+from mmer_fast.data import Split
 from mmer_fast.metrics import multilabel_metrics
 
 
-def _constant_f1(data: MultiModalData) -> float:
-    labels_nk = data.splits["test"].labels
+def _constant_f1(split: Split) -> float:
+    labels_nk = split.labels
     prevalent = labels_nk.mean(axis=0).argsort()[::-1]
     answers = [np.isin(range(labels_nk.shape[1]), prevalent[:count]) for count in range(1, labels_nk.shape[1] + 1)]
     answers_nk = [np.tile(answer.astype(float), (len(labels_nk), 1)) for answer in answers]
@@ -20,6 +20,6 @@ def _constant_f1(data: MultiModalData) -> float:
 
 
 @pytest.fixture
-def constant_f1() -> Callable[[MultiModalData], float]:
-    """The best micro-F1 on the test split of an answer that is the same for all its samples."""
+def constant_f1() -> Callable[[Split], float]:
+    """The best micro-F1 on a split of an answer that is the same for all its samples."""
     return _constant_f1
