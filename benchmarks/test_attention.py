@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import pytest
 
+from benchmarks.case_table import ATTENTION
 from mmer_fast.bench import harness
 from mmer_fast.bench.attention import cases, measure, peers
 from mmer_fast.bench.attention.cases import Case, Inputs
@@ -32,7 +33,7 @@ def _truth(case: Case, weighted: bool) -> measure.Truth:
 
 @pytest.mark.parametrize("contestant", peers.select("cpu"), ids=lambda contestant: contestant.name)
 @pytest.mark.parametrize("step", [harness.FORWARD, harness.FORWARD_BACKWARD])
-@pytest.mark.parametrize("case", [case for case in cases.CASES if "cpu" in case.devices], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ATTENTION["cpu"], ids=lambda case: case.name)
 def test_attention(measure_entry: Callable[..., None], case: Case, step: str, contestant: Contestant) -> None:
     if not contestant.serves(case):
         pytest.skip("not for this kind of batch")

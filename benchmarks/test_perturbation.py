@@ -12,6 +12,7 @@ from functools import lru_cache
 import pytest
 from torch import Tensor
 
+from benchmarks.case_table import PERTURBATION
 from mmer_fast.bench.perturbation import cases, measure, peers
 from mmer_fast.bench.perturbation.cases import CYCLE, Case, Inputs
 from mmer_fast.bench.perturbation.contestants import Contestant
@@ -27,7 +28,7 @@ def _problem(case: Case) -> tuple[Inputs, list[Tensor]]:
 
 
 @pytest.mark.parametrize("contestant", peers.select("cpu"), ids=lambda contestant: contestant.name)
-@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", PERTURBATION["cpu"], ids=lambda case: case.name)
 def test_perturbation(measure_entry: Callable[..., None], case: Case, contestant: Contestant) -> None:
     if not contestant.serves(case):
         pytest.skip("not for this kind of step")

@@ -17,7 +17,7 @@ import mmer_fast as mf
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is no part of the wheel
 
-from benchmarks import bars, report, run
+from benchmarks import bars, case_table, report, run
 from benchmarks.soft_topk.bars import CPU_BARS
 from mmer_fast.bench import ceilings, harness, results, timing
 from mmer_fast.bench.soft_topk import baselines, cases, measure, peers
@@ -45,7 +45,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = [c for c in peers.CONTESTANTS if c.name in ("copy", "torch.sigmoid", "torch.topk", "Newton, eager")]
     ours = Contestant("mmer_fast cpu", SAME_PLAN, lambda: peers._ours(BACKEND), backend=BACKEND, devices=("cpu",))
     absent = Contestant("absent", SAME_PLAN, lambda: baselines.newton, module="no_such_module_here")
-    monkeypatch.setattr(cases, "CASES", (TINY, TINY_RAGGED))
+    monkeypatch.setitem(case_table.SOFT_TOPK, "cpu", (TINY, TINY_RAGGED))
     monkeypatch.setattr(peers, "CONTESTANTS", (ours, *pool, absent))
     monkeypatch.setitem(timing.PLANS, "quick", {"cpu": TINY_PLAN})
     monkeypatch.setattr(ceilings, "measure", lambda device: dict(CEILINGS))
@@ -146,8 +146,8 @@ def test_the_baselines_compute_the_same_plan(case: Case, solve: peers.Function) 
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"cases must be among tiny, tiny-ragged on cpu, got 7x7"):
-        cases.select("cpu", ["tiny", "7x7"])
+    with pytest.raises(ValueError, match=r"case must be one of tiny, tiny-ragged, got '7x7'"):
+        case_table.find(case_table.SOFT_TOPK["cpu"], "7x7")
     with pytest.raises(ValueError, match=r"got 'nobody'"):
         peers.select("cpu", ["nobody"])
     operators = list(run.OPERATORS)
@@ -242,7 +242,7 @@ def sample() -> dict[str, Any]:
 
 @pytest.fixture
 def _full_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cases, "CASES", (Case("64x500", 64, 500),))
+    monkeypatch.setitem(case_table.SOFT_TOPK, "cpu", (Case("64x500", 64, 500),))
 
 
 @pytest.mark.usefixtures("_full_table")

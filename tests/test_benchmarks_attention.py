@@ -17,7 +17,7 @@ import mmer_fast as mf
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is no part of the wheel
 
-from benchmarks import bars, report, run
+from benchmarks import bars, case_table, report, run
 from benchmarks.attention import memory
 from benchmarks.attention.bars import CPU_BARS, CUDA_BARS
 from mmer_fast.bench import ceilings, harness, timing
@@ -45,8 +45,8 @@ def _one_thread() -> Iterator[None]:
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny cases, and ours on the reference."""
     pool = [c for c in peers.CONTESTANTS if c.backend is None and "nested" not in c.name]  # nested imports for seconds
-    monkeypatch.setattr(cases, "CASES", (TINY, DENSE))
-    monkeypatch.setattr(memory, "CASES", ())
+    monkeypatch.setitem(case_table.ATTENTION, "cpu", (TINY, DENSE))
+    monkeypatch.setitem(case_table.ATTENTION_MEMORY, "cpu", ())
     monkeypatch.setattr(peers, "CONTESTANTS", (*OURS, *pool))
     monkeypatch.setitem(timing.PLANS, "quick", {"cpu": timing.Plan(rounds=2, turn_s=0.001, budget_s=0.05)})
     monkeypatch.setattr(ceilings, "measure", lambda device: dict(CEILINGS))
@@ -65,21 +65,20 @@ def _enter(contestant: Contestant, case: Case = TINY, step: str = FORWARD_BACKWA
 
 
 def test_the_table_has_what_the_promises_are_about() -> None:
-    table = {case.name: case for case in cases.CASES}
+    table = {case.name: case for case in case_table.ATTENTION["cpu"]}
     for length in (50, 150, 500):
         for dtype in ("fp32", "bf16"):
             case = table[f"L{length}-{dtype}"]
             assert (case.batch, case.heads, case.width, case.length, case.padded) == (16, 8, 64, length, True)
     assert not table["L500-fp32-dense"].padded
-    gpu = [case for case in cases.CASES if "cuda" in case.devices]
+    gpu = case_table.ATTENTION["cuda"]
     assert len(gpu) == 4 * 2 * 2 * 2
     assert {(case.batch, case.heads) for case in gpu} == {(64, 8)}
-    known = set(table) | {case.name for case in memory.CASES}
-    for bar in (*CPU_BARS, *CUDA_BARS):
-        assert bar.case in known
     for device, promises in (("cpu", CPU_BARS), ("cuda", CUDA_BARS)):
+        known = {case.name for case in (*case_table.ATTENTION[device], *case_table.ATTENTION_MEMORY[device])}
         names = {contestant.name for contestant in peers.select(device)}
         for bar in promises:
+            assert bar.case in known
             assert {bar.contestant} if isinstance(bar, bars.MemoryBar) else set(bar.contestants) <= names
 
 

@@ -20,7 +20,7 @@ import mmer_fast as mf
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is no part of the wheel
 
-from benchmarks import bars, report, run
+from benchmarks import bars, case_table, report, run
 from benchmarks.perturbation import table
 from benchmarks.perturbation.bars import CPU_BARS, CUDA_BARS, LaunchBar, ShareBar
 from mmer_fast.bench import ceilings, counters, harness, timing
@@ -59,7 +59,7 @@ def _few_cycles(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny cases, and ours on the reference."""
-    monkeypatch.setattr(cases, "CASES", (TINY, VARIANTS[4]))
+    monkeypatch.setitem(case_table.PERTURBATION, "cpu", (TINY, VARIANTS[4]))
     monkeypatch.setattr(peers, "CONTESTANTS", (*OURS, *PEERS))
     monkeypatch.setitem(timing.PLANS, "quick", {"cpu": timing.Plan(rounds=2, turn_s=0.001, budget_s=0.05)})
     monkeypatch.setattr(ceilings, "measure", lambda device: dict(CEILINGS))
@@ -83,7 +83,7 @@ def _named(name: str) -> Contestant:
 
 
 def test_the_table_has_what_the_promises_are_about() -> None:
-    table = {case.name: case for case in cases.CASES}
+    table = {case.name: case for case in case_table.PERTURBATION["cpu"]}
     for name, layers, width, hidden, tensors in (("8.4M", 4, 512, 1024, 48), ("71M", 10, 768, 3072, 120)):
         case = table[name]
         assert (case.model, case.dtype, case.scope, case.adaptive) == (
@@ -92,7 +92,7 @@ def test_the_table_has_what_the_promises_are_about() -> None:
         entries = layers * (4 * width**2 + 2 * width * hidden + 9 * width + hidden)
         assert name == (f"{entries * 1e-6:.1f}M" if entries < 1e7 else f"{entries * 1e-6:.0f}M")
         assert len(Encoder(layers, 8, 8).weights(0)) == tensors
-    assert {case.dtype for case in cases.CASES} == {"fp32", "bf16", "fp16"}
+    assert {case.dtype for case in table.values()} == {"fp32", "bf16", "fp16"}
     for device, promises in (("cpu", CPU_BARS), ("cuda", CUDA_BARS)):
         names = {contestant.name for contestant in peers.select(device)}
         for bar in promises:

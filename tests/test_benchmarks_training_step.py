@@ -16,6 +16,7 @@ import mmer_fast as mf
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is no part of the wheel
 
+from benchmarks import case_table
 from benchmarks.training_step import bars, cases, contestants, measure, memory, split, work
 from benchmarks.training_step.benchmark import OPERATOR
 from benchmarks.training_step.cases import Case
@@ -41,7 +42,7 @@ def _one_thread() -> Iterator[None]:
 def test_a_tiny_run_from_end_to_end(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: Case
 ) -> None:
-    monkeypatch.setattr(cases, "CASES", TINY)
+    monkeypatch.setitem(case_table.TRAINING_STEP, "cpu", TINY)
     monkeypatch.setattr(ceilings, "MATMUL_SIZE", {"cpu": 16})
     monkeypatch.setattr(memory, "peak_bytes", lambda case, contestant, _: memory.in_this_process(case, contestant))
     rows = OPERATOR.measure(case.name, None, "cpu", PLAN)
@@ -122,7 +123,7 @@ def test_the_data_has_the_padding_it_says() -> None:
 
 
 def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
-    (fast, *_), case = contestants.CONTESTANTS, cases.CASES[0]
+    (fast, *_), case = contestants.CONTESTANTS, case_table.TRAINING_STEP["cpu"][0]
     small = memory.peak_bytes(case, fast, cases.build(TINY[0], "cpu"))
     assert 50e6 < small < 2e9
     with pytest.raises(WrongResultError, match=r"peak memory of .*, absent: .*invalid choice"):

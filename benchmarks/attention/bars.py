@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from benchmarks.attention import memory
 from benchmarks.bars import Bar, MemoryBar, Promise
+from benchmarks.case_table import ATTENTION
 from mmer_fast.bench.attention import peers
-from mmer_fast.bench.attention.cases import CASES
 from mmer_fast.bench.attention.contestants import PLAIN, WEIGHT_GRADIENT
 from mmer_fast.bench.harness import FORWARD_BACKWARD
 
 _BOOL, _GRADIENT = ("SDPA, bool mask",), ("SDPA, mask gradient",)
 # Every way in which one call of SDPA serves a padded batch.
 _ANY_SDPA = ("SDPA, bool mask", "SDPA, bool mask, math", "SDPA, mask gradient", "SDPA, rank-1 log m")
-_PADDED = tuple(case.name for case in CASES if "cpu" in case.devices and case.padded)
+_PADDED = tuple(case.name for case in ATTENTION["cpu"] if case.padded)
 
 
 def _times(case: str, contestants: tuple[str, ...], at_least: float, what: str) -> Bar:
@@ -48,8 +48,8 @@ CPU_BARS: tuple[Promise, ...] = (
 
 CUDA_BARS: tuple[Promise, ...] = tuple(
     Bar(f"{at_least:g}x faster than the best peer, {task}", case.name, FORWARD_BACKWARD, names, at_least)
-    for case in CASES
-    if "cuda" in case.devices and case.padded
+    for case in ATTENTION["cuda"]
+    if case.padded
     for task, names, at_least in (
         (PLAIN, peers.names("cuda", PLAIN), 1.3),
         (WEIGHT_GRADIENT, peers.names("cuda", WEIGHT_GRADIENT), 3.0),

@@ -6,31 +6,30 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.attention import bars, memory, table
+from benchmarks.case_table import ATTENTION, ATTENTION_MEMORY, find
 from benchmarks.interface import Operator
 from mmer_fast.bench import timing
-from mmer_fast.bench.attention import cases, measure, peers
+from mmer_fast.bench.attention import measure, peers
+from mmer_fast.bench.attention.cases import Case
 from mmer_fast.bench.harness import Row
 
 
-def _cases(device: str) -> list[str]:
-    timed = [case.name for case in cases.CASES if device in case.devices]
-    return timed + [case.name for case in memory.CASES if device == "cpu"]
+def _table(device: str) -> tuple[Case | memory.MemoryCase, ...]:
+    return (*ATTENTION[device], *ATTENTION_MEMORY[device])
 
 
 def _measure(name: str, parts: list[str] | None, device: str, plan: timing.Plan) -> list[Row]:
     contestants = peers.select(device, parts)
-    for memory_case in memory.CASES:
-        if memory_case.name == name:
-            return memory.measure(memory_case, contestants)
-    (case,) = (case for case in cases.CASES if case.name == name)
+    case = find(_table(device), name)
+    if isinstance(case, memory.MemoryCase):
+        return memory.measure(case, contestants)
     return measure.measure(case, contestants, device, plan)
 
 
 def _show(rows: list[Row]) -> None:
-    if any(row["case"] == case.name for row in rows[:1] for case in memory.CASES):
-        memory.show(rows)
-    elif rows:
-        measure.show(rows)
+    if rows:
+        of_memory = any(rows[0]["case"] == case.name for case in ATTENTION_MEMORY["cpu"])
+        (memory if of_memory else measure).show(rows)
 
 
 def _draw(result: dict[str, Any], path: Path) -> Path:
@@ -41,7 +40,7 @@ def _draw(result: dict[str, Any], path: Path) -> Path:
 
 OPERATOR = Operator(
     name="attention",
-    cases=_cases,
+    cases=lambda device: [case.name for case in _table(device)],
     contestants=lambda device: [contestant.name for contestant in peers.select(device)],
     measure=_measure,
     show=_show,

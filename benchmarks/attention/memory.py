@@ -31,7 +31,6 @@ from mmer_fast.bench.harness import FORWARD_BACKWARD, OK, Row, WrongResultError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTESTANTS = ("mmer_fast cpu, weight gradient", "SDPA, mask gradient")
-LENGTHS = (500, 2000, 4000, 16384)
 TOLERANCE = 2e-5
 _SAMPLE = 32  # queries compared with the reference
 
@@ -44,9 +43,6 @@ class MemoryCase:
     @property
     def shape(self) -> Case:
         return Case(self.name, 1, 8, 64, self.length, padding=0.0)
-
-
-CASES = tuple(MemoryCase(f"memory-L{length}", length) for length in LENGTHS)
 
 
 def build(case: MemoryCase) -> Inputs:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import bars
-from benchmarks.attention import memory
+from benchmarks.case_table import ATTENTION, ATTENTION_MEMORY
 from benchmarks.text import caption, microseconds, three_digits
-from mmer_fast.bench.attention import cases
 from mmer_fast.bench.attention.cases import Case
 from mmer_fast.bench.harness import FORWARD_BACKWARD, OK, Row
 
@@ -15,7 +14,7 @@ from mmer_fast.bench.harness import FORWARD_BACKWARD, OK, Row
 def columns(result: dict[str, Any], device: str) -> list[Case]:
     """The cases of the table: those that were measured, on CUDA only those of head width 64 in bfloat16."""
     measured = {row["case"] for row in result["rows"]}
-    chosen = [case for case in cases.CASES if case.name in measured]
+    chosen = [case for case in ATTENTION[device] if case.name in measured]
     if device == "cuda":
         chosen = [case for case in chosen if case.width == 64 and case.dtype == "bf16"]
     return sorted(chosen, key=lambda case: (not case.padded, case.dtype != "fp32", case.length))
@@ -52,10 +51,10 @@ def _cell(row: Row | None) -> str:
     return f"{microseconds(row['us'])}, {three_digits(row['ratio'])}x"
 
 
-def memory_table(result: dict[str, Any]) -> str | None:
+def memory_table(result: dict[str, Any], device: str) -> str | None:
     """Peak memory of the whole process in MiB; None where it was not measured."""
     measured = {row["case"] for row in result["rows"]}
-    chosen = [case for case in memory.CASES if case.name in measured]
+    chosen = [case for case in ATTENTION_MEMORY[device] if case.name in measured]
     if not chosen:
         return None
     lines = [f"| | {' | '.join(str(case.length) for case in chosen)} |", f"|---|{'--:|' * len(chosen)}"]
@@ -84,7 +83,7 @@ def section(result: dict[str, Any], device: str) -> str:
             times_table(result, chosen),
             "",
         ]
-    if peaks := memory_table(result):
+    if peaks := memory_table(result, device):
         text = (
             "Peak memory of the whole process by length, forward + backward, one sample of 8 heads of width 64, fp32:"
         )

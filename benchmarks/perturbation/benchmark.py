@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.case_table import PERTURBATION, find
 from benchmarks.interface import Operator
 from benchmarks.perturbation import bars, table
 from mmer_fast.bench import timing
 from mmer_fast.bench.harness import Row
-from mmer_fast.bench.perturbation import cases, measure, peers
+from mmer_fast.bench.perturbation import measure, peers
 
 
 def _measure(name: str, parts: list[str] | None, device: str, plan: timing.Plan) -> list[Row]:
-    (case,) = (case for case in cases.CASES if case.name == name)
-    return measure.measure(case, peers.select(device, parts), device, plan)
+    return measure.measure(find(PERTURBATION[device], name), peers.select(device, parts), device, plan)
 
 
 def _draw(result: dict[str, Any], path: Path) -> Path:
@@ -25,7 +25,7 @@ def _draw(result: dict[str, Any], path: Path) -> Path:
 
 OPERATOR = Operator(
     name="perturbation",
-    cases=lambda device: [case.name for case in cases.CASES],
+    cases=lambda device: [case.name for case in PERTURBATION[device]],
     contestants=lambda device: [contestant.name for contestant in peers.select(device)],
     measure=_measure,
     show=measure.show,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import bars
+from benchmarks.case_table import PERTURBATION
 from benchmarks.text import caption, microseconds, roofline, three_digits
 from mmer_fast.bench.harness import OK, Row
-from mmer_fast.bench.perturbation import cases
-from mmer_fast.bench.perturbation.cases import CYCLE
+from mmer_fast.bench.perturbation.cases import CYCLE, Encoder
 from mmer_fast.bench.perturbation.measure import REPEATS
 from mmer_fast.bench.perturbation.peers import ADD_SUB, CLONE_AND_SWAP, FRESH, KEPT_ALPHA
 
@@ -93,8 +93,8 @@ def section(result: dict[str, Any], device: str) -> str:
             f"![Weight perturbation against its peers](benchmarks/results/perturbation_{device}.png)",
             "",
             "One cycle: norm of the gradients, perturb, restore; no forward or backward pass and no optimizer step. "
-            f"{_models()}. Bits are compared after {REPEATS} cycles; memory is what is held at most above weights and "
-            "gradients, in multiples of the weights w:",
+            f"{_models(device)}. Bits are compared after {REPEATS} cycles; memory is what is held at most above "
+            "weights and gradients, in multiples of the weights w:",
             "",
             methods_table(result, chosen),
             "",
@@ -108,11 +108,11 @@ def section(result: dict[str, Any], device: str) -> str:
     )
 
 
-def _models() -> str:
-    models = {case.name: case.model for case in cases.CASES}
+def _models(device: str) -> str:
+    models = {case.name: case.model for case in PERTURBATION[device]}
     shown = []
     for size in SIZES:
         model = models.get(size)
-        if isinstance(model, cases.Encoder):
+        if isinstance(model, Encoder):
             shown.append(f"{size} is an encoder of {model.layers} layers of width {model.width}, float32")
     return "; ".join(shown)

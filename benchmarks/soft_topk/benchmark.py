@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.case_table import SOFT_TOPK, find
 from benchmarks.interface import Operator
 from benchmarks.soft_topk import bars, table
 from mmer_fast.bench import timing
 from mmer_fast.bench.harness import Row
-from mmer_fast.bench.soft_topk import cases, measure, peers
+from mmer_fast.bench.soft_topk import measure, peers
 
 
 def _measure(name: str, parts: list[str] | None, device: str, plan: timing.Plan) -> list[Row]:
-    (case,) = cases.select(device, [name])
-    return measure.measure(case, peers.select(device, parts), device, plan)
+    return measure.measure(find(SOFT_TOPK[device], name), peers.select(device, parts), device, plan)
 
 
 def _draw(result: dict[str, Any], path: Path) -> Path:
@@ -25,7 +25,7 @@ def _draw(result: dict[str, Any], path: Path) -> Path:
 
 OPERATOR = Operator(
     name="soft_topk",
-    cases=lambda device: [case.name for case in cases.select(device)],
+    cases=lambda device: [case.name for case in SOFT_TOPK[device]],
     contestants=lambda device: [contestant.name for contestant in peers.select(device)],
     measure=_measure,
     show=measure.show,

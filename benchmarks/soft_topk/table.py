@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import bars
+from benchmarks.case_table import SOFT_TOPK, find
 from benchmarks.text import caption, mebibytes, microseconds, roofline, three_digits
 from mmer_fast.bench.harness import FORWARD, FORWARD_BACKWARD, OK
-from mmer_fast.bench.soft_topk import cases
+from mmer_fast.bench.soft_topk.cases import SHARE
 
 MAIN_CASE = "64x500"
 
@@ -65,12 +66,12 @@ def _ratio(result: dict[str, Any], case: str, step: str, contestant: str) -> str
 
 def section(result: dict[str, Any], device: str) -> str:
     """What stands between the markers."""
-    main = next(case for case in cases.CASES if case.name == MAIN_CASE)
+    main = find(SOFT_TOPK[device], MAIN_CASE)
     return "\n".join(
         [
             f"![Soft top-k, {main.rows} rows of {main.n}](benchmarks/results/soft_topk_{device}.png)",
             "",
-            f"{main.rows} rows of {main.n}, k = {int(cases.SHARE * main.n)}, ε = {main.epsilon}, {main.dtype}:",
+            f"{main.rows} rows of {main.n}, k = {int(SHARE * main.n)}, ε = {main.epsilon}, {main.dtype}:",
             "",
             methods_table(result),
             "",

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.case_table import TRAINING_STEP, find
 from benchmarks.interface import Operator
-from benchmarks.training_step import bars, cases, contestants, measure, table
+from benchmarks.training_step import bars, contestants, measure, table
 from mmer_fast.bench import timing
 from mmer_fast.bench.harness import Row
 
 
 def _measure(name: str, parts: list[str] | None, device: str, plan: timing.Plan) -> list[Row]:
-    (case,) = (case for case in cases.of_device(device) if case.name == name)
-    return measure.measure(case, contestants.select(device, parts), device, plan)
+    return measure.measure(find(TRAINING_STEP[device], name), contestants.select(device, parts), device, plan)
 
 
 def _draw(result: dict[str, Any], path: Path) -> Path:
@@ -24,7 +24,7 @@ def _draw(result: dict[str, Any], path: Path) -> Path:
 
 OPERATOR = Operator(
     name="training_step",
-    cases=lambda device: [case.name for case in cases.of_device(device)],
+    cases=lambda device: [case.name for case in TRAINING_STEP[device]],
     contestants=lambda device: [contestant.name for contestant in contestants.select(device)],
     measure=_measure,
     show=measure.show,

@@ -1,4 +1,4 @@
-"""The case table of the training step: presets on random data in the shape of CMU-MOSEI.
+"""A case of the training step, and its inputs: a preset on random data in the shape of CMU-MOSEI.
 
 A step clears the gradients, accumulates those of Eq. 15 and takes one step of AdamW, with learning rate 0: so every
 contestant works on the same weights from the first turn to the last.
@@ -46,23 +46,6 @@ class Inputs:
     def padding(self) -> float:
         """The share of padding in the batch."""
         return 1.0 - float(self.batch.lengths["text"].double().mean()) / LONGEST
-
-
-CASES = (
-    Case("step-compact", "compact", 64),
-    Case("step-compact-dropout", "compact", 64, dropout=0.1),
-    Case("step-paper-width", "paper", 16),
-    Case("step-paper-width-dropout", "paper", 16, dropout=0.1),
-)
-CUDA_CASES = (
-    Case("step-paper", "paper", 64),
-    Case("step-paper-dropout", "paper", 64, dropout=0.1),
-)
-
-
-def of_device(device: str) -> tuple[Case, ...]:
-    """The cases of a device type: a CPU takes a quarter of the paper's batch."""
-    return CUDA_CASES if device == "cuda" else CASES
 
 
 def build(case: Case, device: str, seed: int = 0) -> Inputs:

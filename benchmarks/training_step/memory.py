@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.case_table import TRAINING_STEP, find
 from benchmarks.process_memory import status_bytes
 from benchmarks.training_step import cases
 from benchmarks.training_step.cases import Case, Inputs
@@ -67,15 +68,14 @@ def in_this_process(case: Case, contestant: Contestant) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    known = {case.name: case for case in cases.of_device("cpu")}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_step.memory", description=__doc__)
-    parser.add_argument("case", choices=known)
+    parser.add_argument("case", choices=[case.name for case in TRAINING_STEP["cpu"]])
     parser.add_argument("contestant", choices=[contestant.name for contestant in CONTESTANTS])
     options = parser.parse_args(arguments)
     if (threads := os.environ.get("OMP_NUM_THREADS")) is not None:
         torch.set_num_threads(int(threads))
     (contestant,) = (c for c in CONTESTANTS if c.name == options.contestant)
-    print(json.dumps(in_this_process(known[options.case], contestant)))
+    print(json.dumps(in_this_process(find(TRAINING_STEP["cpu"], options.case), contestant)))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The case table of attention: self-attention of a batch whose samples differ in length, and of a dense one.
+"""A case of attention, and its inputs: self-attention of a batch whose samples differ in length, or of a dense one.
 
 Valid pairs are those of a valid query with a valid key of its sample: what must be computed. The gradient of the output
 is 0 at padded queries, as it is where a loss leaves them out, so that every contestant has the same gradients.
@@ -15,7 +15,6 @@ from torch import Tensor
 import mmer_fast as mf
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CPU_LENGTHS, GPU_LENGTHS = (500, 150, 50), (500, 150, 1000, 50)  # what the bars are about comes first
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,6 @@ class Case:
     length: int
     dtype: str = "fp32"
     padding: float = 0.5
-    devices: tuple[str, ...] = ("cpu",)
 
     @property
     def padded(self) -> bool:
@@ -82,22 +80,6 @@ class Inputs:
         padded = mf.unpack(x, self.layout, self.q.shape[2])
         assert isinstance(padded, Tensor)
         return padded.transpose(1, 2) if padded.dim() == 4 else padded
-
-
-def _table() -> tuple[Case, ...]:
-    cpu = [Case(f"L{n}-{dtype}", 16, 8, 64, n, dtype) for dtype in DTYPES for n in CPU_LENGTHS]
-    cpu.append(Case("L500-fp32-dense", 16, 8, 64, 500, padding=0.0))
-    gpu = [
-        Case(f"B64-D{width}-L{n}-{dtype}{'' if padding else '-dense'}", 64, 8, width, n, dtype, padding, ("cuda",))
-        for padding in (0.5, 0.0)
-        for dtype in ("bf16", "fp32")
-        for width in (64, 128)
-        for n in GPU_LENGTHS
-    ]
-    return (*cpu, *gpu)
-
-
-CASES = _table()
 
 
 def draw_lengths(batch: int, length: int, padding: float, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""The case table of the weight perturbation: lists of parameters with gradients.
+"""A case of the weight perturbation, and its inputs: a list of parameters with gradients.
 
 A cycle is what surrounds the second forward and backward pass of a training step: find the norm of the gradients, move
 the weights, bring them back. The passes themselves and the step of the base optimizer are left out: everybody pays
@@ -117,19 +117,6 @@ class Inputs:
         weights = heads(self.weights)
         share = sum(w.numel() for w in weights) / self.entries
         return Inputs(weights, heads(self.grads), self.radius * math.sqrt(share), self.scope, self.adaptive)
-
-
-SMALLER, LARGER = Encoder(4, 512, 1024), Encoder(10, 768, 3072)
-CASES = (
-    Case("71M", LARGER),
-    Case("8.4M", SMALLER),  # E^m of RobMMR
-    Case("71M-bf16", LARGER, "bf16", radius=5.0),
-    Case("8.4M-bf16", SMALLER, "bf16", radius=5.0),
-    Case("8.4M-fp16", SMALLER, "fp16", radius=5.0),
-    Case("1000x512", Small(1000, 512)),
-    Case("71M-tensor", LARGER, scope="tensor"),
-    Case("71M-adaptive", LARGER, adaptive=True, radius=0.5),
-)
 
 
 def build(case: Case, device: str, seed: int = 0) -> Inputs:

@@ -1,4 +1,4 @@
-"""The case table: which rows are measured, and their inputs.
+"""A case of soft top-k, and its inputs.
 
 Scores are logistic(normal), as the temporal scores of RobMMR are (Eq. 6): there 200 Sinkhorn iterations do converge at
 epsilon = 0.1 in float32, so that peers are compared where they are right.
@@ -30,7 +30,6 @@ class Case:
     epsilon: float = 0.1
     dtype: str = "float32"
     ragged: bool = False
-    devices: tuple[str, ...] = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -50,32 +49,6 @@ class Inputs:
     lengths: Tensor | None
     grad: Tensor
     valid_entries: int
-
-
-CASES = (
-    Case("64x500", 64, 500),
-    Case("64x50", 64, 50),
-    Case("64x5000", 64, 5000),
-    Case("4096x512", 4096, 512),
-    Case("4x1000000", 4, 1_000_000),
-    Case("64x500-ragged", 64, 500, ragged=True),
-    Case("64x500-bf16", 64, 500, dtype="bfloat16", devices=("cuda",)),
-    Case("4096x512-bf16", 4096, 512, dtype="bfloat16", devices=("cuda",)),
-    Case("32768x500", 32768, 500, devices=("cuda",)),
-)
-
-
-def select(device: str, names: list[str] | None = None) -> list[Case]:
-    """The cases of a device type, in the order of the table.
-
-    Raises:
-        ValueError: a name that the table does not have for this device.
-    """
-    table = {case.name: case for case in CASES if device in case.devices}
-    unknown = sorted(set(names or ()) - set(table))
-    if unknown:
-        raise ValueError(f"cases must be among {', '.join(table)} on {device}, got {', '.join(unknown)}")
-    return [case for name, case in table.items() if not names or name in names]
 
 
 def build(case: Case, device: str, seed: int = 0) -> Inputs:
