@@ -87,12 +87,16 @@ def make_data(
     valid: Annotated[int, typer.Option(help="Samples for validation.")] = 400,
     test: Annotated[int, typer.Option(help="Samples for testing.")] = 600,
     max_length: Annotated[int, typer.Option(help="Steps of the longest sequence, at least 8.")] = 50,
+    signal: Annotated[float, typer.Option(help="Factor on the strength of what tells the emotions.")] = 1.0,
+    units: Annotated[int, typer.Option(help="An emotion has one to so many units in a modality that carries it.")] = 3,
 ) -> None:
     """Write the embedded synthetic data set in any of the formats that can be read."""
     chosen = named(format or _format_of(out))
     if chosen.suffix and out.suffix.lower() != chosen.suffix:
         raise DataError(f"OUT must end in {chosen.suffix} for the format {chosen.name}, got {out}")
-    data = make_synthetic(seed, n_train=train, n_valid=valid, n_test=test, max_length=max_length)
+    data = make_synthetic(
+        seed, n_train=train, n_valid=valid, n_test=test, max_length=max_length, signal=signal, most_units=units
+    )
     _write(out, lambda: chosen.write(data, out))
     _say(Console(), f"written to {out} as {chosen.title}")
 

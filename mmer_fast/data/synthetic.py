@@ -3,8 +3,8 @@
 Background. Every modality is a stationary AR(1) process in a few latent factors, mixed to the feature size,
 plus a constant offset for each sample (the speaker) and white noise (`mmer_fast.data.generation` has the equations).
 
-Signal. Each present emotion is carried by a random non-empty set of modalities; in each of them a few
-*planted units* receive the emotion's prototype p_k of that modality, with a random strength:
+Signal. Each present emotion is carried by a random non-empty set of modalities; in each of them one to
+`most_units` *planted units* receive the emotion's prototype p_k of that modality, with a random strength:
 
     x_t += a p_k,   |p_k| = 1
 
@@ -71,6 +71,7 @@ def make_synthetic(
     n_test: int = 600,
     max_length: int = 50,
     signal: float = 1.0,
+    most_units: int = 3,
     uninformative_share: float = 0.33,
     missing_share: float = 0.10,
 ) -> MultiModalData:
@@ -83,6 +84,7 @@ def make_synthetic(
         n_train, n_valid, n_test: samples a split, each >= 1.
         max_length: T; lengths are log-normal with mean about 0.45 T, clipped to [3, T]; at least 8.
         signal: factor on the strength of all planted units; 0 leaves nothing to learn.
+        most_units: an emotion has one to this many planted units in each modality that carries it; at least 1.
         uninformative_share, missing_share: shares of the test split where text is so.
 
     Returns:
@@ -103,6 +105,8 @@ def make_synthetic(
         raise DataError(f"max_length: expected at least 8; got {max_length}")
     if not 0 <= signal < float("inf"):
         raise DataError(f"signal: expected a finite value >= 0; got {signal}")
+    if most_units < 1:
+        raise DataError(f"most_units: expected at least 1; got {most_units}")
     if min(uninformative_share, missing_share) < 0 or not uninformative_share + missing_share <= 1:
         raise DataError(
             "uninformative_share, missing_share: expected values >= 0 with a sum of at most 1; "
@@ -119,7 +123,7 @@ def make_synthetic(
             n_uninformative, n_missing = round(uninformative_share * size), round(missing_share * size)
             shift[order[:n_uninformative]] = SHIFT_UNINFORMATIVE
             shift[order[n_uninformative : n_uninformative + n_missing]] = SHIFT_MISSING
-        splits[name] = _make_split(rng, va_rng, world, shift, max_length, signal)
+        splits[name] = _make_split(rng, va_rng, world, shift, max_length, signal, most_units)
         if name == "test":
             splits[name].extras["shift"] = shift
     return MultiModalData(
@@ -151,6 +155,7 @@ def _make_split(
     shift: np.ndarray,
     max_length: int,
     signal: float,
+    most_units: int,
 ) -> Split:
     n = len(shift)
     labels_nk = _draw_labels(rng, n)
@@ -159,7 +164,7 @@ def _make_split(
     features, lengths, extras = {}, {}, {}
     for name, spec in MODALITIES.items():
         x_ntd = background(rng, lengths_n, max_length, spec, world.mixing[name], np.arange(n))
-        planted = draw_units(rng, carriers[name], lengths_n, most=3)
+        planted = draw_units(rng, carriers[name], lengths_n, most=most_units)
         decoys = draw_units(rng, _draw_decoys(rng, name, labels_nk, shift), lengths_n, most=1)
         for units in (decoys, planted):
             add_units(rng, x_ntd, units, world.prototypes[name], signal * spec.strength)

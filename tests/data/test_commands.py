@@ -58,8 +58,9 @@ def test_make_inspect_convert(name, tmp_path, capsys):
 
 
 def test_the_synthetic_data_are_those_of_training(tmp_path):
-    assert run("make-data", tmp_path / "d.npz", "--seed", 5, *SMALL) == 0
-    expected = make_synthetic(5, n_train=12, n_valid=4, n_test=5, max_length=8)
+    chosen = ("--signal", 0.5, "--units", 4)
+    assert run("make-data", tmp_path / "d.npz", "--seed", 5, *chosen, *SMALL) == 0
+    expected = make_synthetic(5, signal=0.5, most_units=4, n_train=12, n_valid=4, n_test=5, max_length=8)
     back = load(tmp_path / "d.npz")
     assert np.array_equal(back.splits["test"].features["text"], expected.splits["test"].features["text"])
     assert np.array_equal(back.splits["test"].extras["shift"], expected.splits["test"].extras["shift"])

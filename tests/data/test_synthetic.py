@@ -134,6 +134,16 @@ def test_without_signal_nothing_is_learnable():
     assert _probe(blank, ["audio", "video"]) < 0.5
 
 
+def test_more_units_carry_an_emotion_where_asked_for():
+    """One to 3 units an emotion are 2 on average, one to 12 are 6.5; some fall on the same place."""
+    shares = []
+    for most in (3, 12):
+        split = make_synthetic(0, most_units=most, n_train=300, n_valid=1, n_test=1, max_length=200).splits["train"]
+        carried = split.extras["planted_text"].any(axis=1)
+        shares.append(split.extras["planted_text"][carried].sum(axis=1).mean())
+    assert 2.8 < shares[1] / shares[0] < 3.3
+
+
 def test_constants_are_sane():
     assert 0 < DECOY_RATE < 1
     assert max(MODALITIES.values(), key=lambda m: m.carries).size == 300
@@ -147,6 +157,7 @@ def test_constants_are_sane():
         ({"max_length": 7}, "max_length: expected at least 8; got 7"),
         ({"signal": -1.0}, "signal: expected a finite value >= 0"),
         ({"signal": float("nan")}, "signal: expected a finite value >= 0"),
+        ({"most_units": 0}, "most_units: expected at least 1; got 0"),
         ({"missing_share": 0.8}, "sum of at most 1; got 0.33 and 0.8"),
     ],
 )
