@@ -26,6 +26,7 @@ from mmer_fast.data import Batch, Split
 from mmer_fast.models.attention import Spans
 from mmer_fast.models.config import RobMMRConfig
 from mmer_fast.models.dropout import Dropout
+from mmer_fast.models.initialization import xavier_uniform_
 from mmer_fast.models.lstm import LSTMEncoder
 from mmer_fast.models.masking import MaskNetwork, random_masks, temporal_masks
 from mmer_fast.models.network import Network
@@ -112,11 +113,11 @@ class RobMMR(Network):
         self.classifier_dropout = Dropout(config.classifier_dropout)
         standardized = modalities.items() if config.standardize else ()
         self.standardization = nn.ModuleDict({name: Standardization(size) for name, size in standardized})
+        xavier_uniform_(self)
+        # After the rest has its values: with or without mask networks, a seed gives it the same ones.
         scored = modalities if config.mask_source == "network" else ()
         self.mask_networks = nn.ModuleDict({name: MaskNetwork(config) for name in scored})
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
+        xavier_uniform_(self.mask_networks)
 
     def forward(
         self,

@@ -249,6 +249,13 @@ def test_bad_configuration_names_the_field(field: str, value: object) -> None:
         RobMMRConfig(**{field: value})
 
 
+def test_a_seed_gives_the_rest_the_same_weights_with_and_without_mask_networks() -> None:
+    """Rows of an ablation that differ in their masks start at the same point."""
+    scored, random = (small_model(mask_source=source).state_dict() for source in ("network", "random"))
+    assert scored.keys() > random.keys()
+    assert all(torch.equal(scored[name], value) for name, value in random.items())
+
+
 def test_parameters_are_named_after_modalities() -> None:
     names = dict(small_model().named_parameters())
     for modality in MODALITIES:

@@ -25,6 +25,7 @@ from mmer_fast.data import Batch, Split
 from mmer_fast.models.attention import MultiHeadAttention, Spans
 from mmer_fast.models.config import check_types
 from mmer_fast.models.dropout import Dropout
+from mmer_fast.models.initialization import xavier_uniform_
 from mmer_fast.models.transformer import Encoder, FeedForward
 from mmer_fast.nn import MultiheadAttention
 from mmer_fast.systems.baselines.base import Baseline, Tokens, embedding
@@ -182,9 +183,7 @@ class HHMPN(Baseline):
         self.label_embedding = nn.Parameter(torch.empty(labels, config.dim))
         self.label_bias = nn.Parameter(torch.zeros(labels))
         self.register_buffer("graph", torch.ones(labels, labels, dtype=torch.bool))
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
+        xavier_uniform_(self)
 
     def fit(self, split: Split) -> None:
         """Take the scale of the features and the label graph from the training split."""

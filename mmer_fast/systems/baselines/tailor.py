@@ -23,6 +23,7 @@ import mmer_fast as mf
 from mmer_fast.data import Batch
 from mmer_fast.models.attention import Spans
 from mmer_fast.models.config import check_types
+from mmer_fast.models.initialization import xavier_uniform_
 from mmer_fast.models.losses import binary_cross_entropy
 from mmer_fast.models.pooling import token_means
 from mmer_fast.models.robmmr import LabelClassifiers
@@ -128,9 +129,7 @@ class TAILOR(Baseline):
         stack = config.ffn_dim, config.heads, config.dropout, config.dropout
         self.decoder = Decoder(labels, config.decoder_layers, dim, *stack)
         self.classifiers = LabelClassifiers(labels, dim)
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
+        xavier_uniform_(self)
 
     def logits(self, batch: Batch) -> Tensor:
         """(B, K)."""
