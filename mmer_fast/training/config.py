@@ -63,6 +63,8 @@ class TrainConfig(LoopConfig):
         precision: "float32" (the dtype of the parameters), or "bfloat16": the networks run under autocast while
             training; mask networks, SOFT top-k, losses and parameters stay in float32, as does validation. For the
             fast step only.
+        compile: run E^x, E^m and D as graphs of `torch.compile`. The first step and the first evaluation then take
+            longer, by up to some minutes. For transformers, and processes that hold all parameters (not FSDP2).
         recognition_loss: L_r and L_m: "bce" (Eq. 2-3) or "asymmetric" (the authors' code).
         consistency_loss: L_p: "bernoulli" (Eq. 13 for K sigmoid outputs) or "softmax" (the authors' code).
     """
@@ -81,6 +83,7 @@ class TrainConfig(LoopConfig):
     step: Literal["fast", "textbook"] = "fast"
     share_dropout: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
     recognition_loss: Literal["bce", "asymmetric"] = "bce"
     consistency_loss: Literal["bernoulli", "softmax"] = "bernoulli"
 
@@ -118,11 +121,13 @@ class TrainConfig(LoopConfig):
 
 
 def check_pair(model: RobMMRConfig, train: TrainConfig) -> None:
-    """Check that a model of this configuration has what is to be perturbed in it.
+    """Check that a model of this configuration has what is to be perturbed or compiled in it.
 
     Raises:
         ValueError: it has not; the message names the fields of both.
     """
+    can_compile = not train.compile or model.encoder == "transformer"
+    require(train, "compile", can_compile, f"False with RobMMRConfig.encoder={model.encoder!r}")
     if not train.perturbs_weights:
         return
     modules = train.perturbed_modules.split("+")

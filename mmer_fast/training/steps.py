@@ -9,6 +9,7 @@ from mmer_fast.models import RobMMR
 from mmer_fast.models.network import Network
 from mmer_fast.systems.interface import SystemModel
 from mmer_fast.training.algorithm1 import Algorithm1, Loss, StepResult
+from mmer_fast.training.compiled import compile_stacks
 from mmer_fast.training.config import TrainConfig
 from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.fast_step import FastStep
@@ -63,16 +64,20 @@ class LossStep:
 def chosen_step(model: Network, config: LoopConfig, world: World = ALONE) -> Step:
     """The step of a model: the form of Algorithm 1 that `TrainConfig.step` names, or that of its loss.
 
+    Compiles the model where `TrainConfig.compile` says so.
+
     Raises:
         TypeError: a RobMMR model without a `TrainConfig`, or a network of neither kind.
     """
     if isinstance(model, SystemModel):
         return LossStep(model, world)
     if isinstance(model, RobMMR) and isinstance(config, TrainConfig):
+        if config.compile:
+            compile_stacks(model)
         return algorithm1_step(model, config, world)
     raise TypeError(f"expected a RobMMR with a TrainConfig, or a SystemModel; got {type(model).__name__}")
 
 
 def algorithm1_step(model: RobMMR, config: TrainConfig, world: World = ALONE) -> Algorithm1:
-    """The form of Algorithm 1 that `TrainConfig.step` names."""
+    """The form of Algorithm 1 that `TrainConfig.step` names; the model runs as it does."""
     return FastStep(model, config, world) if config.step == "fast" else Algorithm1(model, config, world)

@@ -148,8 +148,11 @@ def resumption_across_worlds(rank: int, size: int) -> None:
         dist.barrier()
 
 
-def a_local_g_is_refused_of_shards(rank: int, size: int) -> None:
-    data = small_data()
-    config, world = run_config(data, app_batch="local"), world_of(rank, size, fsdp=True)
-    with pytest.raises(RunError, match="app_batch must be 'global' with fsdp"):
-        train_run(config, data, Path("not used"), CPU, Silent(), world)
+def what_shards_cannot_is_refused(rank: int, size: int) -> None:
+    data, world = small_data(), world_of(rank, size, fsdp=True)
+    for changes, message in (
+        ({"app_batch": "local"}, "app_batch must be 'global' with fsdp"),
+        ({"compile": True}, "compile must be False with fsdp"),
+    ):
+        with pytest.raises(RunError, match=message):
+            train_run(run_config(data, **changes), data, Path("not used"), CPU, Silent(), world)

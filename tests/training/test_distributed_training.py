@@ -41,7 +41,7 @@ CHECKS = [
     "runs:an_epoch_has_the_losses_of_one_process",
     "runs:resumption_gives_the_same_bits",
     "runs:resumption_across_worlds",
-    "runs:a_local_g_is_refused_of_shards",
+    "runs:what_shards_cannot_is_refused",
 ]
 
 
