@@ -1,17 +1,14 @@
 // Arguments of dropout and of what is fused with it: raw pointers and sizes. Arrays are contiguous; a "wide" one holds
 // floats, or doubles where the dtype is float64.
 //
-//     mask_i = 1/(1 - q) where draw_i >= q 2^16, else 0;   q = p rounded to a multiple of 2^-16
-//
-// draw_i, i the index of an element of the whole tensor, is half i mod 2 (the low one first) of word (i mod 8) div 2 of
-// Philox4x32-10 at the counter (i div 8, 0, 0, 0) under the seed: 16 bits an element. A backward pass draws it again.
+// draw_i, i the index of an element of the whole tensor, is half i mod 8 of the counter (i div 8, 0, 0, 0) under the
+// seed (philox.h has the rule, and q). A backward pass draws it again.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "dtype.h"
-#include "host_device.h"
+#include "philox.h"
 
 namespace mmer {
 
@@ -21,14 +18,6 @@ struct DropoutDraw {
   double p;             // in [0, 1)
   const int64_t* seed;  // null where p is 0: nothing is drawn
 };
-
-// q 2^16
-MMER_HD_MEMBER uint32_t dropped_of_65536(double p) {
-  const double dropped = floor(p * 65536.0 + 0.5);
-  return dropped < 65535.0 ? static_cast<uint32_t>(dropped) : 65535u;
-}
-// 1/(1 - q)
-MMER_HD_MEMBER double dropout_scale(double p) { return 65536.0 / (65536.0 - dropped_of_65536(p)); }
 
 // out = mask x
 struct DropoutArgs {

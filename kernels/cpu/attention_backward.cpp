@@ -16,7 +16,7 @@ class BackwardTask {
  public:
   static int64_t scratch(const AttentionInputs& in, int64_t most) {
     const int64_t keys = GatheredKeys::room(most), row = round_up(in.width, kFloatLanes);
-    return GatheredKeys::scratch(most) + Dropout::scratch(in, most) + QueryBlock<S>::scratch(in) +
+    return GatheredKeys::scratch(most) + Dropout::scratch(in) + QueryBlock<S>::scratch(in) +
            2 * Arena::size(in.width * keys) + 3 * Arena::size(keys * row) + Arena::size(keys) +
            2 * Arena::size(most * row) + Arena::size(kQueryBlock * row);
   }
@@ -28,7 +28,7 @@ class BackwardTask {
         room_(GatheredKeys::room(most)),
         row_(round_up(in_.width, kFloatLanes)),
         keys_(in_, most, arena),
-        dropout_(in_, most, arena),
+        dropout_(in_, arena),
         block_(args, arena),
         kt_(arena.take(in_.width * room_)),
         vt_(arena.take(in_.width * room_)),

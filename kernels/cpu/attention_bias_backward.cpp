@@ -13,7 +13,7 @@ class BiasTask {
  public:
   static int64_t scratch(const AttentionInputs& in) {
     const int64_t keys = GatheredKeys::room(in.keys);
-    return GatheredKeys::scratch(in.keys) + Dropout::scratch(in, in.keys) + QueryBlock<S>::scratch(in) +
+    return GatheredKeys::scratch(in.keys) + Dropout::scratch(in) + QueryBlock<S>::scratch(in) +
            2 * Arena::size(in.width * keys) + Arena::size(keys);
   }
 
@@ -22,7 +22,7 @@ class BiasTask {
         in_(args.in),
         room_(GatheredKeys::room(in_.keys)),
         keys_(in_, in_.keys, arena),
-        dropout_(in_, in_.keys, arena),
+        dropout_(in_, arena),
         block_(args, arena),
         kt_(arena.take(in_.width * room_)),
         vt_(arena.take(in_.width * room_)),

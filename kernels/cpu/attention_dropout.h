@@ -9,53 +9,82 @@ inline namespace MMER_VARIANT {
 
 class Dropout {
  public:
-  static int64_t scratch(const AttentionInputs& in, int64_t most) {
-    return in.dropout_p > 0 ? Arena::size(words(most)) + Arena::size(kKeyBlock) : 0;
+  static int64_t scratch(const AttentionInputs& in) {
+    return in.dropout_p > 0 ? Arena::size(kMostWords) + 2 * Arena::size(kKeyBlock) : 0;
   }
 
-  Dropout(const AttentionInputs& in, int64_t most, Arena& arena) : active_(in.dropout_p > 0) {
+  Dropout(const AttentionInputs& in, Arena& arena) : active_(in.dropout_p > 0) {
     if (!active_) return;
-    words_ = reinterpret_cast<uint32_t*>(arena.take(words(most)));
-    factors_ = arena.take(kKeyBlock);
-    threshold_ = dropout_threshold(in.dropout_p);
-    factor_ = static_cast<float>(1 / (1 - in.dropout_p));
+    words_ = reinterpret_cast<uint32_t*>(arena.take(kMostWords));
+    groups_ = reinterpret_cast<uint32_t*>(arena.take(kKeyBlock));
+    places_ = reinterpret_cast<int32_t*>(arena.take(kKeyBlock));
+    dropped_ = static_cast<uint16_t>(dropped_of_65536(in.dropout_p));
+    factor_ = static_cast<float>(dropout_scale(in.dropout_p));
     key_ = PhiloxKey(*in.seed);
   }
 
-  bool active() const { return active_; }
+  // Draws for the queries [query, query + rows) and the gathered keys [start, start + count), at most a block of each;
+  // nothing without dropout. Lanes run over the counters of one query after the other, so that short rows leave none
+  // idle.
+  void draw(int64_t b, int64_t h, int64_t query, int64_t rows, const GatheredKeys& keys, int64_t start, int64_t count) {
+    if (!active_ || count == 0) return;
+    find_groups(keys, start, count);
+    count_ = count;
+    uint32_t row = static_cast<uint32_t>(query);
+    for (int64_t group = 0, drawn = 0; drawn < rows * groups_of_row_; drawn += kPhiloxGroups) {
+      uint64_t c0[kPhiloxGroups], c1[kPhiloxGroups];
+      for (int lane = 0; lane < kPhiloxGroups; ++lane) {
+        c0[lane] = groups_[group];
+        c1[lane] = row;
+        if (++group == groups_of_row_) {
+          group = 0;
+          ++row;
+        }
+      }
+      PhiloxPlaces places;
+      std::memcpy(places.c0, c0, sizeof(c0));
+      std::memcpy(places.c1, c1, sizeof(c1));
+      philox_groups(places, static_cast<uint32_t>(h), static_cast<uint32_t>(b), key_, words_ + 4 * drawn);
+    }
+  }
 
-  // What the weights of the keys [start, start + count) are multiplied by, at most a block of them: 0 or 1/(1 - p).
-  const float* factors(int64_t b, int64_t h, int64_t query, const GatheredKeys& keys, int64_t start, int64_t count) {
-    if (count == 0) return factors_;
-    const int64_t begin = keys.index(start), end = keys.index(start + count - 1), first = begin / 4;
-    for (int64_t group = first; group <= end / 4; group += kPhiloxGroups) {
-      const uint32_t counter[3] = {low(query), low(h), low(b)};
-      philox_groups(group, counter, key_, words_ + 4 * (group - first));
-    }
-    const uint32_t* words = words_ - 4 * first;
-    if (end - begin == count - 1) {
-      for (int64_t j = 0; j < count; ++j) factors_[j] = words[begin + j] >= threshold_ ? factor_ : 0.0f;
+  // Multiplies the entries of row i of those drawn by 0 or 1/(1 - q); nothing without dropout.
+  void apply(int64_t i, float* __restrict__ row) const {
+    if (!active_) return;
+    const uint16_t* draws = reinterpret_cast<const uint16_t*>(words_) + kOfGroup * groups_of_row_ * i;
+    const auto mask = [dropped = dropped_, factor = factor_](uint16_t draw)
+                          MMER_INLINE_LAMBDA { return draw >= dropped ? factor : 0.0f; };
+    if (adjacent_) {
+      draws += places_[0];
+      for (int64_t j = 0; j < count_; ++j) row[j] *= mask(draws[j]);
     } else {
-      for (int64_t j = 0; j < count; ++j) factors_[j] = words[keys.index(start + j)] >= threshold_ ? factor_ : 0.0f;
+      for (int64_t j = 0; j < count_; ++j) row[j] *= mask(draws[places_[j]]);
     }
-    return factors_;
   }
 
  private:
-  static uint32_t low(int64_t n) { return static_cast<uint32_t>(n); }
-  static int64_t words(int64_t most) { return round_up(most, 4 * kPhiloxGroups) + 8 * kPhiloxGroups; }
+  static constexpr int64_t kOfGroup = 8;  // draws of a counter
+  static constexpr int64_t kMostWords = 4 * (kQueryBlock * kKeyBlock + kPhiloxGroups);
 
-  bool active_;
-  uint32_t* words_ = nullptr;
-  float* factors_ = nullptr;
-  uint32_t threshold_ = 0;
+  // The groups that the keys are in, and where in them the draw of each key is.
+  void find_groups(const GatheredKeys& keys, int64_t start, int64_t count) {
+    groups_of_row_ = 0;
+    for (int64_t j = 0; j < count; ++j) {
+      const uint32_t index = static_cast<uint32_t>(keys.index(start + j)), group = index / kOfGroup;
+      if (groups_of_row_ == 0 || groups_[groups_of_row_ - 1] != group) groups_[groups_of_row_++] = group;
+      places_[j] = static_cast<int32_t>(kOfGroup * (groups_of_row_ - 1) + index % kOfGroup);
+    }
+    adjacent_ = keys.index(start + count - 1) - keys.index(start) == count - 1;
+  }
+
+  bool active_, adjacent_ = true;
+  uint32_t *words_ = nullptr, *groups_ = nullptr;
+  int32_t* places_ = nullptr;
+  int64_t groups_of_row_ = 0, count_ = 0;
+  uint16_t dropped_ = 0;
   PhiloxKey key_{0};
   float factor_ = 1;
 };
-
-inline void multiply(const float* factors, int64_t count, float* row) {
-  for (int64_t j = 0; j < count; ++j) row[j] *= factors[j];
-}
 
 }  // namespace MMER_VARIANT
 }  // namespace mmer

@@ -16,7 +16,7 @@ class ForwardTask {
  public:
   static int64_t scratch(const AttentionInputs& in) {
     const int64_t keys = GatheredKeys::room(in.keys), width = round_up(in.width, kFloatLanes);
-    return GatheredKeys::scratch(in.keys) + Dropout::scratch(in, in.keys) + Arena::size(in.width * keys) +
+    return GatheredKeys::scratch(in.keys) + Dropout::scratch(in) + Arena::size(in.width * keys) +
            Arena::size(keys * width) + 2 * Arena::size(kQueryBlock * width) + Arena::size(kQueryBlock * kKeyBlock) +
            2 * Arena::size(kQueryBlock);
   }
@@ -27,7 +27,7 @@ class ForwardTask {
         room_(GatheredKeys::room(in_.keys)),
         row_(round_up(in_.width, kFloatLanes)),
         keys_(in_, in_.keys, arena),
-        dropout_(in_, in_.keys, arena),
+        dropout_(in_, arena),
         kt_(arena.take(in_.width * room_)),
         v_(arena.take(room_ * row_)),
         q_(arena.take(kQueryBlock * row_)),
@@ -69,6 +69,7 @@ class ForwardTask {
       if (in_.causal && keys_.index(start) > first + rows - 1) break;
       const int64_t count = least(kKeyBlock, keys_.count() - start);
       gemm({in_.width, q_, row_, 1, kt_ + start, room_, x_, kKeyBlock, false}, rows, vectors_of(count));
+      dropout_.draw(b_, h_, first, rows, keys_, start, count);
       for (int64_t i = 0; i < rows; ++i) weigh(first + i, i, start, count);
       gemm({count, x_, kKeyBlock, 1, v_ + start * row_, row_, o_, row_, true}, rows, row_ / kFloatLanes);
     }
@@ -103,7 +104,7 @@ class ForwardTask {
       top_[i] = top;
     }
     sum_[i] += static_cast<float>(sum.total());
-    if (dropout_.active()) multiply(dropout_.factors(b_, h_, query, keys_, start, count), count, x);
+    dropout_.apply(i, x);
   }
 
   void write(int64_t first, int64_t taken, int64_t rows) {

@@ -59,11 +59,12 @@ class QueryBlock {
             int64_t room, float* dm) {
     gemm({in_.width, q_, row_, 1, kt + start, room, p_, kKeyBlock, false}, rows_, vectors_of(count));
     gemm({in_.width, do_, row_, 1, vt + start, room, ds_, kKeyBlock, false}, rows_, vectors_of(count));
+    dropout.draw(b_, h_, first_, rows_, keys, start, count);
     for (int64_t i = 0; i < rows_; ++i) slopes(keys, dropout, i, start, count, dm + start);
   }
 
  private:
-  void slopes(const GatheredKeys& keys, Dropout& dropout, int64_t i, int64_t start, int64_t count, float* dm) {
+  void slopes(const GatheredKeys& keys, const Dropout& dropout, int64_t i, int64_t start, int64_t count, float* dm) {
     float *x = p_ + i * kKeyBlock, *a = ds_ + i * kKeyBlock;
     const float* m = keys.weights() + start;
     const int64_t padded = round_up(count, Vec<float>::kLanes);
@@ -74,8 +75,7 @@ class QueryBlock {
     }
     keys.restrict_scores(b_, h_, first_ + i, start, count, x);
     for (int64_t j = count; j < padded; ++j) a[j] = 0;
-    const float* kept = dropout.active() ? dropout.factors(b_, h_, first_ + i, keys, start, count) : nullptr;
-    if (kept != nullptr) multiply(kept, count, a);
+    dropout.apply(i, a);
     for (int64_t j = 0; j < padded; j += Vec<float>::kLanes) {
       const Vec<float> e = exp_or_zero(load(x + j) - lse_[i]), p = e * load(m + j);
       const Vec<float> distance = load(a + j) - delta_[i];
@@ -83,7 +83,7 @@ class QueryBlock {
       store(x + j, p);
       store(a + j, p * distance);
     }
-    if (kept != nullptr) multiply(kept, count, x);
+    dropout.apply(i, x);
   }
 
   const AttentionBackwardArgs& args_;

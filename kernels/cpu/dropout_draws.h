@@ -21,11 +21,17 @@ class DropoutDraws {
 
   // Draws the numbers of elements [first, first + count).
   void draw(int64_t first, int64_t count) {
-    constexpr uint32_t kRest[3] = {0, 0, 0};
     uint32_t* words = reinterpret_cast<uint32_t*>(scratch_.buffer(0));
     const int64_t begin = first / kElement, end = (first + count + kElement - 1) / kElement;
+    PhiloxPlaces places{};
+    for (int u = 0; u < 2; ++u) {
+      for (int lane = 0; lane < kPhiloxLanes; ++lane) {
+        places.c0[u][lane] = static_cast<uint64_t>(begin + u * kPhiloxLanes + lane);
+      }
+    }
     for (int64_t group = begin; group < end; group += kPhiloxGroups) {
-      philox_groups(group, kRest, key_, words + 4 * (group - begin));
+      philox_groups(places, 0, 0, key_, words + 4 * (group - begin));
+      for (int u = 0; u < 2; ++u) places.c0[u] += kPhiloxGroups;
     }
     halves_ = reinterpret_cast<const uint16_t*>(words) + first % kElement;
   }

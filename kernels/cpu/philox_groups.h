@@ -1,4 +1,4 @@
-// Philox4x32-10 of many counters at once (kernels/common/philox.h has the rule).
+// Philox4x32 of many counters at once (kernels/common/philox.h has the rule).
 #pragma once
 
 #include "../common/philox.h"
@@ -16,18 +16,22 @@ struct PhiloxKey {
 constexpr int kPhiloxLanes = kVectorBytes / 8;
 constexpr int kPhiloxGroups = 2 * kPhiloxLanes;  // two chains of dependent operations side by side
 
-// philox4x32 of the counters (group, rest[0], rest[1], rest[2]), group in [first, first + kPhiloxGroups): four words of
-// each. A lane holds a word in its lower half; what its upper half collects is dropped at the end.
-inline void philox_groups(int64_t first, const uint32_t (&rest)[3], PhiloxKey key, uint32_t* out) {
+// The first two words of kPhiloxGroups counters, a lane each.
+struct PhiloxPlaces {
+  Words c0[2], c1[2];
+};
+
+// philox4x32 of the counters (c0, c1, c2, c3): four words of each. A lane holds a word in its lower half; what its
+// upper half collects is dropped at the end.
+inline void philox_groups(const PhiloxPlaces& places, uint32_t c2_of_all, uint32_t c3_of_all, PhiloxKey key,
+                          uint32_t* out) {
   const Words zeros{}, lower = zeros + 0xFFFFFFFFull;
   Words c0[2], c1[2], c2[2], c3[2];
   for (int u = 0; u < 2; ++u) {
-    for (int lane = 0; lane < kPhiloxLanes; ++lane) {
-      c0[u][lane] = static_cast<uint64_t>(first + u * kPhiloxLanes + lane);
-    }
-    c1[u] = zeros + rest[0];
-    c2[u] = zeros + rest[1];
-    c3[u] = zeros + rest[2];
+    c0[u] = places.c0[u];
+    c1[u] = places.c1[u];
+    c2[u] = zeros + c2_of_all;
+    c3[u] = zeros + c3_of_all;
   }
   for (int round = 0; round < kPhiloxRounds; ++round) {
     for (int u = 0; u < 2; ++u) {

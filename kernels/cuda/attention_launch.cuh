@@ -19,8 +19,8 @@ struct Plan {
   unsigned tiles, heads, key_heads, group;  // blocks of a head; H, Hk and H / Hk
   bool q, k, v, grad_out;                   // whether every token of the array begins at a multiple of 16 bytes
   float scale, score_scale;                 // score_scale: log2(e) scale
-  float dropout_rescale;                    // 1 / (1 - p)
-  uint32_t dropout_threshold;
+  float dropout_rescale;                    // 1 / (1 - q), philox.h
+  uint32_t dropped_of_65536;                // q 2^16
 };
 
 inline bool aligned_tokens(const AttentionArray& array, int64_t entry_bytes) {
@@ -40,8 +40,8 @@ inline Plan attention_plan(const AttentionInputs& in) {
   plan.v = aligned_tokens(in.v, entry_bytes);
   plan.scale = static_cast<float>(in.scale);
   plan.score_scale = static_cast<float>(in.scale) * kLog2E;
-  plan.dropout_rescale = static_cast<float>(1.0 / (1.0 - in.dropout_p));
-  plan.dropout_threshold = dropout_threshold(in.dropout_p);
+  plan.dropout_rescale = static_cast<float>(dropout_scale(in.dropout_p));
+  plan.dropped_of_65536 = dropped_of_65536(in.dropout_p);
   return plan;
 }
 

@@ -173,73 +173,86 @@ __device__ __forceinline__ float base2_lse(const AttentionVector& lse, const Hea
   return here == negative_infinity() ? positive_infinity() : here * kLog2E;
 }
 
+// A call where, inlined, the draws would take registers that the sums around them need; the other way round on sm_100
+// (tests/kernels/gpu_budget.json).
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 == 10
+#define MMER_CALL_OR_INLINE __forceinline__
+#else
+#define MMER_CALL_OR_INLINE __noinline__
+#endif
+
 struct Dropout {
-  uint32_t threshold, key0, key1;
-  float rescale;  // 1 / (1 - p)
+  uint32_t dropped, key0, key1;  // dropped: q 2^16
+  float rescale;                 // 1 / (1 - q)
   bool on;
 
   __device__ __forceinline__ Dropout(const AttentionInputs& in, const Plan& plan)
-      : threshold(plan.dropout_threshold), key0(0), key1(0), rescale(plan.dropout_rescale), on(in.dropout_p > 0) {
+      : dropped(plan.dropped_of_65536), key0(0), key1(0), rescale(plan.dropout_rescale), on(in.dropout_p > 0) {
     if (!on) return;
     const uint64_t seed = static_cast<uint64_t>(*in.seed);
     key0 = static_cast<uint32_t>(seed);
     key1 = static_cast<uint32_t>(seed >> 32);
   }
 
-  __device__ __forceinline__ PhiloxWords words(const Head& at, int key, int query) const {
-    return philox4x32({{static_cast<uint32_t>(key) / 4, static_cast<uint32_t>(query), static_cast<uint32_t>(at.head),
-                        static_cast<uint32_t>(at.batch)}},
-                      key0, key1);
-  }
-
-  // Bit 4 n + e: whether that entry is kept. No lane draws what another one has: four words serve four keys of a query.
+  // Bit 4 n + e: whether that entry is kept. No lane draws what another one has.
   template <int kTiles>
   __device__ __forceinline__ uint32_t keep(const Head& at, const Place<false>& place) const {
-    const int lane = lane_index();
-    const bool odd = lane & 1;
+    static_assert(kTiles % 2 == 0, "tiles come in pairs");
+    const int rank = lane_index() & 3;  // of the four lanes with the same queries
     uint32_t kept = 0;
 #pragma unroll 1
-    for (int n = 0; n < kTiles; ++n) {
-      // Two lanes need the same two draws, of rows g and g + 8: each makes one and hands over half of it.
-      const PhiloxWords drawn = words(at, place.key + 8 * n + 2 * (lane & 2), place.query + place.row(odd ? 2 : 0));
-      const uint32_t first = __shfl_xor_sync(kAllLanes, odd ? drawn.w[0] : drawn.w[2], 1);
-      const uint32_t second = __shfl_xor_sync(kAllLanes, odd ? drawn.w[1] : drawn.w[3], 1);
-      const uint32_t entries[4] = {odd ? first : drawn.w[0], odd ? second : drawn.w[1], odd ? drawn.w[2] : first,
-                                   odd ? drawn.w[3] : second};
-      kept |= compare(entries) << 4 * n;
+    for (int n = 0; n < kTiles; n += 2) {
+      // Two tiles have four groups of keys and query: lane `rank` draws for query g + 8 (rank mod 2) and tile rank
+      // div 2. Bits 2 t and 2 t + 1 of each are the keys of lane t.
+      uint32_t bits = kept_of_group(at, place.key + 8 * (n + (rank >> 1)), place.query + place.row(2 * (rank & 1)));
+      bits = exchange(bits, rank & 1, 0x33, 2, 1);
+      bits = exchange(bits, rank & 2, 0x0F, 4, 2);
+      kept |= bits << 4 * n;
     }
     return kept;
   }
 
   template <int kTiles>
   __device__ __forceinline__ uint32_t keep(const Head& at, const Place<true>& place) const {
-    const int lane = lane_index(), rank = lane >> 2 & 3;  // of the four lanes with the same queries and group of keys
+    static_assert(kTiles % 2 == 0, "tiles come in pairs");
+    const int rank = lane_index() >> 2;  // of the eight lanes with the same queries
     uint32_t kept = 0;
 #pragma unroll 1
-    for (int n = 0; n < kTiles; ++n) {
-      // Lane `rank` draws for entry e = rank of all four; transposing the 4 x 4 words gives each lane its own.
-      PhiloxWords drawn = words(at, place.key_of(n, rank), place.query_of(n, rank));
-      exchange(drawn.w[0], drawn.w[1], rank & 1, 4);
-      exchange(drawn.w[2], drawn.w[3], rank & 1, 4);
-      exchange(drawn.w[0], drawn.w[2], rank & 2, 8);
-      exchange(drawn.w[1], drawn.w[3], rank & 2, 8);
-      kept |= compare(drawn.w) << 4 * n;
+    for (int n = 0; n < kTiles; n += 2) {
+      // Two tiles have eight groups of keys and query: lane `rank` draws for entry rank mod 4 of tile rank div 4. Bit g
+      // of each is the key of lane g.
+      uint32_t bits =
+          kept_of_group(at, place.key + 8 * (rank >> 1 & 1), place.query + place.column(n + (rank >> 2), rank & 1));
+      bits = exchange(bits, rank & 1, 0x55, 1, 4);
+      bits = exchange(bits, rank & 2, 0x33, 2, 8);
+      bits = exchange(bits, rank & 4, 0x0F, 4, 16);
+      kept |= bits << 4 * n;
     }
     return kept;
   }
 
  private:
-  __device__ __forceinline__ uint32_t compare(const uint32_t (&drawn)[4]) const {
+  // Bit j: whether key `key` + j is kept, of the eight from `key` on, a multiple of 8.
+  __device__ __forceinline__ uint32_t kept_of_group(const Head& at, int key, int query) const {
+    return kept_of_counter(static_cast<uint32_t>(key) / 8, static_cast<uint32_t>(query), static_cast<uint32_t>(at.head),
+                           static_cast<uint32_t>(at.batch), key0, key1, dropped);
+  }
+
+  static __device__ MMER_CALL_OR_INLINE uint32_t kept_of_counter(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3,
+                                                                 uint32_t key0, uint32_t key1, uint32_t dropped) {
+    const PhiloxWords drawn = philox4x32({{c0, c1, c2, c3}}, key0, key1);
     uint32_t kept = 0;
 #pragma unroll
-    for (int e = 0; e < 4; ++e) kept |= (drawn[e] >= threshold ? 1u : 0u) << e;
+    for (int j = 0; j < 8; ++j) kept |= ((drawn.w[j / 2] >> 16 * (j % 2) & 0xFFFFu) >= dropped ? 1u : 0u) << j;
     return kept;
   }
 
-  // The lane with `upper` gives its first word for the other's second.
-  static __device__ __forceinline__ void exchange(uint32_t& first, uint32_t& second, bool upper, int distance) {
-    const uint32_t received = __shfl_xor_sync(kAllLanes, upper ? first : second, distance);
-    (upper ? first : second) = received;
+  // A step of transposing a matrix of bits, a row a lane: of each pair of places `shift` apart, the first of which are
+  // `firsts`, the upper of two lanes gives its first bit for the other's second.
+  static __device__ __forceinline__ uint32_t exchange(uint32_t bits, bool upper, uint32_t firsts, int shift,
+                                                      int distance) {
+    const uint32_t received = __shfl_xor_sync(kAllLanes, bits, distance);
+    return upper ? (bits & ~firsts) | (received >> shift & firsts) : (bits & firsts) | (received & firsts) << shift;
   }
 };
 

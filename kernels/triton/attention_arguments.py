@@ -14,6 +14,7 @@ from torch import Tensor
 
 import triton
 import triton.language as tl
+from mmer_fast.ops.philox import dropout_scale, dropped_steps
 
 LOG2_E = math.log2(math.e)
 WIDTH_LIMIT = 128
@@ -49,10 +50,10 @@ class Samples(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """Entries drawn below `threshold` are dropped, the others take `factor`, 1 / (1 - p)."""
+    """Entries drawn below `dropped` are dropped, the others take `factor` (`mmer_fast.ops.philox`)."""
 
     seed: Any  # [1] int64, or None without dropout
-    threshold: int  # the bits of a uint32
+    dropped: int  # q 2^16
     factor: float
 
 
@@ -165,6 +166,4 @@ def _bias(bias: Tensor | None) -> Bias:
 def _dropout(dropout_p: float, seed: Tensor | None) -> Dropout:
     if dropout_p == 0:
         return Dropout(None, 0, 1.0)
-    threshold = int(dropout_p * 2.0**32)
-    # Triton types an integer by its value: as a signed word every threshold is an int32.
-    return Dropout(seed, threshold - 2**32 if threshold >= 2**31 else threshold, 1.0 / (1.0 - dropout_p))
+    return Dropout(seed, dropped_steps(dropout_p), dropout_scale(dropout_p))

@@ -132,17 +132,23 @@ def scores(inputs, b, h, b_qk, i_query, i_key, i_rows, i_cols, m_queries, m_keys
 
 @triton.jit
 def kept(dropout, b, h, i_query, i_key, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Which entries [BLOCK_M, BLOCK_N] dropout keeps, from query `i_query` and key `i_key`, a multiple of 4.
+    """Which entries [BLOCK_M, BLOCK_N] dropout keeps, from query `i_query` and key `i_key`, a multiple of 8.
 
-    Word j mod 4 of Philox4x32-10 for the counter (j div 4, i, h, b), as in ops/philox.py: a draw serves four keys.
+    Half j mod 8 of Philox4x32-7 for the counter (j div 8, i, h, b), as in ops/philox.py: a draw serves eight keys.
     """
-    i_quad = (i_key // 4 + tl.arange(0, BLOCK_N // 4))[None, :]
-    i_quads, i_rows = tl.broadcast(i_quad, (i_query + tl.arange(0, BLOCK_M))[:, None])
-    word0, word1, word2, word3 = tl.philox(tl.load(dropout.seed), i_quads, i_rows, h, b)
-    threshold = tl.to_tensor(dropout.threshold).to(tl.uint32, bitcast=True)
-    b_even = tl.interleave((word0 >= threshold).to(tl.int8), (word2 >= threshold).to(tl.int8))
-    b_odd = tl.interleave((word1 >= threshold).to(tl.int8), (word3 >= threshold).to(tl.int8))
-    return tl.interleave(b_even, b_odd) != 0
+    i_group = (i_key // 8 + tl.arange(0, BLOCK_N // 8))[None, :]
+    i_groups, i_rows = tl.broadcast(i_group, (i_query + tl.arange(0, BLOCK_M))[:, None])
+    word0, word1, word2, word3 = tl.philox(tl.load(dropout.seed), i_groups, i_rows, h, b, n_rounds=7)
+    b_even = tl.interleave(_kept_of_word(word0, dropout.dropped), _kept_of_word(word2, dropout.dropped))
+    b_odd = tl.interleave(_kept_of_word(word1, dropout.dropped), _kept_of_word(word3, dropout.dropped))
+    b_words = tl.interleave(b_even, b_odd)
+    return tl.interleave(b_words & 1, b_words >> 1) != 0
+
+
+@triton.jit
+def _kept_of_word(word, dropped):
+    """Bit i: whether half i of a word is kept."""
+    return ((word & 0xFFFF) >= dropped).to(tl.int8) | ((word >> 16) >= dropped).to(tl.int8) << 1
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmer_fast.ops import _validate
 from mmer_fast.ops.lengths import length_mask
-from mmer_fast.ops.philox import attention_keep_mask
+from mmer_fast.ops.philox import attention_keep_mask, dropout_scale
 
 
 class AttendedKeys(NamedTuple):
@@ -167,5 +167,6 @@ def weights_of_attention(
     if m is not None:
         p = p * m.to(wide).masked_fill(~taken, 0.0)[:, :, None]
     if dropout_p > 0:
-        p = p * attention_keep_mask(batch, heads, queries, keys, dropout_p, seed, q.device) / (1 - dropout_p)
+        kept = attention_keep_mask(batch, heads, queries, keys, dropout_p, seed, q.device)
+        p = p * kept * dropout_scale(dropout_p)
     return p

@@ -58,7 +58,8 @@ def masked_attention(
         bias: b, ``(1|B, 1|H, 1|L, S)`` floating, used in float32; -inf excludes an entry.
         causal: query i sees the keys j <= i, as in PyTorch's function.
         scale: factor of the scores, finite; ``1/sqrt(D)`` unless given.
-        dropout_p: probability in [0, 1) with which an entry of p is dropped; the others are divided by 1 - dropout_p.
+        dropout_p: probability in [0, 1), rounded to a multiple of 2⁻¹⁶, with which an entry of p is dropped; the others
+            are divided by that of being kept.
         seed: of dropout, an integer in [0, 2^63) or an int64 tensor of one element; drawn from PyTorch's generator of
             the device unless given. The same seed drops the same entries on every backend and in both layouts.
         exact_zero_weight_grad: the true dL/dm also at keys of weight 0 (otherwise it is 0 there). They must be finite

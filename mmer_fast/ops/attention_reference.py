@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmer_fast.ops.lengths import length_mask
-from mmer_fast.ops.philox import attention_keep_mask
+from mmer_fast.ops.philox import attention_keep_mask, dropout_scale
 
 
 def attention(
@@ -47,7 +47,7 @@ def attention(
         bias: b, broadcastable to (B, H, L, S).
         causal: query i sees the keys j <= i, as in `torch.nn.functional.scaled_dot_product_attention`.
         scale: 1/sqrt(D) unless given.
-        dropout_p, seed: p times `attention_keep_mask`, divided by 1 - dropout_p.
+        dropout_p, seed: p times `attention_keep_mask` times `dropout_scale`.
         exact_zero_weight_grad: keys of weight 0 stay in, so that dL/dm is exact there; otherwise it is 0.
 
     Returns:
@@ -84,7 +84,7 @@ def attention_gradients(
         dq_i = scale sum_j ds_ij k_j,   dk_j = scale sum_i ds_ij q_i,   dv_j = sum_i r_ij p_ij do_i
         dm_j = sum_i e^(x_ij - lse_i) a_ij,   db_ij = ds_ij
 
-    with r what dropout multiplies p by: 0 or 1/(1 - dropout_p), and 1 without it.
+    with r what dropout multiplies p by: 0 or `dropout_scale`, and 1 without it.
 
     Returns:
         grad_q, grad_k, grad_v in the dtype and shape of q, k, v; the gradient (B, H, S) of each head's own key weights
@@ -187,7 +187,7 @@ def _dropout_factor(p_bhls: Tensor, dropout_p: float, seed: int) -> Tensor:
         return p_bhls.new_ones(())
     batch, heads, queries, keys = p_bhls.shape
     kept = attention_keep_mask(batch, heads, queries, keys, dropout_p, seed, p_bhls.device)
-    return kept.to(p_bhls.dtype) / (1 - dropout_p)
+    return kept.to(p_bhls.dtype) * dropout_scale(dropout_p)
 
 
 def _expand_heads(x_bhsd: Tensor, taken_bhs: Tensor, heads: int) -> Tensor:

@@ -20,8 +20,8 @@ from mmer_fast.ops import _backends, _validate
 from mmer_fast.ops._autograd import Differentiable, one_by_one
 from mmer_fast.ops._library import define, operator_of, qualified
 from mmer_fast.ops.attention_checks import drawn_seed
+from mmer_fast.ops.philox import dropout_scale
 
-_STEPS = 1 << 16
 _COMPILED = _backends.unavailable_reason("cpu", "cpu") is None
 
 
@@ -102,8 +102,7 @@ def _setup_relu_dropout(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
 def _differentiate_relu_dropout(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (out,) = ctx.saved_tensors
     if torch.is_grad_enabled():  # create_graph: linear in the gradient
-        scale = _STEPS / (_STEPS - min(round(ctx.p * _STEPS), _STEPS - 1))
-        grad_x = torch.where(out <= 0, 0, grad * scale)
+        grad_x = torch.where(out <= 0, 0, grad * dropout_scale(ctx.p))
         grad_bias = grad_x.to(wide(out)).flatten(0, -2).sum(0) if out.dim() > 1 else grad_x.to(wide(out))
     else:
         grad_x, grad_bias = _RELU_DROPOUT_BACKWARD(grad, out, ctx.p)

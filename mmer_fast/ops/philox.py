@@ -1,18 +1,23 @@
-"""Philox4x32-10, the counter-based generator that dropout draws from (Salmon et al. 2011, SC '11).
+"""Dropout's draws: 16 bits of Philox4x32-7 an entry, a counter-based generator (Salmon et al. 2011, SC '11).
 
 A word depends on its key and counter alone, so every backend, tiling and layout drops the same entries, and the
-backward pass draws again what the forward pass drew instead of keeping a mask.
+backward pass draws again what the forward pass drew instead of keeping a mask. Seven rounds are the fewest that pass
+BigCrush (table 2 there), which FlashAttention takes too. Sixteen bits make the probability a multiple of 2⁻¹⁶; what is
+kept is scaled by that one, so that the mean stays exact.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
+_ROUNDS = 7
 _WORD = 0xFFFFFFFF
+_STEPS = 1 << 16
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -36,16 +41,27 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
     return c0, c1, c2, c3
 
 
+def dropped_steps(p: float) -> int:
+    """q 2¹⁶, where q is the probability `p` rounded to a multiple of 2⁻¹⁶ below 1: the draws below it are dropped."""
+    return min(math.floor(p * _STEPS + 0.5), _STEPS - 1)
+
+
+def dropout_scale(p: float) -> float:
+    """1/(1 - q), what an entry that is kept is multiplied by."""
+    return _STEPS / (_STEPS - dropped_steps(p))
+
+
 def attention_keep_mask(
     batch: int, heads: int, queries: int, keys: int, dropout_p: float, seed: int, device: torch.device
 ) -> Tensor:
     """Which attention weights dropout keeps: (batch, heads, queries, keys) bool.
 
-    Entry (b, h, i, j) is kept where word ``j mod 4`` of counter ``(j div 4, i, h, b)`` under the key `seed` is at least
-    ``dropout_p 2^32``: positions count within their own sample, so the packed and the padded layout agree.
+    Entry (b, h, i, j) is kept where half ``j mod 8`` (of each word the low one first) of counter ``(j div 8, i, h, b)``
+    under the key `seed` is at least q 2¹⁶: positions count within their own sample, so the packed and the padded layout
+    agree.
 
     Args:
-        dropout_p: probability of being dropped, in [0, 1).
+        dropout_p: p, probability of being dropped, in [0, 1).
         seed: a number in [0, 2^64).
     """
 
@@ -54,6 +70,7 @@ def attention_keep_mask(
         shape[dim] = n
         return torch.arange(n, device=device).reshape(shape)
 
-    counter = (words((keys + 3) // 4, 3), words(queries, 2), words(heads, 1), words(batch, 0))
-    drawn = torch.stack(philox4x32(counter, (seed & _WORD, seed >> 32)), dim=-1).flatten(-2)[..., :keys]
-    return drawn >= int(dropout_p * 2.0**32)
+    counter = (words((keys + 7) // 8, 3), words(queries, 2), words(heads, 1), words(batch, 0))
+    drawn = philox4x32(counter, (seed & _WORD, seed >> 32))
+    halves = torch.stack([half for word in drawn for half in (word % _STEPS, word // _STEPS)], dim=-1)
+    return halves.flatten(-2)[..., :keys] >= dropped_steps(dropout_p)

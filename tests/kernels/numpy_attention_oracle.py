@@ -66,9 +66,9 @@ def backward(head: Head, grad_out: np.ndarray, grad_lse: np.ndarray) -> Gradient
 
 
 def philox(c: list[np.ndarray], seed: int) -> list[np.ndarray]:
-    """Four words of Philox4x32-10 at counters of four words, all uint64 of one shape."""
+    """Four words of Philox4x32-7 at counters of four words, all uint64 of one shape."""
     key = [np.uint64(seed & 0xFFFFFFFF), np.uint64(seed >> 32)]
-    for _ in range(10):
+    for _ in range(7):
         p0, p1 = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
         c = [(p1 >> np.uint64(32)) ^ c[1] ^ key[0], p1 & WORD, (p0 >> np.uint64(32)) ^ c[3] ^ key[1], p0 & WORD]
         key = [(key[0] + np.uint64(0x9E3779B9)) & WORD, (key[1] + np.uint64(0xBB67AE85)) & WORD]
@@ -76,14 +76,16 @@ def philox(c: list[np.ndarray], seed: int) -> list[np.ndarray]:
 
 
 def keep_factor(b: int, h: int, queries: int, keys: int, p: float, seed: int) -> np.ndarray:
-    """(L, S): 0 or 1/(1 - p), by word j mod 4 of Philox4x32-10 at counter (j div 4, i, h, b)."""
-    if p == 0:
+    """(L, S): 0 or 1/(1 - q), q = p in steps of 2^-16, by half j mod 8 of Philox4x32-7 of (j div 8, i, h, b)."""
+    if p == 0 or keys == 0:
         return np.ones((queries, keys))
+    place = np.arange(keys)
     c = [np.zeros((queries, keys), np.uint64) for _ in range(4)]
-    c[0] += (np.arange(keys) // 4).astype(np.uint64)
+    c[0] += (place // 8).astype(np.uint64)
     c[1] += np.arange(queries).astype(np.uint64)[:, None]
     c[2] += np.uint64(h)
     c[3] += np.uint64(b)
-    c = philox(c, seed)
-    words = np.choose(np.arange(keys) % 4, c) if keys > 0 else c[0]
-    return (words >= np.uint64(int(p * 2**32))) / (1 - p)
+    words = np.choose(place % 8 // 2, philox(c, seed))
+    draws = (words >> (16 * (place % 2)).astype(np.uint64)) & np.uint64(0xFFFF)
+    dropped = round(p * 2**16)
+    return (draws >= np.uint64(dropped)) * (2**16 / (2**16 - dropped))
