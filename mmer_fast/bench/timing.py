@@ -40,7 +40,7 @@ class Plan:
 
 PLANS = {
     "quick": {"cpu": Plan(3, 0.01, 0.5), "cuda": Plan(1, 0.01, 0.1)},
-    "standard": {"cpu": Plan(11, 0.05, 1.5), "cuda": Plan(3, 0.02, 0.5)},
+    "standard": {"cpu": Plan(9, 0.05, 1.0), "cuda": Plan(3, 0.02, 0.5)},
     "full": {"cpu": Plan(25, 0.1, 8.0), "cuda": Plan(9, 0.05, 2.0)},
 }
 """Name → device type → plan."""
