@@ -42,6 +42,7 @@ def _case_panel(name: str, title: str, rows: Sequence[Row], figure_of: str) -> H
     axes.set_ylim(0.7 - len(places), 0.7)
     if figure_of == "ratio":
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(_marks(*axes.get_xlim()))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
     else:
@@ -69,8 +70,7 @@ def growth(result: dict[str, Any], sweep: Sweep) -> Html:
     share.set_xticks(xs, [short_count(x) for x in xs])
     share.xaxis.set_minor_locator(NullLocator())
     time.set_yscale("log")
-    low, high = time.get_ylim()
-    time.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    time.yaxis.set_major_locator(_marks(*time.get_ylim()))
     time.yaxis.set_major_formatter(FuncFormatter(time_label))
     time.yaxis.set_minor_locator(NullLocator())
     time.set_title(sweep.operator, loc="left", fontsize=9, color=INK)
@@ -80,6 +80,11 @@ def growth(result: dict[str, Any], sweep: Sweep) -> Html:
     share.set_xlabel(f"{sweep.axis}; {sweep.fixed}", fontsize=7.5, color=INK)
     described = f"{sweep.operator}: time of a call and share of the roofline over {sweep.axis}, {sweep.fixed}"
     return tag("figure", inline_svg(figure, sweep.name, described))
+
+
+def _marks(low: float, high: float) -> LogLocator:
+    """Where a log axis has its marks: at powers of ten, and between them where it spans few."""
+    return LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,))
 
 
 def _new_figure(height: float) -> tuple[Figure, Axes]:
