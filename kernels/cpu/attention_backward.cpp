@@ -60,7 +60,7 @@ class BackwardTask {
       keys_.rows<S>(in_.k, b, key_head, row_, k_);
       zero(dk_, keys_.count() * row_);
       zero(dv_, keys_.count() * row_);
-      zero(dm_, round_up(keys_.count(), Vec<float>::kLanes));
+      zero(dm_, padded(keys_.count()));
       for (int64_t first = 0; first < queries_.room; first += kQueryBlock) {
         const int64_t rows = least(kQueryBlock, queries_.room - first), taken = least(rows, queries_.count - first);
         if (taken > 0) differentiate(first, taken);

@@ -79,24 +79,27 @@ class ForwardTask {
   void weigh(int64_t query, int64_t i, int64_t start, int64_t count) {
     float* x = x_ + i * kKeyBlock;
     const int64_t seen = keys_.restrict_scores(b_, h_, query, start, count, x);
-    const int64_t padded = round_up(count, Vec<float>::kLanes);
     Vec<float> largest = broadcast(-kInfinity);
-    for (int64_t j = 0; j < padded; j += Vec<float>::kLanes) largest = greater(load(x + j), largest);
+    for_vectors(count, [&](auto registers, int64_t j) MMER_INLINE_LAMBDA {
+      const auto entries = load<decltype(registers)::kCount>(x + j);
+      for (int u = 0; u < decltype(registers)::kCount; ++u) largest.v[u] = native_greater(entries.v[u], largest.v[u]);
+    });
     const float here = static_cast<float>(max_lanes(largest)), top = here > top_[i] ? here : top_[i];
     if (top == -kInfinity) {  // no key yet, or NaN alone, which no maximum sees
       float nothing = 0;
       for (int64_t j = 0; j < seen; ++j) nothing = x[j] != x[j] ? x[j] : nothing;
-      for (int64_t j = 0; j < padded; ++j) x[j] = nothing;
+      for (int64_t j = 0; j < padded(count); ++j) x[j] = nothing;
       sum_[i] += nothing;
       return;
     }
     Accumulator<float> sum;
-    for (int64_t j = 0; j < padded; j += Vec<float>::kLanes) {
-      Vec<float> p = exp_or_zero(load(x + j) - top);
-      if (in_.key_weights.data != nullptr) p = p * load(keys_.weights() + start + j);
+    const float* weights = in_.key_weights.data != nullptr ? keys_.weights() + start : nullptr;
+    for_vectors(count, [&](auto registers, int64_t j) MMER_INLINE_LAMBDA {
+      auto p = exp_or_zero(load<decltype(registers)::kCount>(x + j) - top);
+      if (weights != nullptr) p = p * load<decltype(registers)::kCount>(weights + j);
       store(x + j, p);
       sum.add(p);
-    }
+    });
     if (top > top_[i]) {
       const float shrink = std::exp(top_[i] - top);
       sum_[i] *= shrink;

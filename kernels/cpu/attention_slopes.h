@@ -67,22 +67,23 @@ class QueryBlock {
   void slopes(const GatheredKeys& keys, const Dropout& dropout, int64_t i, int64_t start, int64_t count, float* dm) {
     float *x = p_ + i * kKeyBlock, *a = ds_ + i * kKeyBlock;
     const float* m = keys.weights() + start;
-    const int64_t padded = round_up(count, Vec<float>::kLanes);
     if (lse_[i] == -kInfinity) {
-      zero(x, padded);
-      zero(a, padded);
+      zero(x, padded(count));
+      zero(a, padded(count));
       return;
     }
     keys.restrict_scores(b_, h_, first_ + i, start, count, x);
-    for (int64_t j = count; j < padded; ++j) a[j] = 0;
+    for (int64_t j = count; j < padded(count); ++j) a[j] = 0;
     dropout.apply(i, a);
-    for (int64_t j = 0; j < padded; j += Vec<float>::kLanes) {
-      const Vec<float> e = exp_or_zero(load(x + j) - lse_[i]), p = e * load(m + j);
-      const Vec<float> distance = load(a + j) - delta_[i];
-      store(dm + j, load(dm + j) + e * distance);
+    const float lse = lse_[i], delta = delta_[i];
+    for_vectors(count, [&](auto registers, int64_t j) MMER_INLINE_LAMBDA {
+      constexpr int kCount = decltype(registers)::kCount;
+      const auto e = exp_or_zero(load<kCount>(x + j) - lse), p = e * load<kCount>(m + j);
+      const auto distance = load<kCount>(a + j) - delta;
+      store(dm + j, load<kCount>(dm + j) + e * distance);
       store(x + j, p);
       store(a + j, p * distance);
-    }
+    });
     dropout.apply(i, x);
   }
 

@@ -20,14 +20,33 @@ constexpr float kLog2E = 1.44269504088896340736f;
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 inline int64_t vectors_of(int64_t n) { return (n + kFloatLanes - 1) / kFloatLanes; }
+// n up to the end of the last vector
+inline int64_t padded(int64_t n) { return round_up(n, kFloatLanes); }
 inline void zero(float* begin, int64_t count) {
   for (int64_t i = 0; i < count; ++i) begin[i] = 0;
 }
 
 // e^x; 0 below e^-69, 2^110 above, NaN stays NaN.
-MMER_INLINE Vec<float> exp_or_zero(Vec<float> x) {
-  const Vec<float> t = x * kLog2E;
-  return select(t <= -100.0f, Vec<float>{}, exp2_bounded(t) + (t - t));
+template <int kCount>
+MMER_INLINE Vec<float, kCount> exp_or_zero(Vec<float, kCount> x) {
+  const Vec<float, kCount> t = x * kLog2E;
+  return select(t <= -100.0f, Vec<float, kCount>{}, exp2_bounded(t) + (t - t));
+}
+
+// A number of registers as a type.
+template <int kCount_>
+struct Registers {
+  static constexpr int kCount = kCount_;
+};
+
+// body(Registers<>, j) for all vectors of a row of `count` entries, j the first of each: whole packs, and single
+// registers for what is left of the last one.
+template <class Body>
+MMER_INLINE void for_vectors(int64_t count, Body body) {
+  constexpr int64_t kPackLanes = Vec<float>::kLanes;
+  int64_t j = 0;
+  for (; j + kPackLanes <= count; j += kPackLanes) body(Registers<kPack>{}, j);
+  for (; j < count; j += kFloatLanes) body(Registers<1>{}, j);
 }
 
 // One allocation for all arrays of a task, each on a cache line.
@@ -78,7 +97,7 @@ class GatheredKeys {
       index_[count_] = static_cast<int32_t>(j);
       weights_[count_++] = m;
     }
-    zero(weights_ + count_, round_up(count_, Vec<float>::kLanes) - count_);
+    zero(weights_ + count_, padded(count_) - count_);
   }
 
   // Their entries, a column a key: [D, room], 0 up to the end of the last vector.
@@ -88,8 +107,7 @@ class GatheredKeys {
       const S* entry = array.at<S>(b, head, first_ + index_[j]);
       for (int64_t d = 0; d < in_.width; ++d) out[d * room_ + j] = to_compute(entry[d]);
     }
-    const int64_t padded = round_up(count_, kFloatLanes);
-    for (int64_t d = 0; d < in_.width; ++d) zero(out + d * room_ + count_, padded - count_);
+    for (int64_t d = 0; d < in_.width; ++d) zero(out + d * room_ + count_, padded(count_) - count_);
   }
 
   // Their entries, a row a key: [room, row] with zeros behind the width.
@@ -116,8 +134,7 @@ class GatheredKeys {
     }
     int64_t seen = count;
     while (in_.causal && seen > 0 && index_[start + seen - 1] > query) --seen;
-    const int64_t padded = round_up(count, Vec<float>::kLanes);
-    for (int64_t j = seen; j < padded; ++j) x[j] = -kInfinity;
+    for (int64_t j = seen; j < padded(count); ++j) x[j] = -kInfinity;
     return seen;
   }
 

@@ -43,96 +43,97 @@ struct Native<double> {
   typedef int64_t I __attribute__((vector_size(kVectorBytes)));
 };
 
-// kPack registers that go through every operation side by side. A sweep is a long chain of dependent operations, and
-// the scheduler of a core holds too few of them to find the next entries' chains by itself.
-template <class T>
+// kCount registers that go through every operation side by side. A sweep is a long chain of dependent operations, and
+// the scheduler of a core holds too few of them to find the next entries' chains by itself: hence kPack. Rows that end
+// within a pack take single registers there.
+template <class T, int kCount = kPack>
 struct Vec {
   using V = typename Native<T>::V;
-  static constexpr int kLanes = kPack * kVectorBytes / static_cast<int>(sizeof(T));
-  V v[kPack];
+  static constexpr int kLanes = kCount * kVectorBytes / static_cast<int>(sizeof(T));
+  V v[kCount];
 };
 
-template <class T>
+template <class T, int kCount = kPack>
 struct Mask {
-  typename Native<T>::I m[kPack];
+  typename Native<T>::I m[kCount];
 };
 
-#define MMER_EACH for (int u = 0; u < kPack; ++u)
+#define MMER_EACH for (int u = 0; u < kCount; ++u)
 
-template <class T>
-MMER_INLINE Vec<T> load(const T* p) {
-  Vec<T> a;
-  MMER_EACH std::memcpy(&a.v[u], p + u * (Vec<T>::kLanes / kPack), kVectorBytes);
+template <int kCount = kPack, class T>
+MMER_INLINE Vec<T, kCount> load(const T* p) {
+  Vec<T, kCount> a;
+  MMER_EACH std::memcpy(&a.v[u], p + u * Vec<T, 1>::kLanes, kVectorBytes);
   return a;
 }
 
-template <class T>
-MMER_INLINE void store(T* p, Vec<T> a) {
-  MMER_EACH std::memcpy(p + u * (Vec<T>::kLanes / kPack), &a.v[u], kVectorBytes);
+template <class T, int kCount>
+MMER_INLINE void store(T* p, Vec<T, kCount> a) {
+  MMER_EACH std::memcpy(p + u * Vec<T, 1>::kLanes, &a.v[u], kVectorBytes);
 }
 
-template <class T>
-MMER_INLINE Vec<T> broadcast(T x) {
-  Vec<T> a;
+template <class T, int kCount = kPack>
+MMER_INLINE Vec<T, kCount> broadcast(T x) {
+  Vec<T, kCount> a;
   MMER_EACH a.v[u] = x - typename Native<T>::V{};
   return a;
 }
 
-#define MMER_ARITHMETIC(op)                            \
-  template <class T>                                   \
-  MMER_INLINE Vec<T> operator op(Vec<T> a, Vec<T> b) { \
-    MMER_EACH a.v[u] = a.v[u] op b.v[u];               \
-    return a;                                          \
-  }                                                    \
-  template <class T>                                   \
-  MMER_INLINE Vec<T> operator op(Vec<T> a, T b) {      \
-    MMER_EACH a.v[u] = a.v[u] op b;                    \
-    return a;                                          \
-  }                                                    \
-  template <class T>                                   \
-  MMER_INLINE Vec<T> operator op(T a, Vec<T> b) {      \
-    MMER_EACH b.v[u] = a op b.v[u];                    \
-    return b;                                          \
+#define MMER_ARITHMETIC(op)                                                    \
+  template <class T, int kCount>                                               \
+  MMER_INLINE Vec<T, kCount> operator op(Vec<T, kCount> a, Vec<T, kCount> b) { \
+    MMER_EACH a.v[u] = a.v[u] op b.v[u];                                       \
+    return a;                                                                  \
+  }                                                                            \
+  template <class T, int kCount>                                               \
+  MMER_INLINE Vec<T, kCount> operator op(Vec<T, kCount> a, T b) {              \
+    MMER_EACH a.v[u] = a.v[u] op b;                                            \
+    return a;                                                                  \
+  }                                                                            \
+  template <class T, int kCount>                                               \
+  MMER_INLINE Vec<T, kCount> operator op(T a, Vec<T, kCount> b) {              \
+    MMER_EACH b.v[u] = a op b.v[u];                                            \
+    return b;                                                                  \
   }
 MMER_ARITHMETIC(+)
 MMER_ARITHMETIC(-)
 MMER_ARITHMETIC(*)
 #undef MMER_ARITHMETIC
 
-template <class T>
-MMER_INLINE Vec<T> operator-(Vec<T> a) {
+template <class T, int kCount>
+MMER_INLINE Vec<T, kCount> operator-(Vec<T, kCount> a) {
   MMER_EACH a.v[u] = -a.v[u];
   return a;
 }
 
-#define MMER_COMPARISON(op)                        \
-  template <class T>                               \
-  MMER_INLINE Mask<T> operator op(Vec<T> a, T b) { \
-    Mask<T> mask;                                  \
-    MMER_EACH mask.m[u] = a.v[u] op b;             \
-    return mask;                                   \
+#define MMER_COMPARISON(op)                                        \
+  template <class T, int kCount>                                   \
+  MMER_INLINE Mask<T, kCount> operator op(Vec<T, kCount> a, T b) { \
+    Mask<T, kCount> mask;                                          \
+    MMER_EACH mask.m[u] = a.v[u] op b;                             \
+    return mask;                                                   \
   }
 MMER_COMPARISON(>)
 MMER_COMPARISON(>=)
 MMER_COMPARISON(<=)
 #undef MMER_COMPARISON
 
-template <class T>
-MMER_INLINE Mask<T> operator&(Mask<T> a, Mask<T> b) {
+template <class T, int kCount>
+MMER_INLINE Mask<T, kCount> operator&(Mask<T, kCount> a, Mask<T, kCount> b) {
   MMER_EACH a.m[u] &= b.m[u];
   return a;
 }
 
-template <class T>
-MMER_INLINE Vec<T> select(Mask<T> mask, Vec<T> a, Vec<T> b) {
+template <class T, int kCount>
+MMER_INLINE Vec<T, kCount> select(Mask<T, kCount> mask, Vec<T, kCount> a, Vec<T, kCount> b) {
   MMER_EACH a.v[u] = mask.m[u] ? a.v[u] : b.v[u];
   return a;
 }
 
 // a where the mask is set, 0 elsewhere, whatever a is.
-template <class T>
-MMER_INLINE Vec<T> where(Mask<T> mask, Vec<T> a) {
-  return select(mask, a, Vec<T>{});
+template <class T, int kCount>
+MMER_INLINE Vec<T, kCount> where(Mask<T, kCount> mask, Vec<T, kCount> a) {
+  return select(mask, a, Vec<T, kCount>{});
 }
 
 // The smaller and the larger of each pair of lanes; b where one of them is NaN.
@@ -151,21 +152,22 @@ MMER_INLINE Native<float>::V native_greater(Native<float>::V a, Native<float>::V
 MMER_INLINE Native<double>::V native_lesser(Native<double>::V a, Native<double>::V b) { return _mm512_min_pd(a, b); }
 MMER_INLINE Native<double>::V native_greater(Native<double>::V a, Native<double>::V b) { return _mm512_max_pd(a, b); }
 #endif
-template <class T>
-MMER_INLINE Vec<T> lesser(Vec<T> a, Vec<T> b) {
+template <class T, int kCount>
+MMER_INLINE Vec<T, kCount> lesser(Vec<T, kCount> a, Vec<T, kCount> b) {
   MMER_EACH a.v[u] = native_lesser(a.v[u], b.v[u]);
   return a;
 }
-template <class T>
-MMER_INLINE Vec<T> greater(Vec<T> a, Vec<T> b) {
+template <class T, int kCount>
+MMER_INLINE Vec<T, kCount> greater(Vec<T, kCount> a, Vec<T, kCount> b) {
   MMER_EACH a.v[u] = native_greater(a.v[u], b.v[u]);
   return a;
 }
 
 // 1/x to full precision.
-MMER_INLINE Vec<float> reciprocal(Vec<float> x) {
+template <int kCount>
+MMER_INLINE Vec<float, kCount> reciprocal(Vec<float, kCount> x) {
 #if defined(__AVX512F__)
-  Vec<float> r;
+  Vec<float, kCount> r;
   MMER_EACH r.v[u] = _mm512_rcp14_ps(x.v[u]);
   return r * (2.0f - x * r);
 #else
@@ -173,7 +175,8 @@ MMER_INLINE Vec<float> reciprocal(Vec<float> x) {
   return x;
 #endif
 }
-MMER_INLINE Vec<double> reciprocal(Vec<double> x) {
+template <int kCount>
+MMER_INLINE Vec<double, kCount> reciprocal(Vec<double, kCount> x) {
   MMER_EACH x.v[u] = 1.0 / x.v[u];
   return x;
 }
@@ -197,15 +200,24 @@ template <class T>
 struct Accumulator {
   using V = typename Native<T>::V;
   V sum{};
-  MMER_INLINE void add(Vec<T> a) {
-    if constexpr (kPack == 4) {
+  template <int kCount>
+  MMER_INLINE void add(Vec<T, kCount> a) {
+    if constexpr (kCount == 4) {
       sum += (a.v[0] + a.v[1]) + (a.v[2] + a.v[3]);
-    } else {
+    } else if constexpr (kCount == 2) {
       sum += a.v[0] + a.v[1];
+    } else {
+      MMER_EACH sum += a.v[u];
     }
   }
-  MMER_INLINE void add_product(Vec<T> a, Vec<T> b) { MMER_EACH sum += a.v[u] * b.v[u]; }
-  MMER_INLINE void count(Mask<T> mask) { MMER_EACH sum += mask.m[u] ? V{} + T(1) : V{}; }
+  template <int kCount>
+  MMER_INLINE void add_product(Vec<T, kCount> a, Vec<T, kCount> b) {
+    MMER_EACH sum += a.v[u] * b.v[u];
+  }
+  template <int kCount>
+  MMER_INLINE void count(Mask<T, kCount> mask) {
+    MMER_EACH sum += mask.m[u] ? V{} + T(1) : V{};
+  }
   double total() const;
 };
 
@@ -226,10 +238,10 @@ inline double Accumulator<T>::total() const {
 #endif
 }
 
-template <class T>
-inline double max_lanes(Vec<T> a) {
+template <class T, int kCount>
+inline double max_lanes(Vec<T, kCount> a) {
   typename Native<T>::V best = a.v[0];
-  for (int u = 1; u < kPack; ++u) best = native_greater(a.v[u], best);
+  for (int u = 1; u < kCount; ++u) best = native_greater(a.v[u], best);
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {
     return _mm512_reduce_max_ps(best);
@@ -244,17 +256,19 @@ inline double max_lanes(Vec<T> a) {
 }
 
 // v held within [-bound, bound].
-template <class T>
-MMER_INLINE Vec<T> clamp(Vec<T> v, T bound) {
-  return greater(lesser(v, broadcast<T>(bound)), broadcast<T>(-bound));
+template <class T, int kCount>
+MMER_INLINE Vec<T, kCount> clamp(Vec<T, kCount> v, T bound) {
+  return greater(lesser(v, broadcast<T, kCount>(bound)), broadcast<T, kCount>(-bound));
 }
 
 // p 2^n, n + 1.5 * 2^(mantissa bits) in `shifted`.
-MMER_INLINE Vec<float> times_power_of_2(Vec<float> p, Vec<float> shifted) {
+template <int kCount>
+MMER_INLINE Vec<float, kCount> times_power_of_2(Vec<float, kCount> p, Vec<float, kCount> shifted) {
   MMER_EACH p.v[u] *= (Native<float>::V)(((Native<float>::I)shifted.v[u] - 0x4B400000 + 127) << 23);
   return p;
 }
-MMER_INLINE Vec<double> times_power_of_2(Vec<double> p, Vec<double> shifted) {
+template <int kCount>
+MMER_INLINE Vec<double, kCount> times_power_of_2(Vec<double, kCount> p, Vec<double, kCount> shifted) {
   MMER_EACH p.v[u] *= (Native<double>::V)(((Native<double>::I)shifted.v[u] - 0x4338000000000000 + 1023) << 52);
   return p;
 }
@@ -262,8 +276,9 @@ MMER_INLINE Vec<double> times_power_of_2(Vec<double> p, Vec<double> shifted) {
 // 2^u, u held within +-110 (+-1000): room for a factor e^8 to either side.  u = n + g with |g| <= 1/2. Short dependency
 // chains matter more than few operations here: Estrin's scheme, and a scale by 2^n off the polynomial's path. float:
 // minimax polynomial of degree 6, relative error 1.7e-8; double: Taylor's of degree 13, below one ulp.
-MMER_INLINE Vec<float> exp2_bounded(Vec<float> u) {
-  using V = Vec<float>;
+template <int kCount>
+MMER_INLINE Vec<float, kCount> exp2_bounded(Vec<float, kCount> u) {
+  using V = Vec<float, kCount>;
   u = clamp(u, 110.0f);
   const V shifted = u + 12582912.0f;  // 1.5 * 2^23: rounds to an integer, held in the low bits
   const V g = u - (shifted - 12582912.0f);
@@ -274,8 +289,9 @@ MMER_INLINE Vec<float> exp2_bounded(Vec<float> u) {
   return times_power_of_2(low + g2 * (middle + g2 * high), shifted);
 }
 
-MMER_INLINE Vec<double> exp2_bounded(Vec<double> u) {
-  using V = Vec<double>;
+template <int kCount>
+MMER_INLINE Vec<double, kCount> exp2_bounded(Vec<double, kCount> u) {
+  using V = Vec<double, kCount>;
   u = clamp(u, 1000.0);
   const V shifted = u + 6755399441055744.0;  // 1.5 * 2^52
   const V g = u - (shifted - 6755399441055744.0);
