@@ -113,11 +113,11 @@ class RobMMR(Network):
         self.classifier_dropout = Dropout(config.classifier_dropout)
         standardized = modalities.items() if config.standardize else ()
         self.standardization = nn.ModuleDict({name: Standardization(size) for name, size in standardized})
+        # Drawn whether needed or not: with and without mask networks, a seed gives the rest the same weights.
+        self.mask_networks = nn.ModuleDict({name: MaskNetwork(config) for name in modalities})
         xavier_uniform_(self)
-        # After the rest has its values: with or without mask networks, a seed gives it the same ones.
-        scored = modalities if config.mask_source == "network" else ()
-        self.mask_networks = nn.ModuleDict({name: MaskNetwork(config) for name in scored})
-        xavier_uniform_(self.mask_networks)
+        if config.mask_source != "network":
+            self.mask_networks = nn.ModuleDict()
 
     def forward(
         self,
