@@ -33,8 +33,9 @@ Finished = tuple[Path, dict[str, Any]]
 
 
 def test_the_loss_falls_on_a_tiny_set(tmp_path: Path) -> None:
-    observer = Silent()
-    train(tmp_path, observer, epochs=20, sigma=0.0, learning_rate=1e-2, checkpoint_every=0)
+    """Without dropout, of which a set this small is too noisy a measure."""
+    observer, model = Silent(), dataclasses.replace(MODEL, dropout=0.0, attention_dropout=0.0)
+    train(tmp_path, observer, model, epochs=20, sigma=0.0, learning_rate=1e-2, checkpoint_every=0)
     first, last = observer.records[0]["train"], observer.records[-1]["train"]
     assert last["recognition"] < 0.5 * first["recognition"]
     assert last["masked"] < 0.8 * first["masked"]
