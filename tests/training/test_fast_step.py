@@ -221,9 +221,14 @@ def test_shared_dropout_is_one_graph_with_the_same_draws(reversal: str, app_grad
 
 
 def test_sharing_changes_the_consistency_loss_with_dropout_only() -> None:
+    """It is free of the difference of two draws of E^x then, and without draws of E^m and D smaller."""
     batch = make_batch()
     for changes, same in ((DROPOUT, False), ({}, True)):
         model = make_model(**changes)
+        assert model.multimodal_encoder is not None
+        assert model.decoder is not None
+        model.multimodal_encoder.eval()
+        model.decoder.eval()
         losses = [
             run(FastStep(model, dataclasses.replace(TRAIN, share_dropout=share)), batch)[0].losses
             for share in (False, True)
