@@ -177,11 +177,13 @@ def train_run(
 
 
 def _check_world(config: RunConfig, world: World) -> None:
-    is_local = isinstance(config.train, TrainConfig) and config.train.app_batch == "local"
-    if world.fsdp and is_local:
-        raise RunError("TrainConfig.app_batch must be 'global' with fsdp, which reduces every gradient, got 'local'")
-    if world.fsdp and isinstance(config.train, TrainConfig) and config.train.compile:
-        raise RunError("TrainConfig.compile must be False with fsdp, got True")
+    train = config.train
+    if world.fsdp and isinstance(train, TrainConfig):
+        if train.app_batch == "local":
+            expected = "'global' with fsdp, which reduces every gradient"
+            raise RunError(f"TrainConfig.app_batch must be {expected}, got 'local'")
+        if train.compile:
+            raise RunError("TrainConfig.compile must be False with fsdp, got True")
     network = config.kind.network
     if world.group is not None and (network.group is not None or (world.fsdp and network is not RobMMR)):
         kind = "processes with fsdp" if world.fsdp else "processes"
