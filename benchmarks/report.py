@@ -2,8 +2,8 @@
 
 For each operator and device that has a result which is not quick: what stands in its page (README.md, docs/scaling.md)
 between ``<!-- benchmark:OPERATOR:DEVICE -->`` and ``<!-- /benchmark -->`` is rewritten, results/OPERATOR_DEVICE.png
-drawn, and the promises are checked. results/index.html has all of it and every row. Exit code 1: no result, no markers
-in a page, or a promise that does not hold.
+drawn, and the promises are checked; docs/performance.md lists those that do not hold. results/index.html has all of it
+and every row. Exit code 1: no result, no markers in a page, or a promise that does not hold.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bars
+from benchmarks import bars, promises
 from benchmarks.interface import Operator
 from benchmarks.run import OPERATORS
 from mmer_fast.bench.results import SCHEMA
@@ -118,12 +118,17 @@ def report(operator: Operator, device: str, result: dict[str, Any], results: Pat
     wrong = sum(not holds for holds, _ in verdicts)
     if with_plot:
         print(f"drawn: {operator.draw(result, results / f'{operator.name}_{device}.png').name}")
+    return wrong + _put(root / operator.page, operator.name, device, content)
+
+
+def _put(page: Path, name: str, device: str, content: str) -> int:
+    """`update`; 1 with a message where it fails, else 0."""
     try:
-        update(root / operator.page, operator.name, device, content)
+        update(page, name, device, content)
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr)
-        wrong += 1
-    return wrong
+        return 1
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,6 +152,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     measured = [(operator, device, result) for operator, device, result in found if result is not None]
     wrong = sum(report(*each, options.results, options.root, not options.no_plot) for each in measured)
+    for device in sorted({device for _, device, _ in measured}):
+        if content := promises.section(
+            device, [(operator, result) for operator, on, result in measured if on == device]
+        ):
+            wrong += _put(options.root / promises.PAGE, promises.NAME, device, content)
     if not options.no_plot:
         from benchmarks import page
 

@@ -17,7 +17,7 @@ import mmer_fast as mf
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is no part of the wheel
 
-from benchmarks import bars, case_table, report, run
+from benchmarks import bars, case_table, promises, report, run
 from benchmarks.soft_topk.bars import CPU_BARS
 from mmer_fast.bench import ceilings, harness, results, timing
 from mmer_fast.bench.soft_topk import baselines, cases, measure, peers
@@ -219,7 +219,7 @@ def _row(case: str, step: str, contestant: str, us: float, ratio: float) -> dict
         "us": us,
     }
     row |= {"n": 500, "ours": contestant == "mmer_fast cpu", "relaxation": SAME_PLAN, "of_copy": 0.25}
-    row |= {"extra_bytes": 2**19, "roofline": 0.125 if step == harness.FORWARD else 0.5}
+    row |= {"extra_bytes": 2**19, "roofline": 0.125 if step == harness.FORWARD else 0.5, "bound": "sigmoids"}
     row |= {"us_min": us, "us_max": us, "ratio": ratio, "ratio_min": ratio * 0.9, "ratio_max": ratio * 1.1}
     return row | {"value_error": 1.4e-7, "gradient_error": 2e-7 if step == harness.FORWARD_BACKWARD else None}
 
@@ -251,7 +251,11 @@ def test_the_report_fills_the_readme_and_draws(tmp_path: Path, sample: dict[str,
     markers = "<!-- benchmark:soft_topk:cpu -->\nold\n<!-- /benchmark -->"
     readme.write_text(f"before\n{markers}\nafter\n<!-- /benchmark -->\n")
     (tmp_path / "a.json").write_text(json.dumps(sample))
+    performance = tmp_path / "docs" / "performance.md"
+    performance.parent.mkdir()
+    performance.write_text("<!-- benchmark:promises:cpu -->\n<!-- /benchmark -->\n")
     assert report.main(["--results", str(tmp_path), "--root", str(tmp_path)]) == 0
+    assert f"{len(CPU_BARS)} of {len(CPU_BARS)} promises hold in the newest results.\n<!--" in performance.read_text()
     text = readme.read_text()
     assert text.startswith("before\n<!-- benchmark:soft_topk:cpu -->\n![")
     assert text.endswith("<!-- /benchmark -->\nafter\n<!-- /benchmark -->\n")
@@ -273,6 +277,19 @@ def test_the_report_without_markers_says_so(
     assert report.main(["--results", str(tmp_path), "--root", str(tmp_path), "--no-plot"]) == 1
     assert "README.md must have the markers <!-- benchmark:soft_topk:cpu -->" in capsys.readouterr().err
     assert readme.read_text() == "no markers\n"
+
+
+def test_a_promise_that_does_not_hold_is_listed_with_its_accounting(sample: dict[str, Any]) -> None:
+    newton = bars.find(sample, "64x500", harness.FORWARD_BACKWARD, "Newton, torch.compile")
+    assert newton is not None
+    newton |= {"us": 114.0, "ratio": 1.9, "roofline": 0.2635}
+    soft_topk = next(operator for operator in run.OPERATORS if operator.name == "soft_topk")
+    text = promises.section("cpu", [(soft_topk, sample)])
+    assert text.startswith(f"{len(CPU_BARS) - 1} of {len(CPU_BARS)} promises hold in the newest results.")
+    assert "| 64x500 forward+backward: 2x faster than compiled Newton: 1.90x our time" in text
+    assert "| mmer_fast cpu: 60.0 µs, 50 % (sigmoids); Newton, torch.compile: 114 µs, 26 % (sigmoids) |" in text
+    newton["status"] = "not installed"
+    assert "Newton, torch.compile was not measured | not measured |" in promises.section("cpu", [(soft_topk, sample)])
 
 
 def test_the_report_takes_the_newest_full_result(tmp_path: Path, sample: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is no part of the wheel
 
-from benchmarks import page, report
+from benchmarks import page, promises, report
 from benchmarks.interface import Operator
 from benchmarks.run import OPERATORS
 
@@ -25,6 +25,13 @@ def test_the_tables_are_those_of_the_newest_results(operator: Operator, device: 
     expected = None if result is None else operator.section(result, device)
     found = report.written(report.ROOT / operator.page, operator.name, device)
     assert (found or None) == expected, f"{operator.page} is stale: run python -m benchmarks.report"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_promises_that_do_not_hold_are_those_of_the_newest_results(device: str) -> None:
+    expected = promises.section(device, [(operator, result) for operator, on, result in _found() if on == device])
+    written = report.written(report.ROOT / promises.PAGE, promises.NAME, device)
+    assert (written or "") == expected, f"{promises.PAGE} is stale: run python -m benchmarks.report"
 
 
 def test_every_operator_has_its_place_for_a_cpu() -> None:

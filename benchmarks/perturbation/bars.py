@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.bars import Bar, Promise, find
+from benchmarks.bars import Bar, Promise, find, measured
+from mmer_fast.bench.harness import Row
 from mmer_fast.bench.perturbation.cases import CYCLE
 from mmer_fast.bench.perturbation.peers import CLONE_AND_SWAP, FRESH
 
@@ -33,6 +34,9 @@ class ShareBar:
         found = f"{100 * row['of_copy']:.0f} % ({row['gbps']:.0f} of {row['copy_gbps']:.0f} GB/s)"
         return row["of_copy"] >= self.at_least, f"{self.case} {CYCLE}: {self.promise}: {found}"
 
+    def rows(self, result: dict[str, Any]) -> list[Row]:
+        return measured(result, self.case, CYCLE, (self.contestant,))
+
 
 @dataclass(frozen=True)
 class LaunchBar:
@@ -49,6 +53,9 @@ class LaunchBar:
             return False, f"{self.case} {CYCLE}: {self.promise}: {self.contestant} was not counted"
         count = row["launches"]
         return 0 < count <= self.at_most, f"{self.case} {CYCLE}: {self.promise}: {self.contestant} launches {count}"
+
+    def rows(self, result: dict[str, Any]) -> list[Row]:
+        return measured(result, self.case, CYCLE, (self.contestant,))
 
 
 def _shares(contestant: str, at_least: float) -> Sequence[Promise]:

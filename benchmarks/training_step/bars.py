@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.bars import Promise, find
+from benchmarks.bars import Promise, find, measured
 from benchmarks.training_step.cases import STEP
 from benchmarks.training_step.contestants import BF16, EAGER, FAST, SHARED, SHARED_BF16
+from mmer_fast.bench.harness import Row
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,18 @@ class StepBar:
     at_least: float
 
     def verdict(self, result: dict[str, Any]) -> tuple[bool, str]:
+        rows = self.rows(result)
+        if not rows:
+            return False, f"{self.case}: {self.promise}: not measured"
+        own, peer = rows
+        # Both ratios are to the same contestant, turn by turn.
+        ratio = peer["ratio"] / own["ratio"]
+        return ratio >= self.at_least, f"{self.case}: {self.promise}: {ratio:.2f}x, {own['contestant']}"
+
+    def rows(self, result: dict[str, Any]) -> list[Row]:
         peer = find(result, self.case, STEP, EAGER)
         rows = [row for name in self.ours if (row := find(result, self.case, STEP, name)) is not None]
-        if peer is None or not rows:
-            return False, f"{self.case}: {self.promise}: not measured"
-        row = min(rows, key=lambda row: row["ratio"])
-        # Both ratios are to the same contestant, turn by turn.
-        ratio = peer["ratio"] / row["ratio"]
-        return ratio >= self.at_least, f"{self.case}: {self.promise}: {ratio:.2f}x, {row['contestant']}"
+        return [min(rows, key=lambda row: row["ratio"]), peer] if rows and peer is not None else []
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,14 @@ class PeakBar:
     peer: str
 
     def verdict(self, result: dict[str, Any]) -> tuple[bool, str]:
-        rows = [find(result, self.case, STEP, name) for name in (self.contestant, self.peer)]
-        if rows[0] is None or rows[1] is None:
+        rows = self.rows(result)
+        if not rows:
             return False, f"{self.case}: peak memory of {self.contestant}: not measured"
-        own, other = (row["peak_bytes"] / 2**20 for row in rows if row is not None)
+        own, other = (row["peak_bytes"] / 2**20 for row in rows)
         return own <= other, f"{self.case}: {self.contestant} holds {own:.0f} MiB, {self.peer} {other:.0f}"
+
+    def rows(self, result: dict[str, Any]) -> list[Row]:
+        return measured(result, self.case, STEP, (self.contestant, self.peer))
 
 
 _FLOAT32, _BFLOAT16 = (FAST, SHARED), (BF16, SHARED_BF16)
