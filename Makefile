@@ -44,9 +44,9 @@ help:
 train: $(VENV)/train
 	$(BIN)/mmer-fast train --data synthetic --preset compact --out $(OUT)
 
-# A file of tests stays in one process: what its fixtures build is built once.
+# A file of tests stays in one process: what its fixtures build is built once. The order is that of tests/conftest.py.
 test: $(VENV)/test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 8

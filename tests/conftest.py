@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more thre
 # torch.empty and its kind return NaN (or the largest integer): a kernel that leaves an entry unwritten is found.
 torch.use_deterministic_algorithms(True, warn_only=True)
 torch.utils.deterministic.fill_uninitialized_memory = True
+
+# Files of minutes start first: a core that has the last of them to itself would let the others wait.
+LONGEST = (
+    *("kernels/test_cpu_kernels.py", "training/test_distributed_training.py", "kernels/test_gpu_compile.py"),
+    *("systems/baselines/test_baselines_train.py", "data/test_formats_train.py", "setup/test_wheel.py", "test_docs.py"),
+    *("ablation/test_ablate_command.py", "systems/m3er/test_m3er_training.py", "ablation/test_run_suite.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+    rank = {folder / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture(autouse=True)
