@@ -18,7 +18,7 @@ SOURCES := setup.py pyproject.toml mmer_fast/_version.py kernels/sources.json \
            $(wildcard csrc/* kernels/common/* kernels/cpu/* kernels/cuda/*)
 
 # What follows a measurement: tables and plots, and whether something became slower; both, whatever the first says.
-CONCLUDE = $(BIN)/python -m benchmarks.report; reported=$$?; $(BIN)/python -m benchmarks.compare && exit $$reported
+CONCLUDE = $(BIN)/python -m benchmarks.report; reported=$$?; $(BIN)/python -m benchmarks.compare --new && exit $$reported
 
 .DELETE_ON_ERROR:
 .PHONY: help train test test-slow fuzz bench bench-full docs lint format wheel sdist wheel-check hub gpu-check cuda-check clean

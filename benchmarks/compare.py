@@ -119,10 +119,13 @@ def tracked(folder: Path) -> set[str]:
         raise ReportError(f"{folder} must be in a git repository: the results to compare with are tracked") from error
 
 
-def pairs(folder: Path, include_quick: bool = False) -> list[tuple[str, dict[str, Any], dict[str, Any] | None]]:
+def pairs(
+    folder: Path, include_quick: bool = False, only_new: bool = False
+) -> list[tuple[str, dict[str, Any], dict[str, Any] | None]]:
     """For each operator and kind of machine: the name, the newest result, and the tracked one before it, or None.
 
-    Results have the rows of the operator alone; one that is not quick is not held against one that is.
+    Results have the rows of the operator alone; one that is not quick is not held against one that is. With `only_new`
+    those are left out whose newest result git tracks.
     """
     known = tracked(folder)
     found: dict[tuple[Any, ...], list[tuple[bool, dict[str, Any]]]] = {}
@@ -137,6 +140,8 @@ def pairs(folder: Path, include_quick: bool = False) -> list[tuple[str, dict[str
     paired = []
     for (operator, *_), results in sorted(found.items(), key=lambda item: str(item[0])):
         ordered = sorted(results, key=lambda item: str(item[1]["created"]), reverse=True)
+        if only_new and ordered[0][0]:
+            continue
         size = _runs_of_the_newest([result for _, result in ordered])
         now = _merged([result for _, result in ordered[:size]])
         assert now is not None
@@ -170,9 +175,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--include-quick", action="store_true", help="also look at results of --quick runs")
+    parser.add_argument("--new", action="store_true", help="only results that git does not track yet")
     options = parser.parse_args(arguments)
     try:
-        found = pairs(options.results, options.include_quick)
+        found = pairs(options.results, options.include_quick, options.new)
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -3,7 +3,7 @@
 For each operator and device that has a result which is not quick: what stands in its page (README.md, docs/scaling.md)
 between ``<!-- benchmark:OPERATOR:DEVICE -->`` and ``<!-- /benchmark -->`` is rewritten, results/OPERATOR_DEVICE.png
 drawn, and the promises are checked; docs/performance.md lists those that do not hold. results/index.html has all of it
-and every row. Exit code 1: no result, no markers in a page, or a promise that does not hold.
+and every row. Exit code 1: no result, no markers in a page or, with ``--strict``, a promise that does not hold.
 """
 
 from __future__ import annotations
@@ -107,18 +107,23 @@ def noise(result: dict[str, Any]) -> str | None:
     return f"noisy machine, measure again when it is quiet: {text}" if noisy else None
 
 
-def report(operator: Operator, device: str, result: dict[str, Any], results: Path, root: Path, with_plot: bool) -> int:
-    """Prints, draws and writes the report of an operator on a device; the number of things that are wrong."""
+def report(
+    operator: Operator, device: str, result: dict[str, Any], results: Path, root: Path, with_plot: bool
+) -> tuple[int, int]:
+    """Prints, draws and writes the report of an operator on a device.
+
+    Returns:
+        How many promises do not hold, and how many pages could not be written.
+    """
     content = operator.section(result, device)
     print(f"{content}\n")
     if warning := noise(result):
         print(f"warning: {warning}")
     verdicts = bars.check(result, operator.bars[device])
     print("\n".join(line for _, line in verdicts))
-    wrong = sum(not holds for holds, _ in verdicts)
     if with_plot:
         print(f"drawn: {operator.draw(result, results / f'{operator.name}_{device}.png').name}")
-    return wrong + _put(root / operator.page, operator.name, device, content)
+    return sum(not holds for holds, _ in verdicts), _put(root / operator.page, operator.name, device, content)
 
 
 def _put(page: Path, name: str, device: str, content: str) -> int:
@@ -136,6 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--root", type=Path, default=ROOT, help="the folder with README.md and docs/")
     parser.add_argument("--include-quick", action="store_true", help="also look at results of --quick runs")
+    parser.add_argument("--strict", action="store_true", help="fail where a promise does not hold")
     parser.add_argument("--no-plot", action="store_true", help="tables and promises only (no matplotlib needed)")
     options = parser.parse_args(arguments)
     try:
@@ -151,7 +157,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: no results in {options.results}; run python -m benchmarks.run first", file=sys.stderr)
         return 1
     measured = [(operator, device, result) for operator, device, result in found if result is not None]
-    wrong = sum(report(*each, options.results, options.root, not options.no_plot) for each in measured)
+    outcomes = [report(*each, options.results, options.root, not options.no_plot) for each in measured]
+    broken, wrong = (sum(counts) for counts in zip(*outcomes, strict=True))
     for device in sorted({device for _, device, _ in measured}):
         if content := promises.section(
             device, [(operator, result) for operator, on, result in measured if on == device]
@@ -162,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         page.write(measured, options.results / "index.html")
         print(f"written: {options.results / 'index.html'}")
-    return 1 if wrong else 0
+    return 1 if wrong or (broken and options.strict) else 0
 
 
 if __name__ == "__main__":

@@ -67,7 +67,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--plan", choices=tuple(timing.PLANS), default="standard", help="how long to measure; full: many more rounds"
     )
     parser.add_argument("--quick", action="store_true", help="--plan quick: for a look, never for a report")
-    parser.add_argument("--time-limit", type=float, metavar="S", help="starts no further case after S seconds")
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="S",
+        help="starts no further case after S seconds, shared evenly by the operators: what one leaves goes to the next",
+    )
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
@@ -79,9 +84,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def _share(now: float, end: float, operators: int) -> float:
+    """When the next of `operators` must give way: after its part of the time that is left."""
+    return now + (end - now) / operators
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    started = time.monotonic()
+    end = None if options.time_limit is None else time.monotonic() + options.time_limit
     torch.set_num_threads(options.threads)
     name_of_plan = "quick" if options.quick else options.plan
     plan = timing.PLANS[name_of_plan][options.device]
@@ -90,10 +100,11 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{ceilings.in_words(result['ceilings'])}; {options.threads} CPU threads")
     path = results.new_file(options.out, result)
     failures = 0
-    for operator, names, parts in options.chosen:
+    for place, (operator, names, parts) in enumerate(options.chosen):
+        stop = None if end is None else _share(time.monotonic(), end, len(options.chosen) - place)
         for name in names:
-            if options.time_limit is not None and time.monotonic() - started > options.time_limit:
-                print(f"{operator.name} {name}: left out, beyond the time limit of {options.time_limit:g} s")
+            if stop is not None and time.monotonic() > stop:
+                print(f"{operator.name} {name}: left out, beyond its share of the limit of {options.time_limit:g} s")
                 continue
             try:
                 rows = operator.measure(name, parts, options.device, plan)

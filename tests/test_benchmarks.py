@@ -18,6 +18,7 @@ import mmer_fast as mf
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is no part of the wheel
 
 from benchmarks import bars, case_table, promises, report, run
+from benchmarks.interface import Operator
 from benchmarks.soft_topk.bars import CPU_BARS
 from mmer_fast.bench import ceilings, harness, results, timing
 from mmer_fast.bench.soft_topk import baselines, cases, measure, peers
@@ -173,8 +174,32 @@ def test_names_and_patterns_pick_operators_and_cases() -> None:
 
 def test_no_case_starts_beyond_the_time_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(tmp_path, "--time-limit", "0") == 0
-    assert "soft_topk tiny: left out, beyond the time limit of 0 s" in capsys.readouterr().out
+    assert "soft_topk tiny: left out, beyond its share of the limit of 0 s" in capsys.readouterr().out
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_no_operator_takes_the_time_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that each case puts forward: the first operator's cases take 40 s each, the second's 10 s."""
+    clock, seen = [0.0], []
+
+    def operator(name: str, seconds: float) -> Operator:
+        def measure(case: str, *_: object) -> list[dict[str, Any]]:
+            clock[0] += seconds
+            seen.append(f"{name} {case}")
+            return []
+
+        def nothing(*_: object) -> Any:
+            raise AssertionError
+
+        def cases(_: str) -> list[str]:
+            return ["a", "b", "c", "d"]
+
+        return Operator(name, cases, cases, measure, lambda _: None, nothing, nothing, {"cpu": ()}, ())
+
+    monkeypatch.setattr(run, "OPERATORS", (operator("slow", 40.0), operator("quick", 10.0)))
+    monkeypatch.setattr(run.time, "monotonic", lambda: clock[0])
+    assert run.main(["--time-limit", "100", "--out", str(tmp_path)]) == 0
+    assert seen == ["slow a", "slow b", "quick a", "quick b", "quick c"]
 
 
 def test_names_pick_contestants_and_ours_always_take_part(monkeypatch: pytest.MonkeyPatch) -> None:

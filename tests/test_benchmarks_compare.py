@@ -105,6 +105,8 @@ def test_the_newest_is_held_against_the_last_tracked_one(folder: Path, capsys: p
     assert "op, Example CPU, 2 threads: d beside b" in printed
     assert "torch was 2.13.0, is 2.14.0" in printed
     assert "op, Example CPU, 1 threads: nothing to compare other with" in printed
+    assert compare.main(["--results", str(folder), "--new"]) == 0
+    assert "1 threads" not in capsys.readouterr().out
     put(folder, "e", "2025-01-06", rows(13.0, 20.0), tracked=True)
     assert compare.main(["--results", str(folder)]) == 1
     assert "SLOWER  c p: ours: 1.30x the time" in capsys.readouterr().out

@@ -45,6 +45,7 @@ def test_a_tiny_run_from_end_to_end(
     monkeypatch.setitem(case_table.TRAINING_STEP, "cpu", TINY)
     monkeypatch.setattr(ceilings, "MATMUL_SIZE", {"cpu": 16})
     monkeypatch.setattr(memory, "peak_bytes", lambda case, contestant, _: memory.in_this_process(case, contestant))
+    monkeypatch.setattr(measure, "has_bfloat16_products", lambda: True)
     rows = OPERATOR.measure(case.name, None, "cpu", PLAN)
     expected = (
         [FAST, BF16, TEXTBOOK, EAGER] if case.dropout == 0 else [FAST, BF16, SHARED, SHARED_BF16, TEXTBOOK, EAGER]
@@ -66,6 +67,17 @@ def test_a_tiny_run_from_end_to_end(
     result: dict[str, Any] = {**header, "commit": "0", "created": "2026-01-01", "rows": rows}
     assert f"| {EAGER} |" in OPERATOR.section(result, "cpu")
     assert OPERATOR.draw(result, tmp_path / "plot.png").stat().st_size > 0
+
+
+def test_bfloat16_is_left_out_where_the_cpu_has_no_products_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "has_bfloat16_products", lambda: False)
+    inputs = cases.build(TINY[0], "cpu")
+    truth = measure.solve_reference(inputs)
+    found = {
+        c.name: measure.enter(c, TINY[0], inputs, truth) for c in contestants.CONTESTANTS if c.name in (FAST, BF16)
+    }
+    assert isinstance(found[FAST], measure.Entry)
+    assert found[BF16] == "left out: this CPU has no fast products of bfloat16"
 
 
 def test_the_padded_textbook_has_our_gradients_but_for_the_end_of_sinkhorn() -> None:

@@ -46,6 +46,12 @@ def _is_slow_with_mkl() -> bool:
     return str(capabilities.get("cpu_name", "")).startswith("AMD") and bool(capabilities.get("avx512_f"))
 
 
+def has_bfloat16_products() -> bool:
+    """Whether torch's products of bfloat16 on this CPU are its oneDNN's; else they take ten times those of float32."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())
+
+
 _SLOW_WITH_MKL = _is_slow_with_mkl()
 
 

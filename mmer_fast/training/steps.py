@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Protocol
 
 from mmer_fast.data import Batch
 from mmer_fast.models import RobMMR
 from mmer_fast.models.network import Network
+from mmer_fast.ops.linear import has_bfloat16_products
 from mmer_fast.systems.interface import SystemModel
 from mmer_fast.training.algorithm1 import Algorithm1, Loss, StepResult
 from mmer_fast.training.compiled import compile_stacks
@@ -64,7 +66,7 @@ class LossStep:
 def chosen_step(model: Network, config: LoopConfig, world: World = ALONE) -> Step:
     """The step of a model: the form of Algorithm 1 that `TrainConfig.step` names, or that of its loss.
 
-    Compiles the model where `TrainConfig.compile` says so.
+    Compiles the model where `TrainConfig.compile` says so; warns of bfloat16 on a CPU that has no products of it.
 
     Raises:
         TypeError: a RobMMR model without a `TrainConfig`, or a network of neither kind.
@@ -74,6 +76,13 @@ def chosen_step(model: Network, config: LoopConfig, world: World = ALONE) -> Ste
     if isinstance(model, RobMMR) and isinstance(config, TrainConfig):
         if config.compile:
             compile_stacks(model)
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        if config.precision == "bfloat16" and on_cpu and not has_bfloat16_products():
+            warnings.warn(
+                "precision='bfloat16' is some ten times slower than 'float32' on this CPU: torch has no fast products "
+                "of bfloat16 without AVX-512",
+                stacklevel=2,
+            )
         return algorithm1_step(model, config, world)
     raise TypeError(f"expected a RobMMR with a TrainConfig, or a SystemModel; got {type(model).__name__}")
 
