@@ -85,7 +85,7 @@ sdist: $(VENV)/wheel
 	rm -f dist/mmer_fast-*.tar.gz
 	$(BIN)/python -m build --sdist --no-isolation --outdir dist .
 
-wheel-check: wheel
+wheel-check: wheel sdist
 	bash .ci/wheel-check
 
 hub:

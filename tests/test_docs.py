@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 from dataclasses import fields, replace
 from functools import partial
 
 import pytest
+import torch
 from documented import LANGUAGES, PAGES, ROOT, Block, blocks, run_page
 
+import mmer_fast
 from mmer_fast import report
 from mmer_fast.ablation import api as ablation
 from mmer_fast.bench import commands as bench_commands
@@ -71,6 +75,21 @@ def shrunk(*arguments):
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_every_block_runs(page, small):
     run_page(page)
+
+
+WITH_EXAMPLES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "mmer_fast").rglob("*.py")
+    if ">>>" in path.read_text()
+)
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_the_examples_of_docstrings_give_what_they_show(module):
+    names = {name: getattr(mmer_fast, name) for name in mmer_fast.__all__} | {"torch": torch}
+    result = doctest.testmod(importlib.import_module(module), extraglobs=names)
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 def test_nearly_nothing_is_left_out():

@@ -38,6 +38,23 @@ def test_sam_learns_the_classes_behind_wrong_labels(capsys: pytest.CaptureFixtur
     assert result["SGD"] != result["SAM"]
 
 
+def test_sam_trains_with_a_scaler_that_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: in float16, for which the GradScaler is enabled."""
+    example, scales = load("sam_classifier"), []
+    update = torch.amp.GradScaler.update
+
+    def noted(scaler: torch.amp.GradScaler) -> None:
+        scales.append(scaler.get_scale())
+        update(scaler)
+
+    monkeypatch.setattr(example, "DTYPE", torch.float16)
+    monkeypatch.setattr(torch.amp.GradScaler, "update", noted)
+    result = example.main(samples=200, epochs=7, wrong=0.2)
+    assert len(scales) == (14 + 7) * 4
+    assert min(scales) > 1.0
+    assert all(accuracy > 0.35 for accuracy in result.values())
+
+
 def test_the_language_model_learns_and_app_holds_it_back(capsys: pytest.CaptureFixture[str]) -> None:
     example = load("app_language_model")
     result = example.main(sentences=60, epochs=10, width=24)

@@ -19,16 +19,19 @@ from torch import Tensor
 
 import mmer_fast as mf
 from mmer_fast import ops
+from mmer_fast.ops import _backends
 from mmer_fast.ops.dropout_add_layer_norm import redraw
 from mmer_fast.ops.philox import philox4x32
 
 ROOT = Path(__file__).resolve().parents[2]
 FAR = 2**31 + 8  # elements
-BACKENDS = ["reference", "cpu", "triton"]
+BACKENDS = ["reference", "cpu", "triton", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def reserved(elements: int) -> Tensor:
-    """(elements,) bfloat16 zeros, of which only what is written becomes memory."""
+def reserved(elements: int, device: str) -> Tensor:
+    """(elements,) bfloat16 zeros, of which only what is written becomes memory; on a GPU all of it."""
+    if device == "cuda":
+        return torch.zeros(elements, dtype=torch.bfloat16, device=device)
     return torch.from_numpy(np.zeros(elements, np.int16)).view(torch.bfloat16)
 
 
@@ -47,22 +50,30 @@ def _skip_without(gigabytes: float) -> None:
         pytest.skip(f"needs {gigabytes:g} GB of memory and 2 to spare, {free:.1f} are free")
 
 
+def device_of(backend: str) -> str:
+    """Where a backend is tested here: Triton in its interpreter on the CPU, whose strides are the same."""
+    if backend == "cuda" and (reason := _backends.unavailable_reason(backend, backend)):
+        pytest.skip(f"backend {backend}: {reason}")
+    return "cuda" if backend == "cuda" or (backend == "triton" and torch.cuda.is_available()) else "cpu"
+
+
 def far_apart(x: Tensor, dim: int) -> Tensor:
     """`x` (bfloat16) in memory in which neighbours along `dim` are more than 2^31 elements apart."""
     strides = list(torch.empty(x.shape, device="meta").stride())
     strides[dim] = FAR
-    view = reserved(FAR * (x.shape[dim] - 1) + x.numel()).as_strided(x.shape, strides)
+    view = reserved(FAR * (x.shape[dim] - 1) + x.numel(), x.device.type).as_strided(x.shape, strides)
     return view.copy_(x)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_soft_topk_of_rows_far_apart(backend: str) -> None:
-    near = torch.randn(2, 40).bfloat16()
+    device = device_of(backend)
+    near = torch.randn(2, 40, device=device).bfloat16()
     far = far_apart(near, 0)
     near.requires_grad_(), far.requires_grad_()
     results = [mf.soft_topk(x, 3, backend=backend) for x in (near, far)]
     assert torch.equal(*results)
-    upstream = torch.randn(2, 40).bfloat16()
+    upstream = torch.randn(2, 40, device=device).bfloat16()
     grads = [torch.autograd.grad(w, x, upstream)[0] for w, x in zip(results, (near, far), strict=True)]
     assert torch.equal(*grads)
 
@@ -70,9 +81,10 @@ def test_soft_topk_of_rows_far_apart(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dim", [0, 1, 2], ids=["samples", "heads", "tokens"])
 def test_attention_to_arrays_far_apart(backend: str, dim: int) -> None:
-    near = [torch.randn(2, 2, 2, 4).bfloat16() for _ in range(3)]
+    device = device_of(backend)
+    near = [torch.randn(2, 2, 2, 4, device=device).bfloat16() for _ in range(3)]
     far = [far_apart(x, dim).requires_grad_() for x in near]
-    cotangent = torch.randn(near[0].shape).bfloat16()
+    cotangent = torch.randn(near[0].shape, device=device).bfloat16()
     near = [x.requires_grad_() for x in near]
     outputs = [mf.masked_attention(*three, backend=backend) for three in (near, far)]
     assert torch.equal(*outputs)
@@ -80,14 +92,16 @@ def test_attention_to_arrays_far_apart(backend: str, dim: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
-def test_perturbation_far_into_memory() -> None:
-    memory = reserved(FAR + 64)
-    w, g = memory[FAR:].copy_(torch.arange(64)), torch.ones(64, dtype=torch.bfloat16)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_perturbation_far_into_memory(backend: str) -> None:
+    device = device_of(backend)
+    memory, numbers = reserved(FAR + 64, device), torch.arange(65, device=device).bfloat16()
+    w, g = memory[FAR:].copy_(numbers[:64]), torch.ones(64, dtype=torch.bfloat16, device=device)
     stash = torch.empty_like(w)
-    ops.perturb_([w], [g], [stash], 8.0)
-    assert torch.equal(w, torch.arange(1, 65).bfloat16())
-    ops.restore_([w], [stash])
-    assert torch.equal(w, torch.arange(64).bfloat16())
+    ops.perturb_([w], [g], [stash], 8.0, backend=backend)
+    assert torch.equal(w, numbers[1:])
+    ops.restore_([w], [stash], backend=backend)
+    assert torch.equal(w, numbers[:64])
 
 
 def one(*shape: int) -> Tensor:
@@ -174,6 +188,22 @@ def test_attention_with_more_than_2_to_the_31_outputs(needs: Callable[[float], N
     assert out.numel() > 2**31
     for i in (0, queries // 2, queries - 1):
         assert torch.equal(out[0, 0, i], v[0, 0, 0])
+
+
+@pytest.mark.slow
+def test_attention_with_more_than_2_to_the_31_gradients(needs: Callable[[float], None]) -> None:
+    needs(18)
+    queries = 2**25 + 1
+    row, cotangent = (torch.randn(1, 1, 1, 64).bfloat16() for _ in range(2))
+    k, v = (torch.randn(1, 1, 3, 64).bfloat16() for _ in range(2))
+    expected, found = (
+        torch.autograd.grad(mf.masked_attention(q, k, v), q, cotangent.expand(q.shape))[0]
+        for q in (row.clone().requires_grad_(), row.expand(1, 1, queries, 64).detach().requires_grad_())
+    )
+    assert found.numel() > 2**31
+    assert bool(expected.any())
+    for i in (0, queries // 2, queries - 1):
+        assert torch.equal(found[0, 0, i], expected[0, 0, 0])
 
 
 @pytest.mark.slow
