@@ -28,7 +28,7 @@ help:
 	@echo "make test        environment, build, tests"
 	@echo "make test-slow   the tests that take long: every row of the ablations, 10^6 calls, tensors of 2^31 elements"
 	@echo "make fuzz        damaged files and arbitrary arguments, FUZZ=$(FUZZ) times as many as in the tests, drawn anew"
-	@echo "make bench       benchmarks against the peers, about 15 minutes: JSON rows, tables, plots, a page"
+	@echo "make bench       benchmarks against the peers, up to 15 minutes: JSON rows, tables, plots, a page"
 	@echo "make bench-full  the same with many more rounds, and how the cost grows: docs/scaling.md"
 	@echo "make docs        the documentation site, in build/site: open index.html, no network needed"
 	@echo "make lint        ruff, mypy, clang-format"
@@ -55,7 +55,7 @@ fuzz: $(VENV)/test
 	MMER_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/data/test_fuzz.py tests/hardening/test_argument_fuzz.py
 
 bench: $(VENV)/bench
-	$(BIN)/python -m benchmarks.run --device cpu --time-limit 690 \
+	$(BIN)/python -m benchmarks.run --device cpu --time-limit 600 \
 	  --operator soft_topk attention perturbation training_step
 	$(CONCLUDE)
 
