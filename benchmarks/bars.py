@@ -88,7 +88,7 @@ def measured(result: dict[str, Any], case: str, step: str, contestants: Sequence
 
 def _base(result: dict[str, Any], row: Row) -> Row | None:
     """The row that the ratio of `row` is to: ours of its case, pass and base whose own ratio is 1."""
-    alike = [own for own in result["rows"] if own["ours"] and own["status"] == OK and own["ratio"] == 1.0]
+    alike = [own for own in result["rows"] if own["ours"] and own["status"] == OK and own.get("ratio") == 1.0]
     keys = ("case", "pass", "base")  # soft top-k has one base alone, and does not name it
     return next((own for own in alike if all(own.get(key) == row.get(key) for key in keys)), None)
 

@@ -80,7 +80,7 @@ def chosen_step(model: Network, config: LoopConfig, world: World = ALONE) -> Ste
         if config.precision == "bfloat16" and on_cpu and not has_bfloat16_products():
             warnings.warn(
                 "precision='bfloat16' is some ten times slower than 'float32' on this CPU: torch has no fast products "
-                "of bfloat16 without AVX-512",
+                "of bfloat16 for it",
                 stacklevel=2,
             )
         return algorithm1_step(model, config, world)
