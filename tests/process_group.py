@@ -96,6 +96,7 @@ def _rank(rank: int, world: int, checks: list[str], folder: str) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "precision='bfloat16' is some ten times slower")  # on CPUs without AVX-512
     store = dist.FileStore(f"{folder}/store", world)
     store.set_timeout(timedelta(seconds=2 * COLLECTIVE))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=COLLECTIVE))
