@@ -139,10 +139,11 @@ def kept(dropout, b, h, i_query, i_key, BLOCK_M: tl.constexpr, BLOCK_N: tl.const
     i_group = (i_key // 8 + tl.arange(0, BLOCK_N // 8))[None, :]
     i_groups, i_rows = tl.broadcast(i_group, (i_query + tl.arange(0, BLOCK_M))[:, None])
     word0, word1, word2, word3 = tl.philox(tl.load(dropout.seed), i_groups, i_rows, h, b, n_rounds=7)
-    b_even = tl.interleave(_kept_of_word(word0, dropout.dropped), _kept_of_word(word2, dropout.dropped))
-    b_odd = tl.interleave(_kept_of_word(word1, dropout.dropped), _kept_of_word(word3, dropout.dropped))
-    b_words = tl.interleave(b_even, b_odd)
-    return tl.interleave(b_words & 1, b_words >> 1) != 0
+    b_half0 = _kept_of_word(word0, dropout.dropped) | _kept_of_word(word1, dropout.dropped) << 2
+    b_half1 = _kept_of_word(word2, dropout.dropped) | _kept_of_word(word3, dropout.dropped) << 2
+    b_bits = tl.interleave(b_half0, b_half1)
+    b_bits = tl.interleave(b_bits, b_bits >> 2)
+    return (tl.interleave(b_bits, b_bits >> 1) & 1) != 0
 
 
 @triton.jit
