@@ -160,9 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
     outcomes = [report(*each, options.results, options.root, not options.no_plot) for each in measured]
     broken, wrong = (sum(counts) for counts in zip(*outcomes, strict=True))
     for device in sorted({device for _, device, _ in measured}):
-        if content := promises.section(
-            device, [(operator, result) for operator, on, result in measured if on == device]
-        ):
+        results = [(operator, result) for operator, on, result in measured if on == device]
+        if content := promises.section(device, results):
             wrong += _put(options.root / promises.PAGE, promises.NAME, device, content)
     if not options.no_plot:
         from benchmarks import page

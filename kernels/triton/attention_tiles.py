@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 
+from .launch_options import launch_options
+
 SMALLEST_BLOCK = 16  # of a tensor core's product
 
 
@@ -24,8 +26,8 @@ class Tile(NamedTuple):
     stages: int
 
     @property
-    def options(self) -> dict[str, int]:
-        return {"num_warps": self.warps, "num_stages": self.stages}
+    def options(self) -> dict[str, int | bool]:
+        return launch_options(self.warps, self.stages)
 
 
 HALF, SINGLE = "half", "single"

@@ -24,6 +24,7 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
+from .launch_options import launch_options
 from .perturbation_blocks import add_block, load_entries, load_record, move_block, store_entries, whole_blocks
 from .perturbation_math import LOWEST, norm_of_norms, power_of_two, root, step_of
 from .perturbation_table import CHUNK, COLUMNS, Launch, Plan, plan_of
@@ -153,7 +154,7 @@ def grad_norm(grads: Sequence[Tensor], params: Sequence[Tensor], scope: int, ada
         weight_norms = _empty(len(grads) if scope == AWP else 0, grads[0])
         parts, weight_parts = _launch_norm(plan, grads[0], scope, adaptive)
         perturbation_combine[(len(plan.ranges),)](
-            plan.ranges, parts, weight_parts, norms, weight_norms, BLOCK=PARTS_BLOCK, num_warps=WARPS
+            plan.ranges, parts, weight_parts, norms, weight_norms, BLOCK=PARTS_BLOCK, **launch_options(WARPS)
         )
     return norms, weight_norms
 
@@ -198,7 +199,8 @@ def perturb_(
                     launch.table, *parts, *given, *written, bits_of(radius),
                     COLUMNS=COLUMNS, WEIGHT=_TYPES[launch.weight_dtype], BITS=_bits(launch),
                     GRAD=_TYPES[launch.grad_dtype], COMPUTE=_compute(launch), ADAPTIVE=adaptive,
-                    BLOCK=_block(launch.weight_dtype, launch.grad_dtype), PARTS_BLOCK=PARTS_BLOCK, num_warps=WARPS,
+                    BLOCK=_block(launch.weight_dtype, launch.grad_dtype), PARTS_BLOCK=PARTS_BLOCK,
+                    **launch_options(WARPS),
                 )  # fmt: skip
                 launched.append(launch)
             _copy_back(flat_stash, stash)
@@ -233,7 +235,7 @@ def _launch_norm(plan: Plan, like: Tensor, scope: int, adaptive: bool) -> tuple[
         perturbation_norm[(len(launch.table),)](
             launch.table, parts, weight_parts,
             COLUMNS=COLUMNS, WEIGHT=_TYPES[launch.weight_dtype], GRAD=_TYPES[launch.grad_dtype],
-            COMPUTE=_compute(launch), ADAPTIVE=adaptive, BLOCK=block, num_warps=WARPS,
+            COMPUTE=_compute(launch), ADAPTIVE=adaptive, BLOCK=block, **launch_options(WARPS),
         )  # fmt: skip
     return parts, weight_parts
 
@@ -241,7 +243,11 @@ def _launch_norm(plan: Plan, like: Tensor, scope: int, adaptive: bool) -> tuple[
 def _launch_restore(launches: list[Launch]) -> None:
     for launch in launches:
         perturbation_restore[(len(launch.table),)](
-            launch.table, COLUMNS=COLUMNS, BITS=_bits(launch), BLOCK=_block(launch.weight_dtype), num_warps=WARPS
+            launch.table,
+            COLUMNS=COLUMNS,
+            BITS=_bits(launch),
+            BLOCK=_block(launch.weight_dtype),
+            **launch_options(WARPS),
         )
 
 

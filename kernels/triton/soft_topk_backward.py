@@ -15,6 +15,7 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
+from .launch_options import launch_options
 from .soft_topk_math import argument, inverse_temperature, row_sum, sigmoid, usable_tau
 from .soft_topk_rows import (
     BLOCK_LIMIT,
@@ -196,7 +197,7 @@ def soft_topk_backward(
         "SIGN": 1 if largest else -1,
         "COMPUTE": compute_dtype(scores.dtype),
         "BLOCK": shape.block,
-        "num_warps": shape.warps,
+        **launch_options(shape.warps),
     }
     kernel = soft_topk_backward_chunked
     if not shape.chunked:

@@ -11,6 +11,7 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
+from .launch_options import launch_options
 from .soft_topk_math import (
     after_selection,
     after_sweep,
@@ -326,7 +327,7 @@ def soft_topk_forward(
         "COMPUTE": compute_dtype(scores.dtype),
         "SINKHORN": sinkhorn_iterations > 0,
         "BLOCK": shape.block,
-        "num_warps": shape.warps,
+        **launch_options(shape.warps),
     }
     kernel = soft_topk_forward_chunked
     if not shape.chunked:

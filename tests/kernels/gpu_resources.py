@@ -118,6 +118,7 @@ def compile_triton(architecture: str) -> dict[str, Usage]:
     forward = _kernels("soft_topk_forward")
     backward = _kernels("soft_topk_backward")
     launch_shape = _kernels("soft_topk_rows").launch_shape
+    launch_options = _kernels("launch_options").launch_options
     usage: dict[str, Usage] = {}
     target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     for direction, cols, dtype in TRITON_CASES:
@@ -133,7 +134,7 @@ def compile_triton(architecture: str) -> dict[str, Usage]:
         signature = {name: _argument_type(name, dtype) for name in kernel.arg_names}
         signature.update(dict.fromkeys(constants, "constexpr"))
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        compiled = triton.compile(source, target=target, options={"num_warps": shape.warps})
+        compiled = triton.compile(source, target=target, options=launch_options(shape.warps))
         usage[f"{direction} {dtype} {cols}"] = _cubin_usage(compiled.asm["cubin"])
     return {**usage, **compile_triton_attention(architecture), **compile_triton_perturbation(architecture)}
 

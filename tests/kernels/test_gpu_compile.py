@@ -38,7 +38,7 @@ def compilations() -> Iterator[dict[tuple[str, str], Future]]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
     def compile_one(backend: str, architecture: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(FOLDER / "gpu_resources.py"), backend, architecture]
+        command = [sys.executable, "-W", "error::UserWarning", str(FOLDER / "gpu_resources.py"), backend, architecture]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
     with ThreadPoolExecutor(2) as pool:

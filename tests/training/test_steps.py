@@ -20,5 +20,5 @@ def test_bfloat16_is_warned_of_where_the_cpu_has_no_products_of_it(
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         steps.chosen_step(small_model(small_data()), dataclasses.replace(TRAIN, precision=precision))
-    expected = ["precision='bfloat16' is some ten times slower"] if precision == "bfloat16" and not has_products else []
-    assert [str(warning.message)[: len(expected[0])] for warning in said] == expected
+    slow = precision == "bfloat16" and not has_products
+    assert ["some ten times slower" in str(warning.message) for warning in said] == ([True] if slow else [])
