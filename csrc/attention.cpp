@@ -1,5 +1,5 @@
 // Attention with soft key weights for the dispatcher: checks, outputs, launch. Schemas:
-// mmer_fast/ops/attention_operators.py.
+// mmer_fast/ops/attention_operators.py, mmer_fast/ops/self_attention.py.
 #include "../kernels/cpu/attention.h"
 
 #include <atomic>
@@ -197,7 +197,8 @@ void run_on_cpu(int64_t tasks, int64_t keys, Kernel kernel) {
   STD_TORCH_CHECK(ok.load(), "attention: no memory for the scratch of ", keys, " keys");
 }
 
-void backward_on_cpu(const AttentionBackwardArgs& args) {
+// `columns`: as in AttentionParts.
+void backward_on_cpu(const AttentionBackwardArgs& args, float* columns = nullptr) {
   const AttentionInputs& in = args.in;
   const AttentionTasks tasks = attention_cpu_tasks(in);
   std::unique_ptr<float[]> parts;
@@ -205,11 +206,13 @@ void backward_on_cpu(const AttentionBackwardArgs& args) {
     parts.reset(new (std::nothrow) float[tasks.key_chunks * args.grad_q_elements]);
     STD_TORCH_CHECK(parts != nullptr, "attention: no memory for ", tasks.key_chunks, " parts of grad_q");
   }
-  run_on_cpu(tasks.backward, in.keys,
-             [&](int64_t begin, int64_t end) { return attention_backward_cpu(args, parts.get(), begin, end); });
+  run_on_cpu(tasks.backward, in.keys, [&](int64_t begin, int64_t end) {
+    return attention_backward_cpu(args, {parts.get(), columns}, begin, end);
+  });
   if (parts != nullptr) {
-    constexpr int64_t kGrain = 1 << 14;
-    torch::stable::parallel_for(0, args.grad_q_elements, kGrain, [&](int64_t begin, int64_t end) {
+    constexpr int64_t kGrain = 1 << 14;  // elements
+    const int64_t grain = kGrain / in.width > 1 ? kGrain / in.width : 1;
+    torch::stable::parallel_for(0, args.grad_q_elements / in.width, grain, [&](int64_t begin, int64_t end) {
       attention_sum_parts_cpu(args, parts.get(), begin, end);
     });
   }
@@ -294,11 +297,59 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   return {grad_q, grad_k, grad_v, grad_weights, grad_bias};
 }
 
+// One of the three arrays in a contiguous (tokens, 3, heads, D) of float32 or of a type of half its size.
+AttentionArray third_of(const Tensor& three, int64_t i) {
+  const int64_t bytes = three.scalar_type() == ScalarType::Float ? 4 : 2;
+  return {static_cast<char*>(three.data_ptr()) + i * three.stride(1) * bytes, 0, three.stride(2), three.stride(0)};
+}
+
+// Of packed self-attention on the CPU: the gradients of q, k and v side by side, (tokens, 3, heads, D), and their sums
+// over the tokens, float32 (3, heads, D).
+std::tuple<Tensor, Tensor> self_backward(const Tensor& grad_out, const Tensor& out, const Tensor& lse, const Tensor& q,
+                                         const Tensor& k, const Tensor& v, const Tensor& cu_seqlens, int64_t longest,
+                                         double scale, double dropout_p, const MaybeTensor& seed) {
+  const MaybeTensor none, ends(cu_seqlens);
+  const Inputs inputs = make_inputs(
+      {q, k, v, none, none, none, none, none, ends, ends, longest, longest, false, scale, dropout_p, seed, false});
+  const AttentionInputs& in = inputs.view;
+  check_same_shape(k, "k", q);
+  const Tokens grad = make_tokens(grad_out, "grad_out", q), output = make_tokens(out, "out", q);
+  check_same_shape(grad_out, "grad_out", q);
+  check_same_shape(out, "out", q);
+  STD_TORCH_CHECK(
+      lse.scalar_type() == ScalarType::Float && lse.dim() == 2 && lse.size(0) == q.size(0) && lse.size(1) == q.size(1),
+      "lse must be float32 of shape (tokens, heads)");
+
+  const int64_t shape[] = {q.size(0), 3, in.heads, in.width};
+  const Tensor grads = empty(q, shape, q.scalar_type());
+  const int64_t columns = 3 * in.heads * in.width, samples = in.batch * attention_cpu_tasks(in).key_chunks;
+  const int64_t sums_shape[] = {3, in.heads, in.width}, parts_shape[] = {samples, columns};
+  const Tensor sums = empty(q, sums_shape, ScalarType::Float), parts = empty(q, parts_shape, ScalarType::Float);
+
+  AttentionBackwardArgs args{};
+  args.in = in;
+  args.grad_out = grad.array;
+  args.out = output.array;
+  args.lse = vector_of(lse, true);
+  args.grad_q = third_of(grads, 0);
+  args.grad_k = third_of(grads, 1);
+  args.grad_v = third_of(grads, 2);
+  args.grad_q_elements = q.numel();
+  float *sum = static_cast<float*>(sums.data_ptr()), *part = static_cast<float*>(parts.data_ptr());
+  backward_on_cpu(args, part);
+  for (int64_t j = 0; j < columns; ++j) sum[j] = 0;
+  for (int64_t i = 0; i < samples; ++i, part += columns) {
+    for (int64_t j = 0; j < columns; ++j) sum[j] += part[j];
+  }
+  return {grads, sums};
+}
+
 }  // namespace
 
 MMER_IMPLEMENT(CPU, library) {
   library.impl("attention_forward", TORCH_BOX(&forward));
   library.impl("attention_backward", TORCH_BOX(&backward));
+  library.impl("self_attention_backward", TORCH_BOX(&self_backward));
 }
 
 #ifdef MMER_WITH_CUDA

@@ -147,6 +147,7 @@ def test_operators_are_of_a_kind() -> None:
     assert split.kind_of("aten::mm") == "matrix products"
     assert split.kind_of("aten::mmm") == split.REST
     assert split.kind_of("mmer_fast::attention_backward") == "attention"
+    assert split.kind_of("mmer_fast::self_attention_backward") == "attention"
     assert split.in_words({"a": 0.004, "b": 0.2, "c": 0.796}) == "c 80 %, b 20 %"
 
 

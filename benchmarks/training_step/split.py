@@ -11,7 +11,13 @@ from mmer_fast.bench.timing import Call
 
 KINDS: dict[str, tuple[str, ...]] = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise"),
-    "attention": ("mmer_fast::attention", "aten::_scaled_dot_product", "aten::_softmax", "aten::softmax"),
+    "attention": (
+        "mmer_fast::attention",
+        "mmer_fast::self_attention",
+        "aten::_scaled_dot_product",
+        "aten::_softmax",
+        "aten::softmax",
+    ),
     "random numbers": ("aten::random_", "aten::bernoulli_", "aten::native_dropout", "aten::rand"),
     "dropout, norm, ReLU": (
         "mmer_fast::dropout",

@@ -88,9 +88,9 @@ struct AttentionBackwardArgs {
   AttentionArray grad_out, out;
   AttentionVector lse;       // of the forward pass
   AttentionVector grad_lse;  // data may be null
-  AttentionArray grad_q;     // contiguous, as q
+  AttentionArray grad_q;     // as q; contiguous on a GPU
   int64_t grad_q_elements;
-  AttentionArray grad_k, grad_v;  // contiguous, as k
+  AttentionArray grad_k, grad_v;  // as k; contiguous on a GPU
   AttentionVector grad_weights;   // [B, H, S], packed [Tk, H]: dL/dm of each head; data is null where nobody asks
   float* grad_bias;               // contiguous, of the bias's sizes, or null
   AttentionVector delta;          // scratch of the GPU kernels: do . o - dL/dlse of each query

@@ -17,12 +17,18 @@ struct AttentionTasks {
 };
 AttentionTasks attention_cpu_tasks(const AttentionInputs& in);
 
+// Where the tasks of a backward pass write what is summed afterwards; null where nothing is.
+struct AttentionParts {
+  float* grad_q = nullptr;   // [key_chunks, grad_q_elements]: the parts of a contiguous grad_q, of several chunks
+  float* columns = nullptr;  // [batch, key_chunks, 3, heads, width]: grad_q, grad_k, grad_v summed over their tokens;
+                             // only where each head has its own keys
+};
+
 // False: no memory for the scratch of a task.
 bool attention_forward_cpu(const AttentionForwardArgs& args, int64_t begin, int64_t end);
-// `parts` [key_chunks, grad_q_elements]: the parts of grad_q where there are several chunks; else null.
-bool attention_backward_cpu(const AttentionBackwardArgs& args, float* parts, int64_t begin, int64_t end);
+bool attention_backward_cpu(const AttentionBackwardArgs& args, const AttentionParts& parts, int64_t begin, int64_t end);
 bool attention_bias_backward_cpu(const AttentionBackwardArgs& args, int64_t begin, int64_t end);
-// Elements [begin, end) of grad_q: the sums of their parts.
+// Rows [begin, end) of grad_q, as a contiguous array counts them: the sums of their parts.
 bool attention_sum_parts_cpu(const AttentionBackwardArgs& args, const float* parts, int64_t begin, int64_t end);
 
 }  // namespace mmer

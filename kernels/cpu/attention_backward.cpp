@@ -4,7 +4,8 @@
 //     dv_j = sum_i r_ij p_ij do_i,    dm_j = sum_i e_ij a_ij
 //
 // A task owns the keys of a head, or a chunk of them, with all queries that look at them, so that every sum has one
-// owner and one order. The parts that several chunks have in grad_q are summed in a second pass.
+// owner and one order. The parts that several chunks have in grad_q are summed in a second pass, and so are a task's
+// sums over tokens, which are the gradient of the bias of the layer that q, k and v come from.
 #include "attention_slopes.h"
 
 namespace mmer {
@@ -40,11 +41,11 @@ class BackwardTask {
         all_dv_(arena.take(most * row_)),
         dq_(arena.take(kQueryBlock * row_)) {}
 
-  // Keys [begin, end) of a head of sample b, and its padding behind them. `grad_q_part`: where this task's part of
-  // grad_q goes, laid out as grad_q; null where it is the only one.
-  void run(int64_t b, int64_t key_head, int64_t begin, int64_t end, float* grad_q_part) {
+  // Keys [begin, end) of a head of sample b, and its padding behind them. `parts`: where this task's own go, grad_q
+  // null where it is the only one.
+  void run(int64_t b, int64_t key_head, int64_t begin, int64_t end, const AttentionParts& parts) {
     b_ = b;
-    grad_q_part_ = grad_q_part;
+    parts_ = parts;
     queries_ = in_.query_span(b);
     const AttentionSpan span = in_.key_span(b);
     first_key_ = span.first + begin;
@@ -61,15 +62,19 @@ class BackwardTask {
       zero(dk_, keys_.count() * row_);
       zero(dv_, keys_.count() * row_);
       zero(dm_, padded(keys_.count()));
+      float* columns = columns_of(0, h_);
       for (int64_t first = 0; first < queries_.room; first += kQueryBlock) {
         const int64_t rows = least(kQueryBlock, queries_.room - first), taken = least(rows, queries_.count - first);
         if (taken > 0) differentiate(first, taken);
         write_queries(first, taken, rows);
+        add_rows(dq_, taken, static_cast<float>(in_.scale), columns);
       }
       scatter(begin);
     }
     write_keys(key_head, all_dk_, args_.grad_k);
     write_keys(key_head, all_dv_, args_.grad_v);
+    add_rows(all_dk_, count_, 1.0f, columns_of(1, key_head));
+    add_rows(all_dv_, count_, 1.0f, columns_of(2, key_head));
   }
 
  private:
@@ -102,8 +107,9 @@ class BackwardTask {
   void write_queries(int64_t first, int64_t taken, int64_t rows) {
     const float scale = static_cast<float>(in_.scale);
     for (int64_t i = 0; i < rows; ++i) {
-      S* out = args_.grad_q.at<S>(b_, h_, queries_.first + first + i);
-      float* part = grad_q_part_ == nullptr ? nullptr : grad_q_part_ + (out - static_cast<S*>(args_.grad_q.data));
+      const int64_t token = queries_.first + first + i;
+      S* out = args_.grad_q.at<S>(b_, h_, token);
+      float* part = parts_.grad_q == nullptr ? nullptr : parts_.grad_q + row_number(token) * in_.width;
       for (int64_t d = 0; d < in_.width; ++d) {
         const float value = i < taken ? scale * dq_[i * row_ + d] : 0.0f;
         if (part != nullptr) {
@@ -112,6 +118,26 @@ class BackwardTask {
           from_compute(value, out + d);
         }
       }
+    }
+  }
+
+  // The row of a query in a contiguous array.
+  int64_t row_number(int64_t token) const {
+    return in_.cu_seqlens_q != nullptr ? token * in_.heads + h_ : (b_ * in_.heads + h_) * in_.queries + token;
+  }
+
+  // This task's sum of the columns of grad_q (0), grad_k (1) or grad_v (2) of a head, set to 0; or null.
+  float* columns_of(int64_t array, int64_t head) const {
+    if (parts_.columns == nullptr) return nullptr;
+    float* columns = parts_.columns + (array * in_.heads + head) * in_.width;
+    zero(columns, in_.width);
+    return columns;
+  }
+
+  void add_rows(const float* rows, int64_t count, float factor, float* columns) const {
+    if (columns == nullptr) return;
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t d = 0; d < in_.width; ++d) columns[d] += factor * rows[i * row_ + d];
     }
   }
 
@@ -129,42 +155,52 @@ class BackwardTask {
   Dropout dropout_;
   QueryBlock<S> block_;
   float *kt_, *vt_, *k_, *dk_, *dv_, *dm_, *all_dk_, *all_dv_, *dq_;
-  float* grad_q_part_ = nullptr;
+  AttentionParts parts_{};
   AttentionSpan queries_{};
   int64_t b_ = 0, h_ = 0, first_key_ = 0, count_ = 0;
 };
 
 template <class S>
-bool backward_tasks(const AttentionBackwardArgs& args, float* parts, int64_t begin, int64_t end) {
+bool backward_tasks(const AttentionBackwardArgs& args, const AttentionParts& parts, int64_t begin, int64_t end) {
   const AttentionInputs& in = args.in;
   const AttentionTasks tasks = attention_cpu_tasks(in);
   Arena arena(BackwardTask<S>::scratch(in, tasks.key_chunk));
   if (!arena.ok()) return false;
   BackwardTask<S> task(args, tasks.key_chunk, arena);
-  const int64_t elements = parts == nullptr ? 0 : args.grad_q_elements;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t head = i / tasks.key_chunks, chunk = i % tasks.key_chunks, first = chunk * tasks.key_chunk;
-    task.run(head / in.key_heads, head % in.key_heads, first, first + tasks.key_chunk,
-             parts == nullptr ? nullptr : parts + chunk * elements);
+    const int64_t b = head / in.key_heads;
+    AttentionParts own;
+    if (parts.grad_q != nullptr) own.grad_q = parts.grad_q + chunk * args.grad_q_elements;
+    if (parts.columns != nullptr) {
+      own.columns = parts.columns + (b * tasks.key_chunks + chunk) * 3 * in.heads * in.width;
+    }
+    task.run(b, head % in.key_heads, first, first + tasks.key_chunk, own);
   }
   return true;
 }
 
 template <class S>
 bool sum_parts(const AttentionBackwardArgs& args, const float* parts, int64_t begin, int64_t end) {
-  const int64_t chunks = attention_cpu_tasks(args.in).key_chunks;
-  S* out = static_cast<S*>(args.grad_q.data);
-  for (int64_t i = begin; i < end; ++i) {
-    float sum = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += parts[chunk * args.grad_q_elements + i];
-    from_compute(sum, out + i);
+  const AttentionInputs& in = args.in;
+  const int64_t chunks = attention_cpu_tasks(in).key_chunks;
+  const bool packed = in.cu_seqlens_q != nullptr;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t outer = row / (packed ? in.heads : in.queries), inner = row % (packed ? in.heads : in.queries);
+    S* out = packed ? args.grad_q.at<S>(0, inner, outer) : args.grad_q.at<S>(outer / in.heads, outer % in.heads, inner);
+    for (int64_t d = 0; d < in.width; ++d) {
+      float sum = 0;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += parts[chunk * args.grad_q_elements + row * in.width + d];
+      from_compute(sum, out + d);
+    }
   }
   return true;
 }
 
 }  // namespace
 
-bool attention_backward_tasks(const AttentionBackwardArgs& args, float* parts, int64_t begin, int64_t end) {
+bool attention_backward_tasks(const AttentionBackwardArgs& args, const AttentionParts& parts, int64_t begin,
+                              int64_t end) {
   return by_narrow_storage(args.in.dtype,
                            [&](auto storage) { return backward_tasks<decltype(storage)>(args, parts, begin, end); });
 }

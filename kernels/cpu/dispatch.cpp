@@ -16,7 +16,8 @@ namespace mmer {
   bool soft_topk_forward_rows(const SoftTopKForwardArgs& args, int64_t begin, int64_t end);                          \
   bool soft_topk_backward_rows(const SoftTopKBackwardArgs& args, int64_t begin, int64_t end);                        \
   bool attention_forward_tasks(const AttentionForwardArgs& args, int64_t begin, int64_t end);                        \
-  bool attention_backward_tasks(const AttentionBackwardArgs& args, float* parts, int64_t begin, int64_t end);        \
+  bool attention_backward_tasks(const AttentionBackwardArgs& args, const AttentionParts& parts, int64_t begin,       \
+                                int64_t end);                                                                        \
   bool attention_bias_backward_tasks(const AttentionBackwardArgs& args, int64_t begin, int64_t end);                 \
   bool attention_sum_parts_tasks(const AttentionBackwardArgs& args, const float* parts, int64_t begin, int64_t end); \
   void perturbation_norm_chunks(const PerturbationCpuArgs& call, int64_t begin, int64_t end);                        \
@@ -96,7 +97,8 @@ bool attention_forward_cpu(const AttentionForwardArgs& args, int64_t begin, int6
   MMER_DISPATCH(attention_forward_tasks, args, begin, end);
 }
 
-bool attention_backward_cpu(const AttentionBackwardArgs& args, float* parts, int64_t begin, int64_t end) {
+bool attention_backward_cpu(const AttentionBackwardArgs& args, const AttentionParts& parts, int64_t begin,
+                            int64_t end) {
   MMER_DISPATCH(attention_backward_tasks, args, parts, begin, end);
 }
 

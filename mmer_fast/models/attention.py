@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import mmer_fast as mf
-from mmer_fast.models.linear import Linear, joint_linear
+from mmer_fast.models.linear import Linear, joint_linear, joint_parameters
 from mmer_fast.ops.attention_checks import drawn_seed
+from mmer_fast.ops.self_attention import self_attention
 
 
 class Spans(NamedTuple):
@@ -66,13 +67,15 @@ class MultiHeadAttention(nn.Module):
     def read(self, query_nd: Tensor, context_md: Tensor, queries: Spans, context: Spans) -> Tensor:
         """What `out` is applied to, (N, D); 0 where a context is empty."""
         dropout = self.dropout if self.training else 0.0
+        seed = drawn_seed(dropout, query_nd.device)
         if query_nd is context_md:
-            q_nd, k_md, v_md = joint_linear(query_nd, (self.query, self.key, self.value))
-        else:
-            q_nd = self.query(query_nd)
-            k_md, v_md = joint_linear(context_md, (self.key, self.value))
+            weight, bias = joint_parameters((self.query, self.key, self.value))
+            return self_attention(
+                query_nd, weight, bias, self.heads, queries.cu_seqlens, queries.longest, dropout, seed
+            )
+        k_md, v_md = joint_linear(context_md, (self.key, self.value))
         out_nhe = mf.packed_attention(
-            self._split(q_nd),
+            self._split(self.query(query_nd)),
             self._split(k_md),
             self._split(v_md),
             queries.cu_seqlens,
@@ -80,7 +83,7 @@ class MultiHeadAttention(nn.Module):
             max_seqlen_q=queries.longest,
             max_seqlen_k=context.longest,
             dropout_p=dropout,
-            seed=drawn_seed(dropout, query_nd.device),
+            seed=seed,
         )
         assert isinstance(out_nhe, Tensor)
         return out_nhe.flatten(1)

@@ -22,6 +22,11 @@ class Linear(nn.Linear):
         return linear(x, self.weight)
 
 
+def joint_parameters(layers: Sequence[Linear]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one layer whose output is that of `layers` side by side."""
+    return torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+
+
 def joint_linear(x: Tensor, layers: Sequence[Linear]) -> tuple[Tensor, ...]:
     """Each layer's output of one input, by one matrix product.
 
@@ -35,5 +40,5 @@ def joint_linear(x: Tensor, layers: Sequence[Linear]) -> tuple[Tensor, ...]:
     Returns:
         (N, H) for each layer, H its width.
     """
-    weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+    weight, bias = joint_parameters(layers)
     return linear(x, weight, bias).split([layer.out_features for layer in layers], dim=-1)

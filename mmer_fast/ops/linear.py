@@ -74,6 +74,14 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
+def gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, needs_x: bool, needs_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of `x` and `weight`, from `grad` (N, H), that of ``x weight.T``; None what is not needed. Records nothing."""
+    multiply = _product if _is_faster(grad, weight) else torch.nn.functional.linear
+    return multiply(grad, weight.T) if needs_x else None, grad.T @ x if needs_weight else None
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

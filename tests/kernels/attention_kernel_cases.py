@@ -51,6 +51,7 @@ def cases() -> Iterator[AttentionCase]:
     # Few heads: chunks of queries and of keys.
     yield AttentionCase("float32", 400, 1300, 4, batch=1, padding="lengths", weights="head", causal=True)
     yield AttentionCase("bfloat16", 70, 1300, 4, batch=1, bias=(False, False, True), dropout_p=0.2)
+    yield AttentionCase("float32", 70, 1300, 4, batch=1, key_heads=2, packed=True)
 
 
 class AttentionInputs:

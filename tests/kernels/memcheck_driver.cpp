@@ -184,15 +184,18 @@ void attention(DType dtype, int64_t queries, int64_t keys, int64_t width, bool c
   backward.grad_weights = {grad_m.floats(), kHeads * keys, keys, 1};
   backward.grad_bias = grad_bias.floats();
   const Array parts(DType::kFloat32, tasks.key_chunks * backward.grad_q_elements);
-  float* of_chunks = tasks.key_chunks > 1 ? parts.floats() : nullptr;
-  expect(mmer::attention_backward_cpu(backward, of_chunks, 0, tasks.backward), "attention_backward");
-  if (of_chunks != nullptr) mmer::attention_sum_parts_cpu(backward, of_chunks, 0, backward.grad_q_elements);
+  const Array columns(DType::kFloat32, kBatch * tasks.key_chunks * 3 * kHeads * in.width);
+  const mmer::AttentionParts given{tasks.key_chunks > 1 ? parts.floats() : nullptr, columns.floats()};
+  expect(mmer::attention_backward_cpu(backward, given, 0, tasks.backward), "attention_backward");
+  const int64_t rows = backward.grad_q_elements / in.width;
+  if (given.grad_q != nullptr) mmer::attention_sum_parts_cpu(backward, given.grad_q, 0, rows);
   expect(mmer::attention_bias_backward_cpu(backward, 0, tasks.bias), "attention_bias_backward");
   grad_q.check("attention grad_q");
   grad_k.check("attention grad_k");
   grad_v.check("attention grad_v");
   grad_m.check("attention grad_weights");
   grad_bias.check("attention grad_bias");
+  columns.check("attention columns");
 }
 
 void perturbation(DType dtype, int64_t n) {

@@ -127,10 +127,12 @@ void backward(const Options& options) {
   args.grad_weights = vector(options, "grad_weights");
   args.grad_bias = const_cast<float*>(data_of<float>(options, "grad_bias"));
   const mmer::AttentionTasks tasks = mmer::attention_cpu_tasks(args.in);
-  float* parts = const_cast<float*>(data_of<float>(options, "parts"));
-  require((tasks.key_chunks > 1) == (parts != nullptr), "parts are for several chunks of keys");
+  const mmer::AttentionParts parts{const_cast<float*>(data_of<float>(options, "parts")),
+                                   const_cast<float*>(data_of<float>(options, "columns"))};
+  require((tasks.key_chunks > 1) == (parts.grad_q != nullptr), "parts are for several chunks of keys");
   enough_memory(mmer::attention_backward_cpu(args, parts, 0, tasks.backward));
-  if (parts != nullptr) mmer::attention_sum_parts_cpu(args, parts, 0, args.grad_q_elements);
+  const int64_t rows = args.grad_q_elements / args.in.width;
+  if (parts.grad_q != nullptr) mmer::attention_sum_parts_cpu(args, parts.grad_q, 0, rows);
   if (args.grad_bias != nullptr) enough_memory(mmer::attention_bias_backward_cpu(args, 0, tasks.bias));
 }
 

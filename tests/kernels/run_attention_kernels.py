@@ -71,10 +71,24 @@ class AttentionRun:
         chunks = self.module.attention_key_chunks(options)
         if chunks > 1:
             options["parts"] = self.allocate((chunks, *options["grad_q"].shape), single)
+        if case.heads == case.key_heads:
+            options["columns"] = self.allocate((case.batch, chunks, 3, case.heads, case.width), single)
         self.module.attention_backward(options)
+        if case.heads == case.key_heads:
+            yield from self._compare_columns(GRADIENT_TOLERANCE[case.dtype])
         for name in ("grad_q", "grad_k", "grad_v", "grad_weights", "grad_bias"):
             if name in options:
                 yield from self._compare(name, GRADIENT_TOLERANCE[case.dtype])
+
+    def _compare_columns(self, tolerance: float) -> Iterator[str]:
+        written = self.options["columns"]
+        if untouched(written).any():
+            yield "columns has unwritten entries"
+        expected = np.stack([self.inputs.expected[f"grad_{x}"].sum((0, 2)) for x in "qkv"])
+        size = max(1.0, max(float(np.abs(self.inputs.expected[f"grad_{x}"]).sum((0, 2)).max()) for x in "qkv"))
+        error = float(np.abs(written.astype(np.float64).sum((0, 1)) - expected).max())
+        if not error <= tolerance * size:
+            yield f"columns off by {error:.3g}, allowed {tolerance * size:.3g}"
 
     def _compare(self, name: str, tolerance: float) -> Iterator[str]:
         written, expected = self.options[name], self.inputs.expected[name]

@@ -1,0 +1,138 @@
+"""Self-attention of packed tokens by way of one product. A helper of the models, not a public operator.
+
+    (q, k, v) = x weight.T + bias,   o = packed_attention(q, k, v)
+
+On the CPU the backward pass writes the gradients of q, k and v side by side, as the products behind it read them, and
+sums them over the tokens while it has them at hand, which is the gradient of the bias. Otherwise three gradients are
+written, copied into one, and read once more for the bias. Whatever the kernel does not serve goes that way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmer_fast.ops import _backends, _validate
+from mmer_fast.ops._library import define, operator_of
+from mmer_fast.ops.attention import packed_attention
+from mmer_fast.ops.attention_inputs import Inputs
+from mmer_fast.ops.attention_operators import FORWARD
+from mmer_fast.ops.linear import gradients, linear
+
+# The gradients (T, 3, H, D) in the dtype of q, and their sums over the tokens (3, H, D), float32.
+define(
+    "self_attention_backward",
+    "(Tensor grad_out, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int longest, "
+    "float scale, float dropout_p, Tensor? seed) -> (Tensor grads, Tensor sums)",
+)
+_NARROW = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def self_attention(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    heads: int,
+    cu_seqlens: Tensor,
+    longest: int,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """Each sample's tokens attend to each other, by the queries, keys and values that one linear layer makes of them.
+
+    Args:
+        x: (T, D), the tokens of all samples end to end, floating.
+        weight: (3 H E, D): of the queries of all heads, then of the keys, then of the values.
+        bias: (3 H E,).
+        heads: H; each has the width E.
+        cu_seqlens: (B + 1,) int32, from 0 to T.
+        longest: tokens of the longest sample.
+        dropout_p, seed: as for `mmer_fast.packed_attention`; the seed is a tensor, and given where `dropout_p` > 0.
+
+    Returns:
+        (T, H E).
+    """
+    if not _is_served(x, weight, bias):
+        return _apart(x, weight, bias, heads, cu_seqlens, longest, dropout_p, seed)
+    return _SelfAttention.apply(x, weight, bias, heads, cu_seqlens, longest, dropout_p, seed)
+
+
+def _is_served(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether the CPU kernel computes a gradient here."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and all(y.dtype in _NARROW and _validate.is_plain(y) for y in (x, weight, bias))
+        and (x.dtype == weight.dtype == bias.dtype or torch.is_autocast_enabled("cpu"))
+        and (x.requires_grad or weight.requires_grad or bias.requires_grad)
+        and _backends.select("packed_attention", "cpu", None) == "cpu"
+    )
+
+
+def _apart(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    heads: int,
+    cu_seqlens: Tensor,
+    longest: int,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> Tensor:
+    """The same by the public operator."""
+    q, k, v = linear(x, weight, bias).unflatten(-1, (3, heads, -1)).unbind(1)
+    out = packed_attention(q, k, v, cu_seqlens, max_seqlen_q=longest, dropout_p=dropout_p, seed=seed)
+    assert isinstance(out, Tensor)
+    return out.flatten(1)
+
+
+class _SelfAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        heads: int,
+        cu_seqlens: Tensor,
+        longest: int,
+        dropout_p: float,
+        seed: Tensor | None,
+    ) -> Tensor:
+        ctx.autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        given = x, weight, bias
+        if ctx.autocast is not None:
+            x, weight, bias = (y.to(ctx.autocast) for y in given)
+        product = linear(x, weight, bias)
+        q, k, v = product.unflatten(-1, (3, heads, -1)).unbind(1)
+        scale = q.shape[-1] ** -0.5
+        nothing = (None,) * 5
+        inputs = Inputs(
+            q, k, v, *nothing, cu_seqlens, cu_seqlens, longest, longest, False, scale, dropout_p, seed, False
+        )
+        out, lse = FORWARD[""](*inputs)
+        ctx.save_for_backward(*given, x, weight, product, out, lse, cu_seqlens, seed)
+        ctx.numbers = heads, longest, dropout_p, scale
+        return out.flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        *given, x, weight, product, out, lse, cu_seqlens, seed = ctx.saved_tensors
+        heads, longest, dropout_p, scale = ctx.numbers
+        wanted = ctx.needs_input_grad[:3]
+        nothing = (None,) * 5
+        if torch.is_grad_enabled():  # create_graph
+            with torch.autocast("cpu", ctx.autocast, enabled=ctx.autocast is not None):
+                again = _apart(given[0], given[1], given[2], heads, cu_seqlens, longest, dropout_p, seed)
+            leaves = [y for y, needed in zip(given, wanted, strict=True) if needed]
+            found = iter(torch.autograd.grad(again, leaves, grad_out, create_graph=True))
+            return *(next(found) if needed else None for needed in wanted), *nothing
+        q, k, v = product.unflatten(-1, (3, heads, -1)).unbind(1)
+        grads, sums = operator_of("self_attention_backward")(
+            grad_out.unflatten(-1, (heads, -1)), out, lse, q, k, v, cu_seqlens, longest, scale, dropout_p, seed
+        )
+        grad_x, grad_weight = gradients(grads.flatten(1), x, weight, wanted[0], wanted[1])
+        return grad_x, grad_weight, sums.flatten() if wanted[2] else None, *nothing
