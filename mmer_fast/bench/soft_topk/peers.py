@@ -8,6 +8,7 @@ with another function.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -105,6 +106,19 @@ def _pot(max_iter: int, tol: float) -> Function:
     return pot
 
 
+def _geomloss(max_iter: int) -> Function:
+    from geomloss import ot
+
+    def geomloss(scores: Tensor, k: int | Tensor, epsilon: float, lengths: Tensor | None) -> Tensor:
+        cost, a, b, n = baselines.problem(scores, k, lengths)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar", UserWarning)
+            solution = ot.solve_batch(cost, reg=epsilon, a=a, b=b.contiguous(), max_iter=max_iter)
+        return (solution.plan[..., 1] * n).to(scores.dtype)
+
+    return geomloss
+
+
 def _entmax() -> Function:
     from entmax import budget_bisect
 
@@ -152,6 +166,14 @@ CONTESTANTS = (
         partial(_pot, 200, 0.0),
         module="ot",
         package="POT",
+        saved_floats=_UNROLLED,
+    ),
+    Contestant(
+        "geomloss, 200 iterations",
+        SAME_PLAN,
+        partial(_geomloss, 200),
+        module="geomloss",
+        package="geomloss",
         saved_floats=_UNROLLED,
     ),
     Contestant(
