@@ -24,7 +24,8 @@ from mmer_fast.training.checkpoint import CheckpointError
 from mmer_fast.training.run import RunError
 
 RUNS = ["no-atm-seed0", "no-atm-seed1", "robmmr-seed0", "robmmr-seed1"]
-FILES = ["config.json", "metrics.json", "model.safetensors", "state.safetensors", "train.log"]
+STATES = ["state.previous.safetensors", "state.safetensors"]
+FILES = ["config.json", "metrics.json", "model.safetensors", *STATES, "train.log"]
 
 
 @pytest.fixture(scope="module")
