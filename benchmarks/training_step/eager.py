@@ -1,14 +1,18 @@
 """Algorithm 1 in plain PyTorch on padded batches: key padding masks, Sinkhorn-100, clones of the perturbed weights.
 
 It computes with the parameters of a `RobMMR` and none of its operators. What the published code does and the paper does
-not ask for (a forward pass whose result is thrown away, no attention mask) it does not do.
+not ask for (a forward pass whose result is thrown away, no attention mask) it does not do. Padding is finite; a sample
+may lack a modality (length 0).
+
+In float64 and with an exact mask it is also what the packed steps are tested against
+(`tests/training/test_padded_step.py`): there mask and losses are given. The defaults are those of the preset "paper".
 
 Shape suffixes: b batch, t time, q label queries, d width, h heads, e = d / h, n units of a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,52 +22,100 @@ from torch import Tensor
 
 from mmer_fast.bench.soft_topk.baselines import problem
 from mmer_fast.data import Batch
-from mmer_fast.models import RobMMR
+from mmer_fast.models import RobMMR, RobMMRConfig
 from mmer_fast.models.attention import MultiHeadAttention
 from mmer_fast.models.transformer import FeedForward
 from mmer_fast.training import TrainConfig
 from mmer_fast.training.perturbation import app_parameters
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+Mask = Callable[[RobMMRConfig, Tensor, Tensor], Tensor]
+"""Of scores (B, T) and lengths (B,): the mask (B, T), near 0 at the units to mask."""
 SINKHORN_ITERATIONS = 100
+
+
+def sinkhorn_mask(config: RobMMRConfig, scores_bt: Tensor, lengths_b: Tensor) -> Tensor:
+    """1 - T of Eq. 7 by Sinkhorn iterations, through which autograd walks back; for the defaults of `RobMMRConfig`."""
+    counts_b = lengths_b.clamp(min=1)  # where a modality is absent, a unit of its padding
+    cost, a, b, n = problem(scores_bt, config.mask_ratio * counts_b.to(scores_bt.dtype), counts_b)
+    kernel = (-cost / config.mask_epsilon).exp()
+    v = torch.ones_like(b)
+    for _ in range(SINKHORN_ITERATIONS):
+        u = a / torch.matmul(kernel, v[:, :, None]).squeeze(-1)
+        v = b / torch.matmul(u[:, None, :], kernel).squeeze(-2)
+    return u * v[:, :1] * kernel[..., 0] * n
+
+
+def bernoulli_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """KL of K Bernoulli variables, summed over labels, mean over samples (Eq. 13)."""
+    both: Sequence[tuple[Tensor, Tensor]] = ((p_logits, q_logits), (-p_logits, -q_logits))
+    return (
+        sum((p.sigmoid() * (F.logsigmoid(p) - F.logsigmoid(q)) for p, q in both), p_logits.new_zeros(())).sum(1).mean()
+    )
 
 
 @dataclass(frozen=True)
 class EagerStep:
-    """Accumulates the gradients of Eq. 15 for the preset "paper" and those of its method: bce, Bernoulli KL."""
+    """Accumulates the gradients of Eq. 15.
+
+    Attributes:
+        mask: the top-k operator.
+        recognition_loss: L_r and L_m, of logits and labels.
+        consistency_loss: L_p, of clean and perturbed logits. The losses that `config` names have no effect.
+    """
 
     model: RobMMR
     config: TrainConfig
+    mask: Mask = sinkhorn_mask
+    recognition_loss: Loss = F.binary_cross_entropy_with_logits
+    consistency_loss: Loss = bernoulli_kl
 
-    def accumulate_gradients(self, batch: Batch) -> None:
+    def accumulate_gradients(self, batch: Batch) -> Tensor:
+        """Returns (3,) L_r, L_m, L_p, detached."""
         model, config = self.model, self.config
         parameters = app_parameters(model, config)
         clean, hidden = self._forward(batch)
-        F.binary_cross_entropy_with_logits(clean, batch.labels).backward(retain_graph=model.config.reversal == "scores")
+        loss_r = self.recognition_loss(clean, batch.labels)
+        loss_r.backward(retain_graph=model.config.reversal == "scores")
         g = [p.grad.clone() for p in parameters if p.grad is not None]
 
-        masks = {name: self._mask(name, hidden[name], batch.lengths[name]) for name in hidden}
+        masks = {
+            name: self.mask(model.config, self._scores(name, hidden[name]), batch.lengths[name]) for name in hidden
+        }
         masked, _ = self._forward(batch, masks)
-        (config.rho * F.binary_cross_entropy_with_logits(masked, batch.labels)).backward()
+        loss_m = self.recognition_loss(masked, batch.labels)
+        (config.rho * loss_m).backward()
+        if config.app_gradient == "total":
+            g = [p.grad.clone() for p in parameters if p.grad is not None]
 
         kept = [p.detach().clone() for p in parameters]
-        norm = torch.stack([x.norm() for x in g]).norm()
+        norms = [x.norm() for x in g]
+        if config.perturbation_norm == "global":
+            norms = [torch.stack(norms).norm()] * len(g)
         with torch.no_grad():
-            for p, x in zip(parameters, g, strict=True):
+            for p, x, norm in zip(parameters, g, norms, strict=True):
                 p.add_(config.gamma * x / norm)
         noisy, _ = self._forward(batch)
-        (config.sigma * _bernoulli_kl(clean.detach(), noisy)).backward()
+        loss_p = self.consistency_loss(clean.detach(), noisy)
+        (config.sigma * loss_p).backward()
         with torch.no_grad():
             for p, old in zip(parameters, kept, strict=True):
                 p.copy_(old)
+        return torch.stack([loss_r.detach(), loss_m.detach(), loss_p.detach()])
 
     def _forward(self, batch: Batch, masks: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (B, K), and the hidden states (B, T, D) of each modality."""
         model: Any = self.model  # submodules of ModuleDict and ModuleList have no types
         hidden, valid = {}, {}
+        masks_features = model.config.masked_input == "features"
         for name, x_btd in batch.features.items():
             valid[name] = torch.arange(x_btd.shape[1], device=x_btd.device) < batch.lengths[name][:, None]
             linear, norm, _ = model.embeddings[name]
-            x_btd = self._drop(norm(linear(x_btd if masks is None else x_btd * masks[name][..., None])))
+            if masks is not None and masks_features:
+                x_btd = x_btd * masks[name][..., None]
+            x_btd = self._drop(norm(linear(x_btd)))
+            if masks is not None and not masks_features:
+                x_btd = x_btd * masks[name][..., None]
             hidden[name] = self._encode(model.unimodal_encoders[name], x_btd, valid[name])
         all_bt = torch.cat(list(valid.values()), 1)
         memory_btd = self._encode(model.multimodal_encoder, torch.cat(list(hidden.values()), 1), all_bt)
@@ -96,22 +148,12 @@ class EagerStep:
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.model.config.dropout, self.model.training)
 
-    def _mask(self, name: str, hidden_btd: Tensor, lengths_b: Tensor) -> Tensor:
-        """1 - T of Eq. 7 by Sinkhorn iterations, through which autograd walks back."""
-        config = self.model.config
-        scores_bn = self.model.mask_networks[name](hidden_btd.flatten(0, 1)).unflatten(0, hidden_btd.shape[:2])
-        cost, a, b, n = problem(scores_bn, config.mask_ratio * lengths_b, lengths_b)
-        kernel = (-cost / config.mask_epsilon).exp()
-        v = torch.ones_like(b)
-        for _ in range(SINKHORN_ITERATIONS):
-            u = a / torch.matmul(kernel, v[:, :, None]).squeeze(-1)
-            v = b / torch.matmul(u[:, None, :], kernel).squeeze(-2)
-        return u * v[:, :1] * kernel[..., 0] * n
-
-
-def _bernoulli_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """KL of K Bernoulli variables, summed over labels, mean over samples (Eq. 13)."""
-    both: Sequence[tuple[Tensor, Tensor]] = ((p_logits, q_logits), (-p_logits, -q_logits))
-    return (
-        sum((p.sigmoid() * (F.logsigmoid(p) - F.logsigmoid(q)) for p, q in both), p_logits.new_zeros(())).sum(1).mean()
-    )
+    def _scores(self, name: str, hidden_btd: Tensor) -> Tensor:
+        """Scores (B, T) of Eq. 6; on the way back their gradient turns round (Eq. 11)."""
+        config: RobMMRConfig = self.model.config
+        layer: Any = self.model.mask_networks[name].linear
+        hidden_btd = hidden_btd if config.reversal == "scores" else hidden_btd.detach()
+        scores_bt = layer(hidden_btd).squeeze(-1).sigmoid()
+        factor = config.reversal_scale if config.reversal == "none" else -config.reversal_scale
+        scores_bt.register_hook(lambda gradient_bt: factor * gradient_bt)
+        return scores_bt
