@@ -16,13 +16,16 @@ import torch
 
 from mmer_fast.data import DataError, MultiModalData, load
 from mmer_fast.models import RobMMR, RobMMRConfig
+from mmer_fast.models.network import Network
 from mmer_fast.report.calibration import Calibration, calibration
 from mmer_fast.report.explanation import Explanation, chosen_samples, explain
 from mmer_fast.report.labels import LabelResult, label_results
 from mmer_fast.report.timing import StepTiming, measure_step
 from mmer_fast.training.checkpoint import CheckpointError, read_json
 from mmer_fast.training.config import TrainConfig
+from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.evaluate import predict_probabilities
+from mmer_fast.training.missing import data_for
 from mmer_fast.training.run import METRICS_FILE, RunConfig, RunError, describe_data, load_best
 
 SPLIT = "test"
@@ -42,7 +45,7 @@ class RunAnalysis:
         calibration: of its probabilities.
         samples: explained ones.
         parts: for each of `samples`, the code of the part of the data that it belongs to, if there are any.
-        timing: of a step; None also where it was not asked for.
+        timing: of a step; None also where it was not asked for, or failed (then `notes` says so).
     """
 
     name: str
@@ -69,10 +72,10 @@ class DataCache:
         self.chosen: dict[str, list[tuple[str, int]]] = {}
 
     def get(self, config: RunConfig) -> MultiModalData:
-        """The data of a run, with its modalities in its order.
+        """The data of a run, with its modalities in its order; those that `given` lacks are missing in every sample.
 
         Raises:
-            DataError: it cannot be read, or lacks a modality.
+            DataError: it cannot be read, or what the run was trained on lacks a modality now.
             RunError: its feature sizes or labels differ from those of the run.
         """
         if isinstance(self.given, MultiModalData):
@@ -82,13 +85,12 @@ class DataCache:
             if source not in self.read:
                 self.read[source] = load(source)
             data = self.read[source]
-        data = data.select(list(config.data["modalities"]))
-        for what, expected, got in (
-            ("feature sizes", config.data["modalities"], data.modalities),
-            ("labels", config.data["label_names"], data.label_names),
-        ):
-            if expected != got:
-                raise RunError(f"{data.source}: expected the {what} {expected}; got {got}")
+        if self.given is None:
+            data = data.select(list(config.data["modalities"]))
+        data, _ = data_for(config.data["modalities"], data)
+        if data.label_names != config.data["label_names"]:
+            expected = config.data["label_names"]
+            raise RunError(f"{data.source}: expected the labels {expected}; got {data.label_names}")
         return data
 
     def samples(self, config: RunConfig, probabilities_nk: np.ndarray, labels_nk: np.ndarray) -> list[tuple[str, int]]:
@@ -97,7 +99,15 @@ class DataCache:
         return self.chosen.setdefault(key, chosen_samples(probabilities_nk, labels_nk))
 
 
-def analyse(directory: Path, name: str, cache: DataCache, device: torch.device, *, timing: bool = True) -> RunAnalysis:
+def analyse(
+    directory: Path,
+    name: str,
+    cache: DataCache,
+    device: torch.device,
+    *,
+    timing: bool = True,
+    world: World = ALONE,
+) -> RunAnalysis:
     """Analyse a finished run.
 
     Args:
@@ -106,6 +116,7 @@ def analyse(directory: Path, name: str, cache: DataCache, device: torch.device, 
         cache: where its data comes from.
         device: to compute on.
         timing: also measure a training step.
+        world: the processes that have just trained the run; this one's part of a step is measured.
 
     Raises:
         CheckpointError: a file of the run is missing or damaged.
@@ -130,14 +141,16 @@ def analyse(directory: Path, name: str, cache: DataCache, device: torch.device, 
             "samples."
         )
     analysis.notes += data.notes
-    _compute(analysis, directory, data, cache, device, timing)
+    model, header = load_best(directory, device)
+    _compute(analysis, model, header, data, cache)
+    if timing and isinstance(model, RobMMR) and isinstance(config.train, TrainConfig):
+        _measure_time(analysis, model, config.train, data, world)
     return analysis
 
 
 def _compute(
-    analysis: RunAnalysis, directory: Path, data: MultiModalData, cache: DataCache, device: torch.device, timing: bool
+    analysis: RunAnalysis, model: Network, header: Mapping[str, Any], data: MultiModalData, cache: DataCache
 ) -> None:
-    model, header = load_best(directory, device)
     split, threshold = data.splits[SPLIT], header["threshold"]
     probabilities_nk = predict_probabilities(model, split)
     labels_nk = torch.from_numpy(split.labels)
@@ -148,8 +161,23 @@ def _compute(
     for title, index in cache.samples(analysis.config, probabilities_nk.numpy(), split.labels):
         analysis.samples.append(explain(model, data, SPLIT, index, threshold=threshold, title=title))
         analysis.parts.append(str(split.extras["shift"][index]) if "shift" in split.extras else None)
-    if timing and isinstance(analysis.config.train, TrainConfig):
-        analysis.timing = measure_step(model, analysis.config.train, data.splits["train"])
+
+
+def _measure_time(
+    analysis: RunAnalysis, model: RobMMR, config: TrainConfig, data: MultiModalData, world: World
+) -> None:
+    """The timing of a step, or a note why there is none: a report is not lost over it."""
+    unmeasured = "Where the time of a training step goes was not measured"
+    if world.fsdp:
+        analysis.notes.append(
+            f"{unmeasured}: the model was sharded over {world.size} processes, and would be whole here."
+        )
+        return
+    try:
+        analysis.timing = measure_step(model, config, data.splits["train"], world)
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError, and what allocators raise besides it
+        reason = next(iter(str(error).splitlines()), "")
+        analysis.notes.append(f"{unmeasured}: {type(error).__name__}" + (f": {reason}" if reason else ""))
 
 
 def _read_metrics(directory: Path) -> dict[str, Any]:

@@ -13,7 +13,16 @@ from mmer_fast.report.document import write_explanation, write_report
 from mmer_fast.report.tables import shift_names
 from mmer_fast.report.terminal import ExplanationView
 from mmer_fast.training.api import Run
-from mmer_fast.training.commands import DataOption, DeviceOption, RunOption, SplitName, SplitOption, app, choose_device
+from mmer_fast.training.commands import (
+    DataOption,
+    DeviceOption,
+    RunOption,
+    SplitName,
+    SplitOption,
+    app,
+    choose_device,
+    data_with_notes,
+)
 from mmer_fast.training.run import RunError
 
 
@@ -48,7 +57,7 @@ def explain(
     if out is not None:
         check_writable(out, ".html")
     opened = Run(run, choose_device(device))
-    loaded = opened.load(data)
+    loaded = data_with_notes(opened.model, data)
     explanation = opened.explain(sample, loaded, split.value)
     extras = loaded.splits[split.value].extras
     code = str(extras["shift"][explanation.index]) if "shift" in extras else None

@@ -28,6 +28,7 @@ from mmer_fast.report.tables import (
     recall_table,
     summary_cards,
 )
+from mmer_fast.training.distributed import ALONE, World
 
 STYLE = masks.STYLE + timing.STYLE
 
@@ -39,6 +40,7 @@ def write_report(
     data: MultiModalData | str | Path | None = None,
     device: torch.device | str = "cpu",
     measure_time: bool = True,
+    world: World = ALONE,
 ) -> None:
     """Write one HTML file about one finished run, or one that compares several.
 
@@ -48,6 +50,8 @@ def write_report(
         data: in place of the data that the runs name.
         device: to compute predictions on, and where a training step is measured.
         measure_time: run a few training steps to see where their time goes.
+        world: the processes that have just trained the run, of which this is one: what this one computed of a step is
+            measured.
 
     Raises:
         CheckpointError: a run is not finished, or a file of it is damaged.
@@ -56,7 +60,7 @@ def write_report(
     """
     cache = DataCache(data)
     runs = [
-        analyse(directory, name, cache, torch.device(device), timing=measure_time)
+        analyse(directory, name, cache, torch.device(device), timing=measure_time, world=world)
         for directory, name in zip(directories, unique_names(directories), strict=True)
     ]
     _write(path, report_page(runs))

@@ -4,6 +4,11 @@ The step is measured whole and with parts left out: L_r alone, with L_m, with L_
 however the step shares work between its parts. Forward is the time inside the model's parts; the rest of what a part
 adds is its backward pass, losses and masks. Perturbation and optimizer are measured by themselves. All are medians
 over rounds in which the variants take turns; a device is waited for only here, never in the training itself.
+
+Where the batch is cut up, for `TrainConfig.accumulation` or over processes, what is measured is what one process
+computes at a time, its part of a micro-batch: no more memory is needed than the training had. A step is then so many of
+them and one turn of the optimizer; adding up their gradients and the exchange between processes are left out. Compiled
+training (`TrainConfig.compile`) is measured uncompiled: to compile again would take longer than the rest of the report.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from mmer_fast.report.page import Content, Html, join, table, tag
 from mmer_fast.report.theme import run_colour
 from mmer_fast.training.algorithm1 import Algorithm1
 from mmer_fast.training.config import TrainConfig
+from mmer_fast.training.distributed import ALONE, World, padded_as_whole
 from mmer_fast.training.order import batches, epoch_batches
 from mmer_fast.training.steps import algorithm1_step
 
@@ -55,9 +61,12 @@ class StepTiming:
     Attributes:
         parts: some of `PARTS` → seconds, in the order of the step; their sum is near `total`.
         total: seconds of a whole step, optimizer included.
-        samples: in the batch.
+        samples: in the micro-batch of one process, which was measured.
         rounds: how often it was measured.
         device: where.
+        micro_batches: that a step has.
+        processes: that share a step.
+        uncompiled: whether the training was compiled, and this not.
     """
 
     parts: dict[str, float]
@@ -65,6 +74,9 @@ class StepTiming:
     samples: int
     rounds: int
     device: str
+    micro_batches: int = 1
+    processes: int = 1
+    uncompiled: bool = False
 
 
 class _Clock:
@@ -106,33 +118,48 @@ class _Clock:
         return self.now() - start, self.forward
 
 
-def measure_step(model: RobMMR, config: TrainConfig, split: Split, *, budget: float = BUDGET_SECONDS) -> StepTiming:
+def measure_step(
+    model: RobMMR, config: TrainConfig, split: Split, world: World = ALONE, *, budget: float = BUDGET_SECONDS
+) -> StepTiming:
     """Measure a training step; leaves the weights and torch's random generators as they are.
 
     Args:
         model: on the device to measure on; ends in eval mode, without gradients.
         config: how the run trains.
         split: gives a batch of its first epoch.
+        world: the processes that share it; nothing is exchanged with the others, which need not be there.
         budget: seconds after which no new round begins. The first round of all warms up; where it takes more than
             that by itself, it is the measurement.
     """
     device = next(model.parameters()).device
-    batch = next(batches(split, epoch_batches(split, config, 0)[:1], device))
+    micro_batches = _micro_batches(config, split, world)
     devices = [device] if device.type == "cuda" else []
     model.train()
     try:
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
-            return _measure(model, config, batch, budget)
+            timing = _measure(model, config, micro_batches[0].to(device), len(micro_batches), budget)
     finally:
         model.zero_grad(set_to_none=True)
         model.eval()
+    return dataclasses.replace(timing, processes=world.size, uncompiled=config.compile)
+
+
+def _micro_batches(config: TrainConfig, split: Split, world: World) -> list[Batch]:
+    """This process's parts of the micro-batches of the first step, on the CPU, padded as in the training."""
+    indices_b = epoch_batches(split, config, 0)[0]
+    own = [world.part(part) for part in indices_b.split(config.batch_size // config.accumulation)]
+    batch = next(batches(split, [torch.cat(own)], torch.device("cpu")))
+    if world.group is not None:
+        batch = padded_as_whole(batch, split, indices_b)
+    return batch.split([len(part) for part in own])
 
 
 Times = dict[str, tuple[float, float]]
 """Variant of a step, or `PERTURB` or `OPTIMIZER` → seconds, and those of them inside the model's parts."""
 
 
-def _measure(model: RobMMR, config: TrainConfig, batch: Batch, budget: float) -> StepTiming:
+def _measure(model: RobMMR, config: TrainConfig, batch: Batch, micro_batches: int, budget: float) -> StepTiming:
+    """The timing of a step that has so many micro-batches such as `batch`."""
     clock = _Clock(model)
     variants = {"L_r": dataclasses.replace(config, rho=0.0, sigma=0.0)}
     if config.rho > 0:
@@ -149,9 +176,11 @@ def _measure(model: RobMMR, config: TrainConfig, batch: Batch, budget: float) ->
     medians: Times = {}
     for name in actions:
         whole, forward = zip(*(times[name] for times in measured), strict=True)
-        medians[name] = statistics.median(whole), statistics.median(forward)
+        often = 1 if name == OPTIMIZER else micro_batches
+        medians[name] = often * statistics.median(whole), often * statistics.median(forward)
     total = medians[list(variants)[-1]][0] + medians[OPTIMIZER][0]
-    return StepTiming(_parts(list(variants), medians), total, len(batch), len(measured), str(clock.device))
+    parts = _parts(list(variants), medians)
+    return StepTiming(parts, total, len(batch), len(measured), str(clock.device), micro_batches)
 
 
 def _actions(
@@ -211,15 +240,28 @@ def _one(name: str, timing: StepTiming, alone: bool) -> Html:
         [tag("span", part, class_="key", style=f"--c:{colours[part]}"), _ms(seconds), f"{100 * seconds / whole:.0f} %"]
         for part, seconds in timing.parts.items()
     ]
-    rows.append([tag("b", "step"), tag("b", _ms(timing.total)), f"{timing.samples / timing.total:.0f} samples/s"])
-    measured = f"median of {timing.rounds} rounds" if timing.rounds > 1 else "measured once"
-    text = f"{timing.samples} samples a step, on {timing.device}, {measured}"
+    samples = timing.samples * timing.micro_batches
+    rows.append([tag("b", "step"), tag("b", _ms(timing.total)), f"{samples / timing.total:.0f} samples/s"])
     return tag(
         "div",
         None if alone else tag("h3", name),
-        tag("p", text, class_="note"),
+        tag("p", _what_was_measured(timing), class_="note"),
         tag("div", join(stack), class_="stack"),
         table(("part", "ms", "share"), rows),
+    )
+
+
+def _what_was_measured(timing: StepTiming) -> str:
+    often, samples = timing.micro_batches, f"{timing.samples} samples"
+    pieces = [
+        f"{samples} a step" if often == 1 else f"a step of {often} micro-batches of {samples}, one of them measured"
+    ]
+    if timing.processes > 1:
+        pieces.append(f"in one of {timing.processes} processes without what they exchange")
+    if timing.uncompiled:
+        pieces.append("without torch.compile, which the training used")
+    return ", ".join(
+        [*pieces, f"on {timing.device}", f"median of {timing.rounds} rounds" if timing.rounds > 1 else "measured once"]
     )
 
 

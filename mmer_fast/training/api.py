@@ -11,6 +11,7 @@ A run is its directory; `Run("runs/mine")` opens one that is there. The command 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -27,6 +28,7 @@ from mmer_fast.training.checkpoint import read_json
 from mmer_fast.training.display import TrainingDisplay, recall_lines
 from mmer_fast.training.distributed import ALONE, TIMEOUT, World, joined
 from mmer_fast.training.evaluate import evaluate, predict_probabilities
+from mmer_fast.training.missing import data_for
 from mmer_fast.training.observers import Observers, TensorBoardLog
 from mmer_fast.training.order import steps_per_epoch
 from mmer_fast.training.predictions import Predictions, identifiers
@@ -188,7 +190,7 @@ def train_and_report(
         for line in recall_lines(results["mask_recall"]):
             display.say(line)
     plot_curves(results["history"], directory / CURVES_FILE, best_epoch=results["best_epoch"])
-    write_report([directory], directory / REPORT_FILE, data=data, device=device)
+    write_report([directory], directory / REPORT_FILE, data=data, device=device, world=world)
     return results
 
 
@@ -243,7 +245,8 @@ class Run:
         """Metrics on a split, as `mmer_fast.training.evaluate.evaluate`.
 
         Args:
-            data: with the labels of the run; None: what the run was trained on.
+            data: with the labels of the run; None: what the run was trained on. A modality that it lacks is missing
+                in every sample, and a warning says so.
             split: "train", "valid" or "test".
 
         Raises:
@@ -293,7 +296,8 @@ class Run:
         Args:
             out: the file; None: `report.html` in the directory of the run.
             compare_with: other runs.
-            data: in place of what the runs were trained on.
+            data: in place of what the runs were trained on. A modality that it lacks is missing in every sample, as the
+                report says.
 
         Raises:
             CheckpointError: a run is not finished.
@@ -310,15 +314,19 @@ class Run:
     def load(self, data: DataSource | None = None) -> MultiModalData:
         """A data set with the modalities of the model, in their order; None: what the run was trained on.
 
+        One that `data` lacks has length 0 in every sample, and a warning says so.
+
         Raises:
-            RunError: a modality has another size.
-            DataError: the data cannot be read, or lacks a modality.
+            RunError: a modality has another size, or `data` has none of them.
+            DataError: the data cannot be read, or what the run was trained on lacks a modality now.
         """
-        loaded = open_data(self.config.data["source"] if data is None else data, list(self.model.modalities))
-        if loaded.modalities != self.model.modalities:
-            raise RunError(
-                f"{loaded.source}: expected the feature sizes {self.model.modalities}; got {loaded.modalities}"
-            )
+        if data is None:
+            loaded = open_data(self.config.data["source"], list(self.model.modalities))
+        else:
+            loaded = open_data(data)
+        loaded, notes = data_for(self.model.modalities, loaded)
+        for note in notes:
+            warnings.warn(note, stacklevel=3)
         return loaded
 
     def _check_labels(self, data: MultiModalData) -> None:

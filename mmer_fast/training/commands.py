@@ -23,6 +23,7 @@ from mmer_fast.training.distributed import TIMEOUT, World, joined
 from mmer_fast.training.errors import Terminated
 from mmer_fast.training.evaluate import evaluate as evaluate_split
 from mmer_fast.training.evaluate import predict_probabilities
+from mmer_fast.training.missing import data_for
 from mmer_fast.training.observers import check_tensorboard
 from mmer_fast.training.predictions import Predictions, check_suffix, identifiers
 from mmer_fast.training.run import (
@@ -279,7 +280,16 @@ def _modalities(names: str | None, stored: RunConfig | None) -> list[str] | None
 
 def _model_and_data(run: Path, source: str, device: str) -> tuple[Network, dict[str, Any], MultiModalData]:
     model, header = load_best(run, choose_device(device))
-    data = load(source, modalities=list(model.modalities))
-    if data.modalities != model.modalities:
-        raise RunError(f"{source}: expected the feature sizes {model.modalities}; got {data.modalities}")
-    return model, header, data
+    return model, header, data_with_notes(model, source)
+
+
+def data_with_notes(model: Network, source: str) -> MultiModalData:
+    """The data of a command for a model; says on stderr what is missing.
+
+    Raises:
+        DataError, RunError: as `load` and `data_for`.
+    """
+    data, notes = data_for(model.modalities, load(source))
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    return data

@@ -7,13 +7,16 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from small_runs import EVIL_LABEL, EVIL_MODALITY, Page, small_data, small_run, with_labels
 
 from mmer_fast.data import DataError, MultiModalData
-from mmer_fast.report import write_report
+from mmer_fast.data.dialogues import make_dialogues
+from mmer_fast.report import analysis, write_report
 from mmer_fast.report.published import RESULTS, WARNING
 from mmer_fast.training import Run
 from mmer_fast.training.checkpoint import CheckpointError
+from mmer_fast.training.distributed import World
 from mmer_fast.training.run import RunError
 
 DASH = "\N{EN DASH}"
@@ -144,6 +147,41 @@ def test_the_time_of_a_step_is_divided(page: Page) -> None:
     assert "samples/s" in page.text
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nthe second line"),
+         "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB."),
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+         "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_a_step_that_cannot_be_measured_costs_no_report(
+    data: MultiModalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(analysis, "measure_step", fail)
+    run = small_run(data, tmp_path / "run", epochs=1)
+    page = Page((run.directory / "report.html").read_text(encoding="utf-8"))
+    assert f"Where the time of a training step goes was not measured: {reason}" in page.text
+    assert "the second line" not in page.text
+    assert "Where a step's time goes" not in page.text
+    assert "What the masks hide" in page.text
+
+
+def test_a_sharded_training_is_not_measured_whole(
+    run: Run, data: MultiModalData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(analysis, "measure_step", None)  # not called
+    write_report([run.directory], tmp_path / "report.html", data=data, world=World(0, 4, group=object(), fsdp=True))
+    text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "was not measured: the model was sharded over 4 processes" in text
+
+
 def test_several_runs_lie_side_by_side(run: Run, natural: Run, data: MultiModalData, tmp_path: Path) -> None:
     out = tmp_path / "both.html"
     page = report_of(run, natural, data=data, out=out)
@@ -194,6 +232,19 @@ def test_a_run_whose_data_is_gone_still_has_a_report(run: Run, tmp_path: Path) -
 def test_other_data_is_said_to_be_other_data(run: Run, tmp_path: Path) -> None:
     page = report_of(run, data=small_data(n_test=9), out=tmp_path / "report.html")
     assert "not what the run was trained on" in page.text
+
+
+def test_other_data_may_lack_a_modality(run: Run, data: MultiModalData, tmp_path: Path) -> None:
+    kept = [EVIL_MODALITY, "audio"]
+    page = report_of(run, data=data.select(kept), out=tmp_path / "report.html")
+    assert "video is not in synthetic: treated as missing in every sample" in page.text
+    assert "video : missing in this sample" in page.text
+    with pytest.raises(RunError, match="expected at least one of the modalities"):
+        write_report(
+            [run.directory],
+            tmp_path / "none.html",
+            data=make_dialogues(0, n_train=2, n_valid=1, n_test=1).select(["text"]),
+        )
 
 
 def test_long_sequences_are_drawn_with_several_units_a_bar(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from sklearn.metrics import average_precision_score, brier_score_loss, precision
 from small_runs import SIZES, small_data
 from torchmetrics.functional.classification import binary_calibration_error
 
-from mmer_fast.data import MultiModalData
+from mmer_fast.data import Batch, MultiModalData
 from mmer_fast.metrics import multilabel_metrics
 from mmer_fast.models import RobMMR, RobMMRConfig
+from mmer_fast.report import timing
 from mmer_fast.report.calibration import calibration
 from mmer_fast.report.curves import PANELS, RunCurves, curve_panels, plot_curves
 from mmer_fast.report.explanation import chosen_samples, explain, find_sample
@@ -27,9 +28,10 @@ from mmer_fast.report.masks import legend, sample_block
 from mmer_fast.report.page import Html, escape, number, page, table, tag
 from mmer_fast.report.terminal import ExplanationView
 from mmer_fast.report.theme import DARK, LIGHT
-from mmer_fast.report.timing import OPTIMIZER, PERTURB, measure_step
+from mmer_fast.report.timing import OPTIMIZER, PERTURB, StepTiming, measure_step, timing_block
 from mmer_fast.training import TrainConfig
-from mmer_fast.training.order import batches
+from mmer_fast.training.distributed import ALONE, World
+from mmer_fast.training.order import batches, epoch_batches
 from mmer_fast.training.run import RunError
 
 
@@ -245,17 +247,72 @@ def test_measuring_a_step_leaves_everything_as_it_was(
     model = model_for(data, dropout=0.1).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    timing = measure_step(model, TrainConfig(batch_size=8, **changes), data.splits["train"], budget=0.0)
+    measured = measure_step(model, TrainConfig(batch_size=8, **changes), data.splits["train"], budget=0.0)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.training
     assert all(p.grad is None for p in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert (timing.samples, timing.rounds, timing.device) == (8, 1, "cpu")
-    assert not absent & set(timing.parts)
-    assert {"L_r forward", "L_r backward", OPTIMIZER} <= set(timing.parts)
-    assert all(seconds >= 0 for seconds in timing.parts.values())
-    assert timing.total > 0
+    assert (measured.samples, measured.rounds, measured.device) == (8, 1, "cpu")
+    assert not absent & set(measured.parts)
+    assert {"L_r forward", "L_r backward", OPTIMIZER} <= set(measured.parts)
+    assert all(seconds >= 0 for seconds in measured.parts.values())
+    assert measured.total > 0
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "world"),
+    [(1, ALONE), (4, ALONE), (1, World(0, 2, group=object())), (2, World(0, 2, group=object()))],
+    ids=["whole", "accumulated", "processes", "both"],
+)
+def test_what_is_measured_is_what_a_process_computes_at_a_time(
+    data: MultiModalData, monkeypatch: pytest.MonkeyPatch, accumulation: int, world: World
+) -> None:
+    seen: list[Batch] = []
+
+    def spied(*arguments: Any) -> Any:
+        step = algorithm1_step(*arguments)
+        accumulate = step.accumulate_gradients
+        monkeypatch.setattr(step, "accumulate_gradients", lambda batch: (seen.append(batch), accumulate(batch)))
+        return step
+
+    algorithm1_step = timing.algorithm1_step
+    monkeypatch.setattr(timing, "algorithm1_step", spied)
+    config, split = TrainConfig(batch_size=8, accumulation=accumulation), data.splits["train"]
+    measured = measure_step(model_for(data), config, split, world, budget=0.0)
+    whole_b = epoch_batches(split, config, 0)[0]
+    expected_b = whole_b[: 8 // accumulation][:: world.size]
+    assert len(seen) == 3  # L_r, with L_m, with L_p
+    for batch in seen:
+        assert batch.index.tolist() == expected_b.tolist()
+        for name, x_btf in batch.features.items():
+            assert x_btf.shape[1] == max(1, split.lengths[name][whole_b].max())
+    assert (measured.samples, measured.micro_batches) == (len(expected_b), accumulation)
+    assert measured.processes == world.size
+    assert measured.total == pytest.approx(sum(measured.parts.values()), rel=0.5)
+    page = timing_block([("run", measured)])
+    samples = f"{len(expected_b)} samples"
+    assert (f"{accumulation} micro-batches of {samples}" if accumulation > 1 else f"{samples} a step") in page
+    assert ("in one of 2 processes" in page) == (world.size == 2)
+
+
+def test_micro_batches_count_as_often_as_a_step_has_them_and_the_optimizer_once(
+    data: MultiModalData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing._Clock, "measure", lambda _, action: (action(), (1.0, 0.25))[1])
+    config = TrainConfig(batch_size=8, accumulation=4, rho=0.0, sigma=0.0)
+    measured = measure_step(model_for(data), config, data.splits["train"], budget=0.0)
+    assert measured.parts == {"L_r forward": 1.0, "L_r backward": 3.0, OPTIMIZER: 1.0}
+    assert measured.total == 5.0
+    assert "2 samples/s" in timing_block([("run", measured)])  # 8 in 5 seconds
+
+
+def test_a_compiled_training_is_measured_uncompiled_and_says_so(data: MultiModalData) -> None:
+    config = TrainConfig(batch_size=8, compile=True)
+    measured = measure_step(model_for(data), config, data.splits["train"], budget=0.0)
+    assert "without torch.compile, which the training used" in timing_block([("run", measured)])
+    plain = StepTiming(measured.parts, measured.total, measured.samples, measured.rounds, measured.device)
+    assert "torch.compile" not in timing_block([("run", plain)])
 
 
 def history(epochs: int, **losses: float) -> list[dict[str, Any]]:

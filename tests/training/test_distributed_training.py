@@ -84,6 +84,8 @@ def test_torchrun_trains_on_the_command_line(data: Path, tmp_path: Path) -> None
     for record, expected in zip(two.metrics["history"], one.metrics["history"], strict=True):
         torch.testing.assert_close(record["train"], expected["train"], rtol=1e-4, atol=1e-6)
     assert {path.name for path in two.directory.iterdir()} == {path.name for path in one.directory.iterdir()}
+    report = (two.directory / "report.html").read_text(encoding="utf-8")
+    assert "was not measured: the model was sharded over 2 processes" in report
 
 
 def test_an_exception_on_one_rank_ends_all(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""Every system copes with a file that lacks modalities: the same as where each sample lacks them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmer_fast.data import MultiModalData, make_synthetic
+from mmer_fast.data.dialogues import make_dialogues
+from mmer_fast.systems.adaptation import hide_labels
+from mmer_fast.systems.mmin import restricted
+from mmer_fast.systems.registry import NAMES
+from mmer_fast.training.evaluate import predict_probabilities
+from mmer_fast.training.missing import data_for
+from mmer_fast.training.systems import find_system
+
+CONVERSATIONS = ("mmgcn", "mmin", "cross-culture", "semi-supervised")
+"""Systems whose presets want one class a sample, and dialogues."""
+
+
+@pytest.fixture(scope="module")
+def labels() -> MultiModalData:
+    return make_synthetic(0, n_train=40, n_valid=4, n_test=8, max_length=9)
+
+
+@pytest.fixture(scope="module")
+def conversations() -> MultiModalData:
+    return hide_labels(make_dialogues(0, n_train=8, n_valid=2, n_test=3), 0.5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_predictions_are_those_of_samples_without_the_modality(
+    name: str, labels: MultiModalData, conversations: MultiModalData
+) -> None:
+    data = conversations if name in CONVERSATIONS else labels
+    kind = find_system(name)
+    config, train = kind.preset("compact")
+    kind.check_data(data, config, train)
+    torch.manual_seed(0)
+    model = kind.build(data.modalities, len(data.label_names), config)
+    model.fit(data.splits["train"])
+    for kept in (["audio"], ["video", "text"]):
+        got, notes = data_for(model.modalities, data.select(kept))
+        assert [note.split()[0] for note in notes] == [name for name in data.modalities if name not in kept]
+        assert got.check().modalities == data.modalities
+        probabilities_nk = predict_probabilities(model, got.splits["test"])
+        assert probabilities_nk.isfinite().all()
+        assert torch.equal(probabilities_nk, predict_probabilities(model, restricted(data.splits["test"], kept)))
+    assert data_for(model.modalities, data)[1] == []
