@@ -66,6 +66,7 @@ def test_training_leaves_its_files(run: Path, data: Path) -> None:
         "metrics.json",
         "model.safetensors",
         "report.html",
+        "state.previous.safetensors",
         "state.safetensors",
         "train.log",
     ]

@@ -1,7 +1,7 @@
 """A run: a directory with a configuration, a training, its checkpoints and its results.
 
 config.json        model and training configuration, and what the data looked like
-state.safetensors  everything needed to go on (`Trainer`)
+state.safetensors  everything needed to go on (`Trainer`); state.previous.safetensors: the one before it
 model.safetensors  weights of the best epoch, and how to build the model around them
 failed.safetensors the state at a loss or weight that was not finite, for a post-mortem
 metrics.json       history; metrics of the best epoch on training, validation and test split
@@ -34,7 +34,7 @@ from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.evaluate import evaluate, mask_recall
 from mmer_fast.training.loop_config import LoopConfig, config_to_json
 from mmer_fast.training.systems import ROBMMR, System, find_system
-from mmer_fast.training.trainer import BEST_FILE, STATE_FILE, Observer, Trainer
+from mmer_fast.training.trainer import BEST_FILE, PREVIOUS_FILE, STATE_FILE, Observer, Trainer
 
 CONFIG_FILE, METRICS_FILE, CURVES_FILE, LOG_FILE = "config.json", "metrics.json", "curves.png", "train.log"
 UNCOMPARED = {"train.checkpoint_every", "train.workers", "data.source"}
@@ -144,7 +144,7 @@ def train_run(
         RunError: the configuration does not go with `world`.
         WorldError: configuration, data or saved state differ between its processes.
         TrainingError, Terminated: as `Trainer.fit`.
-        CheckpointError: the state in the directory cannot be read.
+        CheckpointError: the state in the directory, or the best model so far, cannot be read.
     """
     _check_world(config, world)
     if world.first:
@@ -200,7 +200,7 @@ def load_best(directory: Path, device: torch.device) -> tuple[Network, dict[str,
         CheckpointError: there is none, or it cannot be read.
     """
     path = directory / BEST_FILE
-    tensors, header = read_tensors(path, device)
+    tensors, header = read_tensors(path, device, advice="restore a copy of it, or train again in another directory")
     try:
         header.setdefault("system", ROBMMR)
         system = find_system(header["system"])
@@ -228,4 +228,6 @@ def make_directory(directory: Path) -> None:
 
 def holds_run(directory: Path) -> bool:
     """Whether a directory holds results of a run, whole or begun."""
-    return any((directory / name).exists() for name in (CONFIG_FILE, STATE_FILE, BEST_FILE, METRICS_FILE))
+    return any(
+        (directory / name).exists() for name in (CONFIG_FILE, STATE_FILE, PREVIOUS_FILE, BEST_FILE, METRICS_FILE)
+    )

@@ -7,6 +7,7 @@ was killed at any moment and resumed ends with the same bits as training that wa
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,7 @@ from mmer_fast.training.checkpoint import (
     load_optimizer_tensors,
     optimizer_tensors,
     random_states,
+    read_last_state,
     read_tensors,
     restore_random_states,
     section,
@@ -55,6 +57,8 @@ from mmer_fast.training.sums import EpochSums
 from mmer_fast.training.termination import TerminationRequest
 
 STATE_FILE = "state.safetensors"
+PREVIOUS_FILE = "state.previous.safetensors"
+"""The state before the one in `STATE_FILE`, for when that is damaged."""
 BEST_FILE = "model.safetensors"
 FAILED_FILE = "failed.safetensors"
 """The state at a loss or weight that was not finite: as in `STATE_FILE`, and the header also has the positions of the
@@ -86,11 +90,13 @@ class Progress:
 class Trainer:
     """Trains a model; keeps `state.safetensors` and `model.safetensors` (the best epoch) in a directory.
 
+    The state before the last one stays as `state.previous.safetensors`: `resume` falls back to it.
+
     Args:
         model: on its device, freshly initialised; `resume` replaces its weights.
         config: how to train.
         data: splits "train" and "valid" are used.
-        directory: existing; where the two files go.
+        directory: existing; where the files go.
         header: JSON data stored with the best weights, enough to build the model again.
         observer: told about steps and epochs.
         world: the processes that train together, each with such a trainer; `prepare` has readied the model for it.
@@ -123,6 +129,8 @@ class Trainer:
         self.steps_per_epoch = steps_per_epoch(self.train_split, config, model.group)
         self.progress = Progress()
         self.sums = self._no_sums()
+        self.state_is_whole = False
+        """Whether `STATE_FILE` is known to be whole: written or read by this trainer. A damaged one replaces none."""
         self.termination = TerminationRequest()
 
     def _no_sums(self) -> EpochSums:
@@ -165,7 +173,9 @@ class Trainer:
             TrainingError: it is not finite, or cannot be written; the state that was saved before is kept.
         """
         self._check_state()
-        self._write(STATE_FILE, self._state(), asdict(self.progress))
+        previous = PREVIOUS_FILE if self.state_is_whole else None
+        self._write(STATE_FILE, self._state(), asdict(self.progress), previous)
+        self.state_is_whole = True
 
     def _state(self) -> dict[str, Tensor]:
         """What every rank has to come together for."""
@@ -177,40 +187,64 @@ class Trainer:
             "sums/counts": self.sums.counts,
         }
 
-    def _write(self, name: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    def _write(
+        self, name: str, tensors: dict[str, Tensor], header: dict[str, Any], previous: str | None = None
+    ) -> None:
         if not self.world.first:
             return
+        keep = None if previous is None else self.directory / previous
         try:
-            write_tensors(self.directory / name, tensors, header)
+            write_tensors(self.directory / name, tensors, header, keep_previous_as=keep)
         except WriteError as error:
-            kept = (self.directory / STATE_FILE).exists()
+            kept = any((self.directory / state).exists() for state in (STATE_FILE, PREVIOUS_FILE))
             advice = "the state saved before is whole: go on by --resume" if kept else "no state was saved before"
             raise TrainingError(f"{error}; {advice}") from None
 
     def resume(self) -> bool:
         """Continue from the saved state, if there is one; says whether there was.
 
+        Where it is damaged or missing and the one before it is whole, that one is taken, with a UserWarning.
+
         Raises:
-            CheckpointError: the state cannot be read, or the best model that it speaks of is missing.
+            CheckpointError: no state can be read, or the best model that it speaks of is missing or damaged.
+            WorldError: some processes could read the last state, others not.
         """
-        path = self.directory / STATE_FILE
-        if not path.exists():
+        saved = read_last_state(self.directory / STATE_FILE, self.directory / PREVIOUS_FILE)
+        self.world.agree({"saved state": saved and saved.path.name})
+        if saved is None:
             return False
-        tensors, progress = read_tensors(path)
+        path, tensors = saved.path, saved.tensors
         try:
             self.model.load_state_dict(scattered(section(tensors, "model"), self.model))
             optimizer = scattered(section(tensors, "optimizer"), self.model)
             load_optimizer_tensors(self.optimizer, self.model, optimizer)
             self.sums.losses.copy_(tensors["sums/losses"])
             self.sums.counts.copy_(tensors["sums/counts"])
-            self.progress = Progress(**progress)
+            self.progress = Progress(**saved.header)
             restore_random_states(section(tensors, "random"), self.world)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path} is not a state of this training: {error}") from None
-        best = self.directory / BEST_FILE
-        if self.progress.best_epoch is not None and not best.exists():
-            raise CheckpointError(f"{best} is missing: the best model so far, of epoch {self.progress.best_epoch}")
+        if self.progress.best_epoch is not None:
+            self._check_best(self.progress.best_epoch)
+        self.state_is_whole = not saved.unusable
+        if saved.unusable and self.world.first:
+            epoch, step = self.progress.epoch, self.progress.step
+            place = f"step {step} of epoch {epoch + 1}" if step else f"epoch {epoch}"
+            warnings.warn(f"{saved.unusable}; going on from the state before it, {path}, after {place}", stacklevel=2)
         return True
+
+    def _check_best(self, epoch: int) -> None:
+        """Find out now, and not when training has ended, that the best model so far, of this epoch, is lost."""
+        path = self.directory / BEST_FILE
+        what = f"the best model so far, of epoch {epoch}"
+        advice = f"it is {what}: restore a copy of it, or start a new run in another directory"
+        if not path.exists():
+            raise CheckpointError(f"{path} is missing: {what}; restore a copy of it, or start a new run")
+        found = {name: tensor.shape for name, tensor in read_tensors(path, advice=advice)[0].items()}
+        expected = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
+        differing = sorted(n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n))
+        if differing:
+            raise CheckpointError(f"{path} does not hold this model: {differing[0]} differs; {advice}")
 
     def _train_epoch(self) -> None:
         progress, config = self.progress, self.config

@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from worlds import NO_DROPOUT, double, double_model, world_of
 
 from mmer_fast.training import trainer as trainer_module
 from mmer_fast.training.data_parallel import prepare
-from mmer_fast.training.distributed import ALONE, World
+from mmer_fast.training.distributed import ALONE, World, WorldError
 from mmer_fast.training.loader import training_batches
 from mmer_fast.training.order import batches
 from mmer_fast.training.run import RunConfig, RunError, describe_data, train_run
-from mmer_fast.training.trainer import STATE_FILE, Trainer
+from mmer_fast.training.trainer import PREVIOUS_FILE, STATE_FILE, Trainer
 
 CPU = torch.device("cpu")
 NATURAL = {"rho": 0.0, "sigma": 0.0}
@@ -119,11 +119,38 @@ def resumption_gives_the_same_bits(rank: int, size: int) -> None:
             assert run(world, folder / "stopped", observer) == whole
             assert observer.steps == 3
             world.wait()
-            for name in ("metrics.json", "model.safetensors", STATE_FILE):
+            for name in ("metrics.json", "model.safetensors", PREVIOUS_FILE, STATE_FILE):
                 assert (folder / "stopped" / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
             assert json.loads((folder / "whole" / "metrics.json").read_text()) == whole  # on every rank
-            names = {"config.json", "metrics.json", "model.safetensors", STATE_FILE}
+            names = {"config.json", "metrics.json", "model.safetensors", PREVIOUS_FILE, STATE_FILE}
             assert {path.name for path in (folder / "whole").iterdir()} == names
+
+
+def a_damaged_state_gives_way_to_the_one_before(rank: int, size: int) -> None:
+    """All ranks go on from it, one says so, and none does where they read differently."""
+    for fsdp in (False, True):
+        world = world_of(rank, size, fsdp=fsdp)
+        with shared_folder() as folder:
+            whole = run(world, folder / "whole", Silent())
+            assert run(world, folder / "stopped", StopAt(6)) is None
+            world.wait()
+            state = folder / "stopped" / STATE_FILE
+            if rank == 0:
+                state.write_bytes(state.read_bytes()[:-1] + b"?")
+            world.wait()
+            observer = Silent()
+            with pytest.warns(UserWarning, match="going on from") if rank == 0 else nullcontext():
+                assert run(world, folder / "stopped", observer) == whole
+            assert observer.steps == 4
+            world.wait()
+            for name in ("metrics.json", "model.safetensors", PREVIOUS_FILE, STATE_FILE):
+                assert (folder / "stopped" / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
+            own = folder / f"own{rank}"
+            shutil.copytree(folder / "stopped", own)
+            if rank == 1:
+                (own / STATE_FILE).unlink()
+            with pytest.raises(WorldError, match=rf"saved state: rank 0 has '{STATE_FILE}', rank 1 '{PREVIOUS_FILE}'"):
+                run(world, own, Silent())
 
 
 def resumption_across_worlds(rank: int, size: int) -> None:

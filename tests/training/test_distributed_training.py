@@ -40,6 +40,7 @@ CHECKS = [
     "steps:presets_step_on_shards",
     "runs:an_epoch_has_the_losses_of_one_process",
     "runs:resumption_gives_the_same_bits",
+    "runs:a_damaged_state_gives_way_to_the_one_before",
     "runs:resumption_across_worlds",
     "runs:what_shards_cannot_is_refused",
 ]

@@ -24,7 +24,7 @@ from mmer_fast.training import checkpoint
 from mmer_fast.training.checkpoint import read_tensors, write_tensors
 from mmer_fast.training.display import TrainingDisplay
 from mmer_fast.training.errors import TrainingError
-from mmer_fast.training.trainer import STATE_FILE
+from mmer_fast.training.trainer import PREVIOUS_FILE, STATE_FILE
 
 NO_SPACE = os.strerror(errno.ENOSPC)
 
@@ -74,7 +74,7 @@ def test_a_full_disk_stops_training_and_the_state_of_before_goes_on(
     message = fails(tmp_path / "full", 6, lambda: monkeypatch.setattr(module, name, failure))
     path = tmp_path / "full" / STATE_FILE
     assert message == f"cannot write {path}: {NO_SPACE}; the state saved before is whole: go on by --resume"
-    names = {"config.json", "model.safetensors", STATE_FILE}
+    names = {"config.json", "model.safetensors", PREVIOUS_FILE, STATE_FILE}
     assert {file.name for file in path.parent.iterdir()} == names
     progress = read_tensors(path)[1]
     assert (progress["epoch"], progress["step"]) == (1, 1)
@@ -107,7 +107,7 @@ def test_a_file_that_grows_over_the_limit_of_the_process(tmp_path: Path) -> None
     path = directory / STATE_FILE
     expected = f"cannot write {path}: {os.strerror(errno.EFBIG)}; the state saved before is whole: go on by --resume"
     assert said.read_text() == expected
-    assert {file.name for file in directory.iterdir()} == {"config.json", STATE_FILE}
+    assert {file.name for file in directory.iterdir()} == {"config.json", PREVIOUS_FILE, STATE_FILE}
     assert read_tensors(path)[1]["step"] == 2
 
 

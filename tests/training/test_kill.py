@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from child_process import runs, start, wait
 from small_training import Silent, small_data, train
 
 from mmer_fast.training import checkpoint
+from mmer_fast.training.checkpoint import read_tensors
 
 EVERY, STEPS = 2, 8
 FILES = ("config.json", "metrics.json", "model.safetensors", "state.safetensors")
+STATES = ("state.safetensors", "state.previous.safetensors")
 
 
 class Counter(Silent):
@@ -58,9 +61,10 @@ def check_resumption(directory: Path, whole: Path, done: int) -> None:
     counter = Counter()
     assert wait(start_training(directory, counter)) == 0
     assert counter.count() <= STEPS - done + EVERY
-    assert sorted(path.name for path in directory.iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in directory.iterdir()) == sorted({*FILES, *STATES})
     for name in FILES:
         assert (directory / name).read_bytes() == (whole / name).read_bytes(), name
+    read_tensors(directory / STATES[1])
 
 
 def kill_myself() -> None:
@@ -86,7 +90,8 @@ def dies_in(module: Any, name: str, call: int, moment: str) -> None:
 
 
 # Files in the order in which they are written: config, the state at step 2, then at step 4 the state, the best
-# model and the state again, and so on; config is no tensor file.
+# model and the state again, and so on; config is no tensor file. From step 4 on, the state of before is given a second
+# name by `link` before a state is written, and moved to its place by `replace` after that.
 @pytest.mark.parametrize(
     ("module", "name", "call", "moment"),
     [
@@ -97,8 +102,14 @@ def dies_in(module: Any, name: str, call: int, moment: str) -> None:
         (os, "fsync", 6, "after"),
         (os, "replace", 1, "before"),
         (os, "replace", 3, "before"),
+        (os, "replace", 4, "before"),
         (os, "replace", 4, "after"),
         (os, "replace", 5, "after"),
+        (os, "replace", 6, "after"),
+        (os, "replace", 7, "after"),
+        (os, "link", 1, "before"),
+        (os, "link", 1, "after"),
+        (os, "link", 2, "after"),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -109,6 +120,28 @@ def test_killed_while_a_file_is_written(
     killed = start_training(tmp_path, counter, lambda: dies_in(module, name, call, moment))
     assert wait(killed) == -signal.SIGKILL
     check_resumption(tmp_path, whole, counter.count())
+
+
+@pytest.mark.parametrize(("call", "moment"), [(2, "before"), (2, "after"), (3, "after"), (4, "before")])
+def test_killed_after_going_on_from_the_state_before_a_damaged_one(
+    tmp_path: Path, whole: Path, call: int, moment: str
+) -> None:
+    """The damaged state takes the place of no whole one, whenever the process dies; `replace` 1 is that of config."""
+    stopped = start_training(tmp_path, Counter(), lambda: dies_in(os, "replace", 4, "after"))
+    assert wait(stopped) == -signal.SIGKILL
+    state = tmp_path / STATES[0]
+    content = bytearray(state.read_bytes())
+    content[-1] ^= 1
+    state.write_bytes(content)
+
+    def before() -> None:
+        warnings.simplefilter("ignore")
+        dies_in(os, "replace", call, moment)
+
+    assert wait(start_training(tmp_path, Counter(), before)) == -signal.SIGKILL
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_resumption(tmp_path, whole, 0)
 
 
 def test_killed_at_any_time_again_and_again(tmp_path: Path, whole: Path) -> None:

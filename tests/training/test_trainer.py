@@ -17,7 +17,7 @@ from mmer_fast.training import trainer as trainer_module
 from mmer_fast.training.checkpoint import CheckpointError, read_tensors, write_tensors
 from mmer_fast.training.evaluate import predict_probabilities
 from mmer_fast.training.run import RunConfig, describe_data, load_best, train_run
-from mmer_fast.training.trainer import STATE_FILE, Trainer, TrainingError
+from mmer_fast.training.trainer import PREVIOUS_FILE, STATE_FILE, Trainer, TrainingError
 
 CPU = torch.device("cpu")
 
@@ -72,7 +72,7 @@ def test_the_chosen_metric_selects(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_resumption_gives_the_same_bits_whenever_training_stopped(tmp_path: Path, finished: Finished) -> None:
     whole, expected = finished
-    files = ("metrics.json", "model.safetensors", STATE_FILE)
+    files = ("metrics.json", "model.safetensors", PREVIOUS_FILE, STATE_FILE)
     for stop in (1, 3, 5):
         directory = tmp_path / str(stop)
         with pytest.raises(KeyboardInterrupt):
@@ -119,6 +119,7 @@ def test_no_partial_files_are_left(finished: Finished) -> None:
         "config.json",
         "metrics.json",
         "model.safetensors",
+        PREVIOUS_FILE,
         STATE_FILE,
     ]
 
@@ -146,6 +147,7 @@ def test_divergence_is_an_error_and_saves_no_best_model(tmp_path: Path) -> None:
 def test_a_damaged_state_is_an_error_that_changes_nothing(tmp_path: Path, finished: Finished, size: int) -> None:
     for path in finished[0].iterdir():
         shutil.copy(path, tmp_path)
+    (tmp_path / PREVIOUS_FILE).unlink()
     state = tmp_path / STATE_FILE
     state.write_bytes(state.read_bytes()[:size])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
