@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-if not torch.cuda.is_available():
+if torch.cuda.is_available():
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch warns that its products may vary
+else:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when mmer_fast is imported
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would wait for each other

@@ -36,6 +36,7 @@ from mmer_fast.training.run import (
     make_directory,
 )
 from mmer_fast.training.settings import Settings, asked_for, configure, parse_assignments, to_yaml
+from mmer_fast.training.trainer import BEST_FILE
 
 app = typer.Typer(
     help="Train and use RobMMR, a robust multi-modal multi-label emotion recogniser, and its sister systems.",
@@ -55,7 +56,22 @@ class SplitName(str, Enum):
 
 GENERATED = " or ".join(f'"{name}"' for name in loading.GENERATORS)
 DataOption = Annotated[str, typer.Option(help=f"A data file or folder (see inspect), or generated: {GENERATED}.")]
-RunOption = Annotated[Path, typer.Option("--run", help="Directory of a finished training.")]
+
+
+def _directory_of_run(path: Path) -> Path:
+    """The directory, also where its checkpoint is named."""
+    return path.parent if path.name == BEST_FILE and path.is_file() else path
+
+
+RunOption = Annotated[
+    Path,
+    typer.Option(
+        "--run",
+        "--checkpoint",
+        help=f"Directory of a finished training, or its {BEST_FILE}.",
+        callback=_directory_of_run,
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", or "auto": cuda if there is one.')]
 SplitOption = Annotated[SplitName, typer.Option(help="Which part of the data.")]
 ModelOption = Annotated[

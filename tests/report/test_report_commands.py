@@ -84,6 +84,17 @@ def test_explain_shows_a_sample(run: Run, data: Path, tmp_path: Path, capsys: py
     assert "sample 2 of valid: clip[2]" in capsys.readouterr().out
 
 
+def test_a_run_is_named_by_its_directory_or_its_checkpoint(
+    run: Run, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    for option in (("--run", run.directory), ("--checkpoint", run.directory / "model.safetensors")):
+        assert mmer_fast("explain", *option, "--data", data, "--device", "cpu", "--sample", "4") == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != ""
+    assert mmer_fast("explain", "--checkpoint", data, "--data", data, "--sample", "4") != 0
+
+
 @pytest.mark.parametrize("sample", ["10", "-1", "clip[2]", "<b>"])
 def test_explain_refuses_an_unknown_sample(
     run: Run, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], sample: str

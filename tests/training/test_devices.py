@@ -1,0 +1,98 @@
+"""Training on each device: the CPU, and a GPU where there is one (`make gpu-check`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_training import MODEL, Silent, StopAt, run_config, small_data
+from test_fast_step import make_batch, make_model, run, shrunk
+from torch import Tensor
+
+from mmer_fast.models import RobMMRConfig
+from mmer_fast.training import Algorithm1, FastStep
+from mmer_fast.training.evaluate import predict_logits
+from mmer_fast.training.run import load_best, train_run
+from mmer_fast.training.trainer import STATE_FILE
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield torch.device(request.param)
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def gradients_on(device: torch.device, kind: type[Algorithm1], name: str = "paper") -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses and gradients in float32 without dropout, on the CPU."""
+    values, config = shrunk(name)
+    values.update(dropout=0.0, attention_dropout=0.0, classifier_dropout=0.0)
+    model = make_model(torch.float32, **values).to(device)
+    result, found = run(kind(model, config), make_batch(dtype=torch.float32).to(device))
+    return result.losses.cpu(), {n: g.cpu() for n, g in found.items() if g is not None}
+
+
+@pytest.mark.parametrize("preset", ["paper", "authors"])
+@pytest.mark.parametrize("kind", [FastStep, Algorithm1])
+def test_a_step_has_the_gradients_of_the_textbook_on_the_cpu(
+    device: torch.device, kind: type[Algorithm1], preset: str
+) -> None:
+    losses, got = gradients_on(device, kind, preset)
+    expected_losses, expected = gradients_on(CPU, Algorithm1, preset)
+    torch.testing.assert_close(losses, expected_losses, rtol=2e-4, atol=1e-6)
+    assert got.keys() == expected.keys()
+    largest = max(float(g.abs().max()) for g in expected.values())
+    for name, g in expected.items():
+        # The reversed gradients of the scores pass through slopes of the top-k operator of 1/epsilon.
+        torch.testing.assert_close(
+            got[name], g, rtol=0, atol=2e-3 * max(float(g.abs().max()), 1e-3 * largest), msg=name
+        )
+
+
+def train_on(device: torch.device, directory: Path, observer: Silent, model: RobMMRConfig, **changes: Any) -> dict:
+    data = small_data()
+    directory.mkdir(exist_ok=True)
+    return train_run(run_config(data, model, **changes), data, directory, device, observer)
+
+
+@pytest.mark.parametrize("changes", [{}, {"workers": 2}, {"precision": "bfloat16"}, {"share_dropout": True}], ids=str)
+def test_a_resumed_training_ends_with_the_same_bits(
+    device: torch.device, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    expected = train_on(device, whole, Silent(), MODEL, **changes)
+    with pytest.raises(KeyboardInterrupt):
+        train_on(device, stopped, StopAt(3), MODEL, **changes)
+    assert train_on(device, stopped, Silent(), MODEL, **changes) == expected
+    for file in ("metrics.json", "model.safetensors", STATE_FILE):
+        assert (stopped / file).read_bytes() == (whole / file).read_bytes(), file
+    for record in expected["history"]:
+        assert all(math.isfinite(x) for x in record["train"].values())
+
+
+def test_the_epochs_have_the_losses_of_the_cpu(device: torch.device, tmp_path: Path) -> None:
+    model = dataclasses.replace(MODEL, dropout=0.0, attention_dropout=0.0)
+    got, expected = (
+        train_on(where, tmp_path / f"{i}", Silent(), model, epochs=3)["history"]
+        for i, where in enumerate((device, CPU))
+    )
+    for a, b in zip(got, expected, strict=True):
+        for name in ("recognition", "masked"):
+            assert a["train"][name] == pytest.approx(b["train"][name], rel=2e-3), name
+
+
+def test_a_model_of_this_device_predicts_the_same_on_the_cpu(device: torch.device, tmp_path: Path) -> None:
+    train_on(device, tmp_path / "run", Silent(), MODEL)
+    split = small_data().splits["test"]
+    here, there = (predict_logits(load_best(tmp_path / "run", where)[0], split) for where in (device, CPU))
+    torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-4)
