@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mmer_fast.data.errors import DataError
-from mmer_fast.data.padding import blocks
+from mmer_fast.data.large_arrays import blocks
 
 SPLITS = ("train", "valid", "test")
 

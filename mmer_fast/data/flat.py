@@ -17,6 +17,7 @@ import numpy as np
 
 from mmer_fast.data.containers import SPLITS, MultiModalData, Split
 from mmer_fast.data.errors import DataError
+from mmer_fast.data.large_arrays import in_float32
 from mmer_fast.data.padding import derive_lengths, derived_note, zero_past_lengths
 
 
@@ -124,10 +125,7 @@ def _features(path: Path, key: str, values: np.ndarray, n: int) -> np.ndarray:
         raise DataError(f"{path}: key {key}: expected (N, T, D) floats; got {values.dtype} of shape {values.shape}")
     if len(values) != n:
         raise DataError(f"{path}: key {key}: expected {n} samples, as many as labels; got {len(values)}")
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # what overflows becomes inf, which the check of finite values names
-        return values.astype(np.float32, copy=False)
+    return in_float32(values)  # what overflows becomes inf, which the check of finite values names
 
 
 def _lengths(path: Path, key: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from mmer_fast.data.containers import MultiModalData, Split
 from mmer_fast.data.errors import DataError
-from mmer_fast.data.padding import blocks
+from mmer_fast.data.large_arrays import blocks
 
 
 def summarise(data: MultiModalData, format: str) -> dict[str, Any]:

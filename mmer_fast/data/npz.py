@@ -3,12 +3,13 @@
     label_names                   (K,) strings, optional
 
 Nothing in such a file can execute: arrays of Python objects are refused (``allow_pickle=False``). A large
-array that is stored without compression is mapped from the file, read-only, so a data set may be larger than
-memory; its checksum is verified all the same.
+array that is stored without compression is mapped from the file, read-only, and a compressed one is unpacked by and
+by, so a data set may be larger than memory; checksums are verified all the same.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import zipfile
 import zlib
@@ -22,6 +23,7 @@ from mmer_fast.data.containers import MultiModalData
 from mmer_fast.data.errors import DataError
 from mmer_fast.data.flat import assemble, flatten
 from mmer_fast.data.formats import Format, Source
+from mmer_fast.data.large_arrays import zeros
 
 MAP_FROM = 32 << 20  # bytes; smaller arrays are read into memory
 _ALIGNMENT = 64
@@ -90,6 +92,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         for key in archive.files:
             try:
                 values = _mapped(file, archive, key)
+                values = _unpacked(archive, key) if values is None else values
                 arrays[key] = archive[key] if values is None else values
             except Exception as error:
                 raise DataError(f"{path}: key {key} cannot be read ({str(error)[:200]})") from error
@@ -109,24 +112,60 @@ def _mapped(file: IO[bytes], archive: np.lib.npyio.NpzFile, key: str) -> np.ndar
     header = file.read(30)
     start = file.tell() + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     file.seek(start)
-    version = np.lib.format.read_magic(file)
-    if header[:4] != b"PK\x03\x04" or version not in ((1, 0), (2, 0)):
+    found = _array_header(file)
+    if header[:4] != b"PK\x03\x04" or found is None:
         return None
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read_header(file)
-    if dtype.hasobject:
-        return None  # to be refused by NumPy
+    shape, fortran_order, dtype = found
     if start + entry.file_size > file.seek(0, 2):
         raise EOFError("the file ends before the array does")
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     file.seek(start)
     _check_sum(file, entry)
     file.seek(start)
-    np.lib.format.read_magic(file)
-    read_header(file)
-    if file.tell() - start + int(np.prod(shape, dtype=object)) * dtype.itemsize != entry.file_size:
-        raise ValueError("the array's size does not fit its shape")
+    _array_header(file)
+    _check_size(shape, dtype, start + entry.file_size - file.tell())
     return np.ndarray(shape, dtype, buffer=mapped, offset=file.tell(), order="F" if fortran_order else "C")
+
+
+def _unpacked(archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray | None:
+    """A large compressed array, by and by, in one that memory need not hold; None where it is small or of a rare kind.
+
+    The zip reader holds what comes out to the entry's checksum at its end.
+    """
+    if archive.zip is None or f"{key}.npy" not in archive.zip.namelist():
+        return None
+    entry = archive.zip.getinfo(f"{key}.npy")
+    if entry.file_size < MAP_FROM:
+        return None
+    with archive.zip.open(entry) as file:
+        found = _array_header(file)
+        if found is None or found[1]:
+            return None
+        shape, _, dtype = found
+        _check_size(shape, dtype, entry.file_size - file.tell())
+        values = zeros(shape, dtype)
+        flat, done = values.reshape(-1).view(np.uint8), 0
+        while chunk := file.read(4 << 20):
+            flat[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
+            done += len(chunk)
+        if done != len(flat):
+            raise EOFError("the file ends before the array does")
+    return values
+
+
+def _check_size(shape: tuple[int, ...], dtype: np.dtype, size: int) -> None:
+    if math.prod(shape) * dtype.itemsize != size:
+        raise ValueError("the array's size does not fit its shape")
+
+
+def _array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype] | None:
+    """Shape, Fortran order and dtype of the array that begins here; None for one of a rare kind."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        return None
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read(file)
+    return None if dtype.hasobject else (shape, fortran_order, dtype)  # objects are refused by NumPy
 
 
 def _check_sum(file: IO[bytes], entry: zipfile.ZipInfo) -> None:

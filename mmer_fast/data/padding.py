@@ -10,18 +10,9 @@ costs a block of memory at a time; it is copied only where a value in it has to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-BLOCK_BYTES = 32 << 20
-
-
-def blocks(values: np.ndarray) -> Iterator[slice]:
-    """Slices of the first axis that cover ``values``, each of about 32 MiB, at least one row."""
-    rows = max(1, BLOCK_BYTES // max(1, values.nbytes // max(1, len(values))))
-    for start in range(0, len(values), rows):
-        yield slice(start, min(start + rows, len(values)))
+from mmer_fast.data.large_arrays import blocks, copied
 
 
 @np.errstate(invalid="ignore")  # NaN counts as a value
@@ -78,7 +69,7 @@ def zero_past_lengths(features_ntd: np.ndarray, lengths_n: np.ndarray) -> tuple[
         padding_bt = np.arange(features_ntd.shape[1]) >= lengths_n[block, None]
         if features_ntd[block][padding_bt].any():
             if not features_ntd.flags.writeable:
-                features_ntd = features_ntd.copy()
+                features_ntd = copied(features_ntd)
             features_ntd[block][padding_bt] = 0
             dirty = True
     return features_ntd, dirty
@@ -94,7 +85,7 @@ def _moved_to_front(features_ntd: np.ndarray, first_n: np.ndarray, end_n: np.nda
     """Rows [first, end) of every sample at index 0; a copy where any first is not 0."""
     if not first_n.any():
         return features_ntd
-    result = features_ntd.copy()
+    result = copied(features_ntd)
     for i in np.flatnonzero(first_n):
         length = end_n[i] - first_n[i]
         result[i, :length] = features_ntd[i, first_n[i] : end_n[i]]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from mmer_fast.data.containers import SPLITS, MultiModalData
 from mmer_fast.data.errors import DataError
 from mmer_fast.data.flat import assemble, flatten
 from mmer_fast.data.formats import Format, Source
+from mmer_fast.data.large_arrays import LARGE, blocks, zeros
 
 
 def read_safetensors(path: str | Path) -> MultiModalData:
@@ -62,11 +65,24 @@ def _read(source: Source) -> MultiModalData:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            arrays = {key: _array(file, key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except Exception as error:  # a damaged file can raise anything
         raise DataError(f"{path}: not a readable .safetensors file ({str(error)[:200]})") from error
     label_names = _names(path, metadata, "label_names")
     return assemble(path, _ordered(path, arrays, _names(path, metadata, "modalities")), label_names)
+
+
+def _array(file: Any, key: str) -> np.ndarray:
+    """An array of the file; a large one by and by, into one that memory need not hold."""
+    stored = file.get_slice(key)
+    shape = stored.get_shape()
+    first = stored[:1] if shape else file.get_tensor(key)
+    if math.prod(shape) * first.dtype.itemsize < LARGE:
+        return file.get_tensor(key)
+    values = zeros(shape, first.dtype)
+    for block in blocks(values):
+        values[block] = stored[block.start : block.stop]
+    return values
 
 
 def _names(path: Path, metadata: dict[str, str], key: str) -> list[str] | None:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from mmer_fast.data.errors import DataError
-from mmer_fast.data.padding import blocks, derive_lengths, derived_note, undo_front_padding, zero_past_lengths
+from mmer_fast.data.large_arrays import blocks, copied, in_float32, zeros
+from mmer_fast.data.padding import derive_lengths, derived_note, undo_front_padding, zero_past_lengths
 
 
 def describe(value: Any) -> str:
@@ -32,10 +33,7 @@ def as_features(where: str, value: Any, n: int, counted_by: str = "labels") -> n
         raise DataError(f"{where}: expected {n} samples, as many as {counted_by}; got {len(value)}")
     if 0 in value.shape[1:]:
         raise DataError(f"{where}: expected (N, T >= 1, D >= 1); got shape {value.shape}")
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # what overflows becomes inf, which the check of finite values names
-        return value.astype(np.float32, copy=False)
+    return in_float32(value)  # what overflows becomes inf, which the check of finite values names
 
 
 def as_lengths(where: str, value: Any, n: int, steps: int) -> np.ndarray:
@@ -62,7 +60,7 @@ def silence_minus_infinity(name: str, features_ntd: np.ndarray, notes: list[str]
         silent = np.isneginf(features_ntd[block])
         if silent.any():
             if not features_ntd.flags.writeable:
-                features_ntd = features_ntd.copy()
+                features_ntd = copied(features_ntd)
             features_ntd[block][silent] = 0
             notes.append("audio: -inf replaced by 0")
     return features_ntd
@@ -111,7 +109,7 @@ def pad(
         (N, max T, D) float32 features, zero past the lengths, and (N,) int64 lengths.
     """
     steps_n = np.array([steps for steps, _ in shapes], dtype=np.int64)
-    features_ntd = np.zeros((len(shapes), max(1, int(steps_n.max(initial=0))), shapes[0][1]), dtype=np.float32)
+    features_ntd = zeros((len(shapes), max(1, int(steps_n.max(initial=0))), shapes[0][1]))
     with np.errstate(over="ignore", invalid="ignore"):
         for i, row in enumerate(rows):
             features_ntd[i, : steps_n[i]] = row

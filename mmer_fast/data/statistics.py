@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmer_fast.data.padding import blocks
+from mmer_fast.data.large_arrays import blocks
 
 
 def feature_statistics(features_ntf: np.ndarray, lengths_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

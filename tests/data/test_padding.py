@@ -4,8 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmer_fast.data import padding
-from mmer_fast.data.padding import blocks, derive_lengths, undo_front_padding, zero_past_lengths
+from mmer_fast.data import large_arrays
+from mmer_fast.data.large_arrays import blocks
+from mmer_fast.data.padding import derive_lengths, undo_front_padding, zero_past_lengths
 
 
 def test_padding_in_front_is_removed_and_interior_zeros_kept():
@@ -42,7 +43,7 @@ def test_trimming_keeps_every_row_between_the_first_and_the_last(used):
 
 
 def test_blocks_cover_every_sample_once(monkeypatch):
-    monkeypatch.setattr(padding, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(large_arrays, "BLOCK_BYTES", 100)
     x = np.zeros((7, 3, 5), np.float32)  # 60 bytes a sample
     assert [i for block in blocks(x) for i in range(7)[block]] == list(range(7))
     assert list(blocks(x[:0])) == []
@@ -53,7 +54,7 @@ def test_the_size_of_blocks_does_not_show(monkeypatch):
     x = rng.standard_normal((9, 5, 2)).astype(np.float32) * rng.integers(0, 2, size=(9, 5, 1))
     lengths = rng.integers(0, 6, size=9)
     whole = derive_lengths(x), zero_past_lengths(x.copy(), lengths)
-    monkeypatch.setattr(padding, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(large_arrays, "BLOCK_BYTES", 1)
     small = derive_lengths(x), zero_past_lengths(x.copy(), lengths)
     for a, b in zip(whole, small, strict=True):
         for one, other in zip(a, b, strict=True):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_robmmr import MODALITIES, small_model
 
-from mmer_fast.data import make_synthetic, padding
+from mmer_fast.data import large_arrays, make_synthetic
 from mmer_fast.data.statistics import feature_statistics
 from mmer_fast.models.standardization import Standardization
 from mmer_fast.training import train
@@ -17,7 +17,7 @@ from mmer_fast.training import train
 
 @pytest.mark.parametrize("block_bytes", [64, 1 << 25])
 def test_statistics_are_those_of_the_units_that_count(monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
-    monkeypatch.setattr(padding, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(large_arrays, "BLOCK_BYTES", block_bytes)
     rng = np.random.default_rng(0)
     features = (1e3 + rng.standard_normal((9, 5, 3)) * [1.0, 1e-2, 0.0]).astype(np.float32)
     lengths = np.array([5, 0, 3, 1, 2, 5, 0, 4, 1])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmer_fast.data import Split
-from mmer_fast.data.padding import blocks
+from mmer_fast.data.large_arrays import blocks
 from mmer_fast.data.statistics import feature_statistics
 from mmer_fast.models.standardization import Standardization
 from mmer_fast.ops.lengths import length_mask

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_baselines import MODALITIES, learnable_data, whole
 
-from mmer_fast.data import Split, padding
+from mmer_fast.data import Split, large_arrays
 from mmer_fast.systems.baselines import Pooling
 
 
@@ -45,7 +45,7 @@ def fitted(train: Split) -> Pooling:
 
 @pytest.mark.parametrize("block_bytes", [1, 32 << 20])
 def test_against_the_definition(block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(padding, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(large_arrays, "BLOCK_BYTES", block_bytes)
     data = learnable_data(11)
     pooling = fitted(data.splits["train"])
     for split in data.splits.values():
