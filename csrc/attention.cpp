@@ -141,6 +141,7 @@ Inputs make_inputs(const Given& given) {
   args.queries = packed ? given.max_queries : q.size(2);
   args.keys = packed ? given.max_keys : k.size(2);
   args.width = q.size(q.dim() - 1);
+  STD_TORCH_CHECK(args.width > 0, "q must have a head width D >= 1");
   STD_TORCH_CHECK(args.queries <= kLongestSample && args.keys <= kLongestSample,
                   "attention: a sample may have at most ", kLongestSample, " tokens");
   STD_TORCH_CHECK(args.key_heads > 0 && args.heads % args.key_heads == 0, "the heads of k must divide those of q");

@@ -23,7 +23,7 @@ class Linear(nn.Linear):
 
 
 def joint_parameters(layers: Sequence[Linear]) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one layer whose output is that of `layers` side by side."""
+    """Weight (sum of H, D) and bias (sum of H,) of one layer whose output is that of `layers` (D to H) side by side."""
     return torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
 
 

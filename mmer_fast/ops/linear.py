@@ -77,7 +77,10 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def gradients(
     grad: Tensor, x: Tensor, weight: Tensor, needs_x: bool, needs_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Of `x` and `weight`, from `grad` (N, H), that of ``x weight.T``; None what is not needed. Records nothing."""
+    """Of `x` (N, D) and `weight` (H, D), from `grad` (N, H), that of ``x weight.T``; None what is not needed.
+
+    Records nothing, so it is not for `create_graph`.
+    """
     multiply = _product if _is_faster(grad, weight) else torch.nn.functional.linear
     return multiply(grad, weight.T) if needs_x else None, grad.T @ x if needs_weight else None
 

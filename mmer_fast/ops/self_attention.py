@@ -15,18 +15,29 @@ import torch
 from torch import Tensor
 
 from mmer_fast.ops import _backends, _validate
-from mmer_fast.ops._library import define, operator_of
+from mmer_fast.ops._autograd import one_by_one
+from mmer_fast.ops._library import define, operator_of, qualified
 from mmer_fast.ops.attention import packed_attention
 from mmer_fast.ops.attention_inputs import Inputs
 from mmer_fast.ops.attention_operators import FORWARD
 from mmer_fast.ops.linear import gradients, linear
 
-# The gradients (T, 3, H, D) in the dtype of q, and their sums over the tokens (3, H, D), float32.
+# The gradients (T, 3, H, E) in the dtype of q, and their sums over the tokens (3, H, E), float32.
 define(
     "self_attention_backward",
     "(Tensor grad_out, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int longest, "
     "float scale, float dropout_p, Tensor? seed) -> (Tensor grads, Tensor sums)",
 )
+
+
+def _fake_backward(grad_out: Tensor, out: Tensor, lse: Tensor, q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    tokens, heads, width = q.shape
+    return q.new_empty((tokens, 3, heads, width)), q.new_empty((3, heads, width), dtype=torch.float32)
+
+
+torch.library.register_fake(qualified("self_attention_backward"), _fake_backward)
+_BACKWARD = operator_of("self_attention_backward")
+torch.library.register_vmap(qualified("self_attention_backward"), one_by_one(_BACKWARD))
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -43,20 +54,25 @@ def self_attention(
     """Each sample's tokens attend to each other, by the queries, keys and values that one linear layer makes of them.
 
     Args:
-        x: (T, D), the tokens of all samples end to end, floating.
-        weight: (3 H E, D): of the queries of all heads, then of the keys, then of the values.
-        bias: (3 H E,).
+        x: (T, D), the tokens of all samples end to end; float32, float64, bfloat16 or float16.
+        weight: (3 H E, D): of the queries of all heads, then of the keys, then of the values; in the dtype of x.
+        bias: (3 H E,), in the dtype of x.
         heads: H; each has the width E.
         cu_seqlens: (B + 1,) int32, from 0 to T.
         longest: tokens of the longest sample.
         dropout_p, seed: as for `mmer_fast.packed_attention`; the seed is a tensor, and given where `dropout_p` > 0.
 
     Returns:
-        (T, H E).
+        (T, H E), in the dtype of x, or of autocast.
+
+    Raises:
+        ValueError, RuntimeError: cu_seqlens that do not fit the tokens.
+        BackendUnavailable: the backend that was chosen cannot serve these tensors.
     """
     if not _is_served(x, weight, bias):
         return _apart(x, weight, bias, heads, cu_seqlens, longest, dropout_p, seed)
-    return _SelfAttention.apply(x, weight, bias, heads, cu_seqlens, longest, dropout_p, seed)
+    out: Tensor = _SelfAttention.apply(x, weight, bias, heads, cu_seqlens, longest, dropout_p, seed)
+    return out.flatten(1)
 
 
 def _is_served(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
@@ -116,7 +132,7 @@ class _SelfAttention(torch.autograd.Function):
         out, lse = FORWARD[""](*inputs)
         ctx.save_for_backward(*given, x, weight, product, out, lse, cu_seqlens, seed)
         ctx.numbers = heads, longest, dropout_p, scale
-        return out.flatten(1)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -125,14 +141,14 @@ class _SelfAttention(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         nothing = (None,) * 5
         if torch.is_grad_enabled():  # create_graph
+            aliases = [y.view_as(y) for y in given]  # the hooks of what was given are for what is returned from here
             with torch.autocast("cpu", ctx.autocast, enabled=ctx.autocast is not None):
-                again = _apart(given[0], given[1], given[2], heads, cu_seqlens, longest, dropout_p, seed)
-            leaves = [y for y, needed in zip(given, wanted, strict=True) if needed]
-            found = iter(torch.autograd.grad(again, leaves, grad_out, create_graph=True))
+                again = _apart(aliases[0], aliases[1], aliases[2], heads, cu_seqlens, longest, dropout_p, seed)
+            leaves = [y for y, needed in zip(aliases, wanted, strict=True) if needed]
+            found = iter(torch.autograd.grad(again, leaves, grad_out.flatten(1), create_graph=True))
             return *(next(found) if needed else None for needed in wanted), *nothing
         q, k, v = product.unflatten(-1, (3, heads, -1)).unbind(1)
-        grads, sums = operator_of("self_attention_backward")(
-            grad_out.unflatten(-1, (heads, -1)), out, lse, q, k, v, cu_seqlens, longest, scale, dropout_p, seed
-        )
-        grad_x, grad_weight = gradients(grads.flatten(1), x, weight, wanted[0], wanted[1])
-        return grad_x, grad_weight, sums.flatten() if wanted[2] else None, *nothing
+        grads, sums = _BACKWARD(grad_out, out, lse, q, k, v, cu_seqlens, longest, scale, dropout_p, seed)
+        grad_product = grads.reshape(product.shape)  # unlike flatten, known to vmap
+        grad_x, grad_weight = gradients(grad_product, x, weight, wanted[0], wanted[1])
+        return grad_x, grad_weight, sums.reshape(product.shape[1]) if wanted[2] else None, *nothing

@@ -174,4 +174,46 @@ def test_the_operator_refuses_what_does_not_belong_together() -> None:
 def test_the_kernel_is_left_alone_without_the_compiled_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module._backends, "select", lambda *arguments, **options: "reference")
     case = Case([3, 2])
-    assert_close(case.run(), case.expected(), 1e-5)
+    assert KERNEL not in kernels_of(lambda: assert_close(case.run(), case.expected(), 1e-5))
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True:UserWarning")
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_hooks_and_kept_gradients_are_those_of_the_formula(create_graph: bool) -> None:
+    case, found = Case([3, 2]), []
+    for function in (self_attention, _apart):
+        x = case.x * 1.0
+        x.retain_grad()
+        x.register_hook(lambda grad: 2 * grad)
+        weight = case.weight * 1.0
+        weight.register_hook(lambda grad: 3 * grad)
+        out = function(x, weight, case.bias, *case.rest())
+        leaves = [case.x, case.weight, case.bias]
+        grads = torch.autograd.grad(out, leaves, case.grad, create_graph=create_graph, retain_graph=True)
+        out.backward(case.grad, create_graph=create_graph)
+        found.append([*grads, x.grad])
+        for leaf in leaves:
+            leaf.grad = None
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_many_gradients_at_once() -> None:
+    case = Case([3, 2])
+    out = self_attention(*case.leaves, *case.rest())
+    cotangents = torch.randn(4, *out.shape)
+    at_once = torch.autograd.grad(out, case.leaves, cotangents, is_grads_batched=True, retain_graph=True)
+    for i, cotangent in enumerate(cotangents):
+        for a, b in zip(at_once, torch.autograd.grad(out, case.leaves, cotangent, retain_graph=True), strict=True):
+            torch.testing.assert_close(a[i], b, rtol=1e-4, atol=1e-5)
+
+
+@COMPILED
+def test_the_operator_is_one_of_the_dispatcher() -> None:
+    q, cu = torch.randn(5, 2, 4), torch.tensor([0, 3, 5], dtype=torch.int32)
+    given = (q, q, q[..., 0].contiguous(), q + 1, q + 2, q + 3, cu, 3, 0.5, 0.2, torch.tensor([7]))
+    torch.library.opcheck(operator_of("self_attention_backward"), given)
+    with pytest.raises(RuntimeError, match="head width D >= 1"):
+        operator_of("self_attention_backward")(
+            *(x[..., :0] for x in given[:2]), given[2], *(x[..., :0] for x in given[3:6]), *given[6:]
+        )
