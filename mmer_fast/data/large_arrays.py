@@ -1,7 +1,8 @@
 """Arrays that may be larger than memory: those that would take much of it lie in a file without a name.
 
-The kernel writes pages of such a file to disk where memory is short, and reads them back; memory that belongs to no
-file it has to keep. The disk space is reserved at once, and is free again when the array is gone.
+The kernel writes pages of such a file to disk and takes their memory where that is short; memory without a file it has
+to keep. The disk space is reserved at once, and free again when the array is gone. What one process writes into the
+array its forked children see, and the other way round.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mmer_fast.data.errors import DataError
 SHARE = 0.25
 """Of the memory that is available; an array that takes more than that goes to disk."""
 BLOCK_BYTES = LARGE = 32 << 20
-"""Read at a time; smaller arrays are read at once."""
+"""Read at a time; smaller arrays are read at once, and always lie in memory."""
 
 
 def blocks(values: np.ndarray) -> Iterator[slice]:
@@ -31,28 +32,31 @@ def blocks(values: np.ndarray) -> Iterator[slice]:
 
 
 def zeros(shape: Sequence[int], dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
-    """As `numpy.zeros`.
+    """Zeros of a shape and dtype, in memory or in a file of the folder for temporary ones, which should be on a disk.
 
     Raises:
-        DataError: the array is too large for memory, and the folder of temporary files has no room for it.
+        DataError: the array is too large for memory, and that folder has no room for it.
     """
     size = math.prod(int(n) for n in shape) * np.dtype(dtype).itemsize
-    if size <= SHARE * available_memory():
+    available = available_memory()
+    if size < LARGE or size <= SHARE * available:
         return np.zeros(shape, dtype)
     try:
         with tempfile.TemporaryFile(prefix="mmer_fast-") as file:
             os.posix_fallocate(file.fileno(), 0, size)  # else a full disk would be a signal at some later write
             mapped = mmap.mmap(file.fileno(), size)
     except OSError as error:
+        if size < available:
+            return np.zeros(shape, dtype)
         raise DataError(
             f"an array of {size / 1e9:.1f} GB needs as much room in {tempfile.gettempdir()} beside "
-            f"{available_memory() / 1e9:.1f} GB of memory ({error.strerror}); TMPDIR names another folder"
+            f"{available / 1e9:.1f} GB of memory ({error.strerror}); TMPDIR names another folder"
         ) from None
     return np.ndarray(shape, dtype, buffer=mapped)
 
 
 def copied(values: np.ndarray, dtype: np.typing.DTypeLike | None = None) -> np.ndarray:
-    """A copy that can be written to, in ``dtype``; a block at a time."""
+    """A copy that can be written to, in ``dtype``; a block at a time. Raises as `zeros`."""
     result = zeros(values.shape, values.dtype if dtype is None else dtype)
     for block in blocks(values):
         result[block] = values[block]
@@ -60,7 +64,7 @@ def copied(values: np.ndarray, dtype: np.typing.DTypeLike | None = None) -> np.n
 
 
 def in_float32(values: np.ndarray) -> np.ndarray:
-    """``values`` as float32, themselves where they are that already; what overflows becomes inf."""
+    """``values`` as float32, themselves where they are that already; what overflows becomes inf. Raises as `zeros`."""
     if values.dtype == np.float32:
         return values
     with np.errstate(over="ignore", invalid="ignore"):
@@ -68,24 +72,26 @@ def in_float32(values: np.ndarray) -> np.ndarray:
 
 
 def available_memory() -> float:
-    """Bytes that this process could still take: of the machine, and of its control group where that has a limit."""
-    return min(_of_machine(), _of_control_group())
+    """Bytes that this process could still take: of the machine, or of its container (control groups v2)."""
+    return min(_of_machine(), _of_container())
 
 
 def _of_machine() -> float:
     try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024.0 * int(line.split()[1])
-    except (OSError, ValueError):
-        pass
-    return math.inf
-
-
-def _of_control_group() -> float:
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((folder / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
-        return max(0.0, float(limit) - float(used))  # "max", no limit, is no number
-    except (OSError, ValueError):
+        return 1024.0 * _entries(Path("/proc/meminfo"))["MemAvailable:"]
+    except (OSError, ValueError, KeyError):
         return math.inf
+
+
+def _of_container(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """What a limit leaves, with the memory of files that the kernel would give back."""
+    try:
+        limit, used = (float((folder / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+        cached = _entries(folder / "memory.stat")
+        return max(0.0, limit - used + cached["inactive_file"] + cached["active_file"])
+    except (OSError, ValueError, KeyError):  # "max", no limit, is no number
+        return math.inf
+
+
+def _entries(path: Path) -> dict[str, int]:
+    return {line.split()[0]: int(line.split()[1]) for line in path.read_text(encoding="ascii").splitlines()}

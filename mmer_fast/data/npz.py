@@ -23,9 +23,9 @@ from mmer_fast.data.containers import MultiModalData
 from mmer_fast.data.errors import DataError
 from mmer_fast.data.flat import assemble, flatten
 from mmer_fast.data.formats import Format, Source
-from mmer_fast.data.large_arrays import zeros
+from mmer_fast.data.large_arrays import LARGE, zeros
 
-MAP_FROM = 32 << 20  # bytes; smaller arrays are read into memory
+MAP_FROM = LARGE  # bytes; smaller arrays are read into memory
 _ALIGNMENT = 64
 _PADDING_FIELD = 0xD935  # the extra field of a zip entry that says: these bytes only align what follows
 

@@ -66,6 +66,8 @@ def _read(source: Source) -> MultiModalData:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {key: _array(file, key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except DataError:
+        raise
     except Exception as error:  # a damaged file can raise anything
         raise DataError(f"{path}: not a readable .safetensors file ({str(error)[:200]})") from error
     label_names = _names(path, metadata, "label_names")
@@ -76,10 +78,10 @@ def _array(file: Any, key: str) -> np.ndarray:
     """An array of the file; a large one by and by, into one that memory need not hold."""
     stored = file.get_slice(key)
     shape = stored.get_shape()
-    first = stored[:1] if shape else file.get_tensor(key)
-    if math.prod(shape) * first.dtype.itemsize < LARGE:
+    dtype = stored[:1].dtype if shape and shape[0] > 0 else np.dtype(np.uint8)
+    if math.prod(shape) * dtype.itemsize < LARGE:
         return file.get_tensor(key)
-    values = zeros(shape, first.dtype)
+    values = zeros(shape, dtype)
     for block in blocks(values):
         values[block] = stored[block.start : block.stop]
     return values
