@@ -339,6 +339,12 @@ def test_a_modality_that_a_file_lacks_is_missing_in_every_sample(
     assert "video: missing in this sample" in captured.out
 
 
+def test_conditions_need_every_modality(run: Path, only_audio: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("evaluate", "--run", run, "--data", only_audio, "--device", "cpu", "--conditions")
+    assert mmer_fast(*arguments) == 2
+    assert "--conditions: expected all modalities in" in capsys.readouterr().err
+
+
 def test_python_warns_of_a_modality_that_the_data_lacks(run: Path, only_audio: Path, emptied: MultiModalData) -> None:
     trained, expected = Run(run, "cpu"), f"video is not in {only_audio}: treated as missing in every sample"
     with pytest.warns(UserWarning, match=expected) as caught:

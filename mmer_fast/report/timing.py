@@ -6,9 +6,10 @@ adds is its backward pass, losses and masks. Perturbation and optimizer are meas
 over rounds in which the variants take turns; a device is waited for only here, never in the training itself.
 
 Where the batch is cut up, for `TrainConfig.accumulation` or over processes, what is measured is what one process
-computes at a time, its part of a micro-batch: no more memory is needed than the training had. A step is then so many of
-them and one turn of the optimizer; adding up their gradients and the exchange between processes are left out. Compiled
-training (`TrainConfig.compile`) is measured uncompiled: to compile again would take longer than the rest of the report.
+computes at a time, its part of the micro-batch whose length is nearest the average. A step is then so many of them and
+one turn of the optimizer; adding up their gradients and the exchange between processes are left out. A run that is
+opened later (`mmer-fast report`) does not say how many processes it had: one is assumed. Compiled training
+(`TrainConfig.compile`) is measured uncompiled: to compile again would take longer than the rest of the report.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def measure_step(
     model.train()
     try:
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
-            timing = _measure(model, config, micro_batches[0].to(device), len(micro_batches), budget)
+            timing = _measure(model, config, _typical(micro_batches).to(device), len(micro_batches), budget)
     finally:
         model.zero_grad(set_to_none=True)
         model.eval()
@@ -152,6 +153,13 @@ def _micro_batches(config: TrainConfig, split: Split, world: World) -> list[Batc
     if world.group is not None:
         batch = padded_as_whole(batch, split, indices_b)
     return batch.split([len(part) for part in own])
+
+
+def _typical(micro_batches: list[Batch]) -> Batch:
+    """The one whose units are nearest their average: a batch that is sorted by length is cut from short to long."""
+    units = [sum(int(lengths_b.sum()) for lengths_b in batch.lengths.values()) for batch in micro_batches]
+    average = statistics.fmean(units)
+    return min(zip(units, micro_batches, strict=True), key=lambda pair: abs(pair[0] - average))[1]
 
 
 Times = dict[str, tuple[float, float]]

@@ -185,6 +185,9 @@ def evaluate(
 
         if len(model.modalities) < 2:
             raise RunError(f"--conditions: expected at least two modalities, got {', '.join(model.modalities)}")
+        absent = [name for name in model.modalities if not any(s.lengths[name].any() for s in loaded.splits.values())]
+        if absent:
+            raise RunError(f"--conditions: expected all modalities in {data}, got none of {', '.join(absent)}")
         table = evaluate_conditions(model, loaded.splits[split.value], threshold=header["threshold"])
         if as_json:
             typer.echo(json.dumps(table.columns(), indent=2))

@@ -281,7 +281,10 @@ def test_what_is_measured_is_what_a_process_computes_at_a_time(
     config, split = TrainConfig(batch_size=8, accumulation=accumulation), data.splits["train"]
     measured = measure_step(model_for(data), config, split, world, budget=0.0)
     whole_b = epoch_batches(split, config, 0)[0]
-    expected_b = whole_b[: 8 // accumulation][:: world.size]
+    pieces = [piece[:: world.size] for piece in whole_b.split(8 // accumulation)]
+    units = [sum(int(split.lengths[name][piece].sum()) for name in split.lengths) for piece in pieces]
+    off = [abs(u - sum(units) / len(units)) for u in units]
+    expected_b = pieces[off.index(min(off))]
     assert len(seen) == 3  # L_r, with L_m, with L_p
     for batch in seen:
         assert batch.index.tolist() == expected_b.tolist()
@@ -289,7 +292,6 @@ def test_what_is_measured_is_what_a_process_computes_at_a_time(
             assert x_btf.shape[1] == max(1, split.lengths[name][whole_b].max())
     assert (measured.samples, measured.micro_batches) == (len(expected_b), accumulation)
     assert measured.processes == world.size
-    assert measured.total == pytest.approx(sum(measured.parts.values()), rel=0.5)
     page = timing_block([("run", measured)])
     samples = f"{len(expected_b)} samples"
     assert (f"{accumulation} micro-batches of {samples}" if accumulation > 1 else f"{samples} a step") in page

@@ -1,4 +1,4 @@
-"""Training on each device: the CPU, and a GPU where there is one (`make gpu-check`)."""
+"""Training on each device: the CPU, and a GPU where there is one (`make gpu-check`), which is held to the CPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from mmer_fast.training.trainer import STATE_FILE
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(params=["cpu", GPU])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
@@ -31,6 +34,9 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     torch.backends.cuda.matmul.allow_tf32 = False
     yield torch.device(request.param)
     torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+gpu_alone = pytest.mark.parametrize("device", [GPU], indirect=True)
 
 
 def gradients_on(device: torch.device, kind: type[Algorithm1], name: str = "paper") -> tuple[Tensor, dict[str, Tensor]]:
@@ -42,6 +48,7 @@ def gradients_on(device: torch.device, kind: type[Algorithm1], name: str = "pape
     return result.losses.cpu(), {n: g.cpu() for n, g in found.items() if g is not None}
 
 
+@gpu_alone
 @pytest.mark.parametrize("preset", ["paper", "authors"])
 @pytest.mark.parametrize("kind", [FastStep, Algorithm1])
 def test_a_step_has_the_gradients_of_the_textbook_on_the_cpu(
@@ -80,6 +87,7 @@ def test_a_resumed_training_ends_with_the_same_bits(
         assert all(math.isfinite(x) for x in record["train"].values())
 
 
+@gpu_alone
 def test_the_epochs_have_the_losses_of_the_cpu(device: torch.device, tmp_path: Path) -> None:
     model = dataclasses.replace(MODEL, dropout=0.0, attention_dropout=0.0)
     got, expected = (
@@ -91,6 +99,7 @@ def test_the_epochs_have_the_losses_of_the_cpu(device: torch.device, tmp_path: P
             assert a["train"][name] == pytest.approx(b["train"][name], rel=2e-3), name
 
 
+@gpu_alone
 def test_a_model_of_this_device_predicts_the_same_on_the_cpu(device: torch.device, tmp_path: Path) -> None:
     train_on(device, tmp_path / "run", Silent(), MODEL)
     split = small_data().splits["test"]
