@@ -5,6 +5,7 @@ What a row does differently is asserted of one step, in test_what_rows_change.py
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from mmer_fast.ablation import SUITES, Suite, run_suite
 from mmer_fast.ablation.plan import Plan, make_plan
 from mmer_fast.data import make_synthetic
+from mmer_fast.training.run import METRICS_FILE
 from mmer_fast.training.settings import Settings
 
 
@@ -29,18 +31,13 @@ def _trainings() -> list[tuple[str, str]]:
     return list(trainings.values())
 
 
-@pytest.fixture(scope="module")
-def chance() -> float:
-    """The mean average precision of scores that say nothing: how often a label is there, on average."""
-    return float(make_synthetic(0).splits["valid"].labels.mean())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("suite", "slug"), _trainings())
-def test_the_row_trains(suite: str, slug: str, chance: float, tmp_path: Path) -> None:
+def test_the_row_trains(suite: str, slug: str, tmp_path: Path) -> None:
     results = run_suite(suite, tmp_path, only=[slug], seeds=1, epochs=2, jobs=1, device="cpu", show=False)
     (row,) = [row for row in results.rows if row.planned.row.slug == slug]
     assert row.errors == {}
-    precision = row.statistic("valid/mean_average_precision")
-    assert precision is not None
-    assert precision.mean > chance + 0.05
+    metrics = json.loads((row.planned.runs[0].directory / METRICS_FILE).read_text())
+    # A constant answer has .226, as often as a label is there on average; drawn ones .230 with a deviation of .004.
+    constant = float(make_synthetic(0).splits["train"].labels.mean())
+    assert metrics["train"]["mean_average_precision"] > constant + 0.05
