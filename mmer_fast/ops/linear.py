@@ -11,6 +11,7 @@ millisecond, and keeps the last thousand.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -75,13 +76,14 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, needs_x: bool, needs_weight: bool
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    needs_x: bool,
+    needs_weight: bool,
+    multiply: Callable[[Tensor, Tensor], Tensor] = linear,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Of `x` (N, D) and `weight` (H, D), from `grad` (N, H), that of ``x weight.T``; None what is not needed.
-
-    Records nothing, so it is not for `create_graph`.
-    """
-    multiply = _product if _is_faster(grad, weight) else torch.nn.functional.linear
+    """Of `x` (N, D) and `weight` (H, D), from `grad` (N, H), that of ``x weight.T``; None what is not needed."""
     return multiply(grad, weight.T) if needs_x else None, grad.T @ x if needs_weight else None
 
 
@@ -96,8 +98,4 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         multiply = linear if torch.is_grad_enabled() else _product  # create_graph
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        return (
-            multiply(grad, weight.T) if needs_x else None,
-            grad.T @ x if needs_weight else None,
-            grad.sum(0) if needs_bias else None,
-        )
+        return *gradients(grad, x, weight, needs_x, needs_weight, multiply), grad.sum(0) if needs_bias else None

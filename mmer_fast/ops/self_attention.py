@@ -9,7 +9,7 @@ written, copied into one, and read once more for the bias. Whatever the kernel d
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,18 @@ def _fake_backward(grad_out: Tensor, out: Tensor, lse: Tensor, q: Tensor, *_: An
 torch.library.register_fake(qualified("self_attention_backward"), _fake_backward)
 _BACKWARD = operator_of("self_attention_backward")
 torch.library.register_vmap(qualified("self_attention_backward"), one_by_one(_BACKWARD))
+
+
+class _Heads(NamedTuple):
+    """What `self_attention` takes beside the tensors that have gradients."""
+
+    heads: int
+    cu_seqlens: Tensor
+    longest: int
+    dropout_p: float
+    seed: Tensor | None
+
+
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -69,9 +81,10 @@ def self_attention(
         ValueError, RuntimeError: cu_seqlens that do not fit the tokens.
         BackendUnavailable: the backend that was chosen cannot serve these tensors.
     """
+    options = _Heads(heads, cu_seqlens, longest, dropout_p, seed)
     if not _is_served(x, weight, bias):
-        return _apart(x, weight, bias, heads, cu_seqlens, longest, dropout_p, seed)
-    out: Tensor = _SelfAttention.apply(x, weight, bias, heads, cu_seqlens, longest, dropout_p, seed)
+        return _apart(x, weight, bias, options)
+    out: Tensor = _SelfAttention.apply(x, weight, bias, options)
     return out.flatten(1)
 
 
@@ -88,42 +101,30 @@ def _is_served(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     )
 
 
-def _apart(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    heads: int,
-    cu_seqlens: Tensor,
-    longest: int,
-    dropout_p: float,
-    seed: Tensor | None,
-) -> Tensor:
+def _apart(x: Tensor, weight: Tensor, bias: Tensor, options: _Heads) -> Tensor:
     """The same by the public operator."""
-    q, k, v = linear(x, weight, bias).unflatten(-1, (3, heads, -1)).unbind(1)
+    heads, cu_seqlens, longest, dropout_p, seed = options
+    q, k, v = _split(linear(x, weight, bias), heads)
     out = packed_attention(q, k, v, cu_seqlens, max_seqlen_q=longest, dropout_p=dropout_p, seed=seed)
     assert isinstance(out, Tensor)
     return out.flatten(1)
 
 
+def _split(product: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """(T, 3 H E) as three (T, H, E)."""
+    return product.unflatten(-1, (3, heads, -1)).unbind(1)
+
+
 class _SelfAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        heads: int,
-        cu_seqlens: Tensor,
-        longest: int,
-        dropout_p: float,
-        seed: Tensor | None,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, options: _Heads) -> Tensor:
+        heads, cu_seqlens, longest, dropout_p, seed = options
         ctx.autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         given = x, weight, bias
         if ctx.autocast is not None:
             x, weight, bias = (y.to(ctx.autocast) for y in given)
         product = linear(x, weight, bias)
-        q, k, v = product.unflatten(-1, (3, heads, -1)).unbind(1)
+        q, k, v = _split(product, heads)
         scale = q.shape[-1] ** -0.5
         nothing = (None,) * 5
         inputs = Inputs(
@@ -139,16 +140,16 @@ class _SelfAttention(torch.autograd.Function):
         *given, x, weight, product, out, lse, cu_seqlens, seed = ctx.saved_tensors
         heads, longest, dropout_p, scale = ctx.numbers
         wanted = ctx.needs_input_grad[:3]
-        nothing = (None,) * 5
         if torch.is_grad_enabled():  # create_graph
             aliases = [y.view_as(y) for y in given]  # the hooks of what was given are for what is returned from here
             with torch.autocast("cpu", ctx.autocast, enabled=ctx.autocast is not None):
-                again = _apart(aliases[0], aliases[1], aliases[2], heads, cu_seqlens, longest, dropout_p, seed)
+                options = _Heads(heads, cu_seqlens, longest, dropout_p, seed)
+                again = _apart(aliases[0], aliases[1], aliases[2], options)
             leaves = [y for y, needed in zip(aliases, wanted, strict=True) if needed]
             found = iter(torch.autograd.grad(again, leaves, grad_out.flatten(1), create_graph=True))
-            return *(next(found) if needed else None for needed in wanted), *nothing
-        q, k, v = product.unflatten(-1, (3, heads, -1)).unbind(1)
+            return *(next(found) if needed else None for needed in wanted), None
+        q, k, v = _split(product, heads)
         grads, sums = _BACKWARD(grad_out, out, lse, q, k, v, cu_seqlens, longest, scale, dropout_p, seed)
         grad_product = grads.reshape(product.shape)  # unlike flatten, known to vmap
         grad_x, grad_weight = gradients(grad_product, x, weight, wanted[0], wanted[1])
-        return grad_x, grad_weight, sums.reshape(product.shape[1]) if wanted[2] else None, *nothing
+        return grad_x, grad_weight, sums.reshape(product.shape[1]) if wanted[2] else None, None

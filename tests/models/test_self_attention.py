@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,12 +11,17 @@ from torch import Tensor
 import mmer_fast as mf
 from mmer_fast.ops import self_attention as module
 from mmer_fast.ops._library import operator_of
-from mmer_fast.ops.self_attention import _apart, self_attention
+from mmer_fast.ops.self_attention import self_attention
 
 KERNEL = "mmer_fast::self_attention_backward"
 COMPILED = pytest.mark.skipif(
     mf.backends()["packed_attention"]["cpu"] != "available", reason="the compiled library is not there"
 )
+
+
+def apart(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+    """The same by the public operator."""
+    return module._apart(x, weight, bias, module._Heads(*rest))
 
 
 class Case:
@@ -47,7 +54,7 @@ class Case:
             else value
             for name, value in self.__dict__.items()
         }  # fmt: skip
-        return double.run(_apart, dropout_p)
+        return double.run(apart, dropout_p)
 
 
 def kernels_of(call) -> set[str]:
@@ -113,7 +120,7 @@ def test_what_is_frozen_gets_no_gradient(frozen: int) -> None:
 def test_second_derivatives(dropout_p: float, autocast: bool) -> None:
     case = Case([3, 2])
     second = []
-    for function in (self_attention, _apart):
+    for function in (self_attention, apart):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             out = function(*case.leaves, *case.rest(dropout_p))
         first = torch.autograd.grad(out.float().sin().sum(), case.leaves, create_graph=True)
@@ -181,7 +188,7 @@ def test_the_kernel_is_left_alone_without_the_compiled_library(monkeypatch: pyte
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_hooks_and_kept_gradients_are_those_of_the_formula(create_graph: bool) -> None:
     case, found = Case([3, 2]), []
-    for function in (self_attention, _apart):
+    for function in (self_attention, apart):
         x = case.x * 1.0
         x.retain_grad()
         x.register_hook(lambda grad: 2 * grad)
