@@ -91,8 +91,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             raise DataError(f"{path}: expected an .npz archive; got a single array")
         for key in archive.files:
             try:
-                values = _mapped(file, archive, key)
-                values = _unpacked(archive, key) if values is None else values
+                values = _large(file, archive, key)
                 arrays[key] = archive[key] if values is None else values
             except Exception as error:
                 raise DataError(f"{path}: key {key} cannot be read ({str(error)[:200]})") from error
@@ -101,13 +100,20 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _mapped(file: IO[bytes], archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray | None:
-    """A stored array as a read-only map of the file; None where it is small, compressed or of a rare kind."""
+def _large(file: IO[bytes], archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray | None:
+    """An array that memory need not hold; None where it is small or of a rare kind."""
     if archive.zip is None or f"{key}.npy" not in archive.zip.namelist():
         return None
     entry = archive.zip.getinfo(f"{key}.npy")
-    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < MAP_FROM or entry.flag_bits & 1:
+    if entry.file_size < MAP_FROM:
         return None
+    stored = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
+    values = _mapped(file, entry) if stored else None
+    return _unpacked(archive.zip, entry) if values is None else values
+
+
+def _mapped(file: IO[bytes], entry: zipfile.ZipInfo) -> np.ndarray | None:
+    """A stored array as a read-only map of the file; None where it is of a rare kind."""
     file.seek(entry.header_offset)
     header = file.read(30)
     start = file.tell() + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
@@ -127,17 +133,12 @@ def _mapped(file: IO[bytes], archive: np.lib.npyio.NpzFile, key: str) -> np.ndar
     return np.ndarray(shape, dtype, buffer=mapped, offset=file.tell(), order="F" if fortran_order else "C")
 
 
-def _unpacked(archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray | None:
-    """A large compressed array, by and by, in one that memory need not hold; None where it is small or of a rare kind.
+def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray | None:
+    """A compressed array, by and by, in one that memory need not hold; None where it is of a rare kind.
 
     The zip reader holds what comes out to the entry's checksum at its end.
     """
-    if archive.zip is None or f"{key}.npy" not in archive.zip.namelist():
-        return None
-    entry = archive.zip.getinfo(f"{key}.npy")
-    if entry.file_size < MAP_FROM:
-        return None
-    with archive.zip.open(entry) as file:
+    with archive.open(entry) as file:
         found = _array_header(file)
         if found is None or found[1]:
             return None
