@@ -61,7 +61,14 @@ class StopAt(Silent):
             raise KeyboardInterrupt
 
 
-def train(directory: Path, observer: Silent, model: RobMMRConfig = MODEL, **changes: Any) -> dict[str, Any]:
+def train(
+    directory: Path,
+    observer: Silent,
+    model: RobMMRConfig = MODEL,
+    *,
+    device: str | torch.device = "cpu",
+    **changes: Any,
+) -> dict[str, Any]:
     data = small_data()
     directory.mkdir(exist_ok=True)
-    return train_run(run_config(data, model, **changes), data, directory, torch.device("cpu"), observer)
+    return train_run(run_config(data, model, **changes), data, directory, torch.device(device), observer)

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_training import MODEL, Silent, StopAt, run_config, small_data
+from small_training import MODEL, Silent, StopAt, small_data, train
 from test_fast_step import make_batch, make_model, run, shrunk
 from torch import Tensor
 
-from mmer_fast.models import RobMMRConfig
 from mmer_fast.training import Algorithm1, FastStep
 from mmer_fast.training.evaluate import predict_logits
-from mmer_fast.training.run import load_best, train_run
+from mmer_fast.training.run import load_best
 from mmer_fast.training.trainer import STATE_FILE
 
 CPU = torch.device("cpu")
@@ -66,21 +65,15 @@ def test_a_step_has_the_gradients_of_the_textbook_on_the_cpu(
         )
 
 
-def train_on(device: torch.device, directory: Path, observer: Silent, model: RobMMRConfig, **changes: Any) -> dict:
-    data = small_data()
-    directory.mkdir(exist_ok=True)
-    return train_run(run_config(data, model, **changes), data, directory, device, observer)
-
-
 @pytest.mark.parametrize("changes", [{}, {"workers": 2}, {"precision": "bfloat16"}, {"share_dropout": True}], ids=str)
 def test_a_resumed_training_ends_with_the_same_bits(
     device: torch.device, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    expected = train_on(device, whole, Silent(), MODEL, **changes)
+    expected = train(whole, Silent(), device=device, **changes)
     with pytest.raises(KeyboardInterrupt):
-        train_on(device, stopped, StopAt(3), MODEL, **changes)
-    assert train_on(device, stopped, Silent(), MODEL, **changes) == expected
+        train(stopped, StopAt(3), device=device, **changes)
+    assert train(stopped, Silent(), device=device, **changes) == expected
     for file in ("metrics.json", "model.safetensors", STATE_FILE):
         assert (stopped / file).read_bytes() == (whole / file).read_bytes(), file
     for record in expected["history"]:
@@ -91,7 +84,7 @@ def test_a_resumed_training_ends_with_the_same_bits(
 def test_the_epochs_have_the_losses_of_the_cpu(device: torch.device, tmp_path: Path) -> None:
     model = dataclasses.replace(MODEL, dropout=0.0, attention_dropout=0.0)
     got, expected = (
-        train_on(where, tmp_path / f"{i}", Silent(), model, epochs=3)["history"]
+        train(tmp_path / f"{i}", Silent(), model, device=where, epochs=3)["history"]
         for i, where in enumerate((device, CPU))
     )
     for a, b in zip(got, expected, strict=True):
@@ -101,7 +94,7 @@ def test_the_epochs_have_the_losses_of_the_cpu(device: torch.device, tmp_path: P
 
 @gpu_alone
 def test_a_model_of_this_device_predicts_the_same_on_the_cpu(device: torch.device, tmp_path: Path) -> None:
-    train_on(device, tmp_path / "run", Silent(), MODEL)
+    train(tmp_path / "run", Silent(), device=device)
     split = small_data().splits["test"]
     here, there = (predict_logits(load_best(tmp_path / "run", where)[0], split) for where in (device, CPU))
     torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-4)
