@@ -129,6 +129,18 @@ def test_wrong_gradients_of_ours_are_an_error() -> None:
     assert "wrong: error" in str(measure.enter(replace(wrong, ours=False), TINY[0], inputs, truth))
 
 
+def test_one_draw_alone_at_the_kink_of_a_relu_is_no_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, inputs = contestants.CONTESTANTS[0], cases.build(TINY[0], "cpu")
+    truth = measure.solve_reference(inputs)
+    moved = truth + 1e-3 * truth.norm() / truth.numel() ** 0.5
+    entry = measure.enter(fast, TINY[0], inputs, moved)  # the further draws have references of their own
+    assert isinstance(entry, measure.Entry)
+    assert entry.gradient_error < measure.TOLERANCES["float32"]
+    monkeypatch.setattr(measure, "solve_reference", lambda draw: moved)
+    with pytest.raises(WrongResultError, match="expected an error of the gradients"):
+        measure.enter(fast, TINY[0], inputs, moved)
+
+
 def test_the_data_has_the_padding_it_says() -> None:
     for case in (TINY[0], Case("large", "paper", 64, sizes=SIZES)):
         assert cases.build(case, "cpu").padding == pytest.approx(cases.PADDING, abs=0.02)
