@@ -10,7 +10,15 @@ from mmer_fast.bench.counters import quiet_profiler
 from mmer_fast.bench.timing import Call
 
 KINDS: dict[str, tuple[str, ...]] = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise"),
+    "matrix products": (
+        "aten::mm",
+        "aten::addmm",
+        "aten::bmm",
+        "aten::baddbmm",
+        "mkldnn::_linear_pointwise",
+        "aten::mkldnn_linear_backward_weights",
+        "aten::to_mkldnn",
+    ),
     "attention": (
         "mmer_fast::attention",
         "mmer_fast::self_attention",

@@ -31,6 +31,8 @@ class _Count(TorchDispatchMode):
         name = function._schema.name
         if name in _FIRST_FACTOR:
             self.flops += 2 * out.numel() * args[_FIRST_FACTOR[name]].shape[-1]
+        elif name == "aten::mkldnn_linear_backward_weights":
+            self.flops += 2 * out[0].numel() * args[0].shape[0]
         elif name.startswith(_ATTENTION_BACKWARD):
             self.flops += 10 * attention_products(Inputs(*args[_SAVED:-_NEEDED]))
         elif name.startswith(_ATTENTION_FORWARD):

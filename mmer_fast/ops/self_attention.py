@@ -20,7 +20,7 @@ from mmer_fast.ops._library import define, operator_of, qualified
 from mmer_fast.ops.attention import packed_attention
 from mmer_fast.ops.attention_inputs import Inputs
 from mmer_fast.ops.attention_operators import FORWARD
-from mmer_fast.ops.linear import gradients, linear
+from mmer_fast.ops.linear import gradients_of_parameters, linear
 
 # The gradients (T, 3, H, E) in the dtype of q, and their sums over the tokens (3, H, E), float32.
 define(
@@ -151,5 +151,6 @@ class _SelfAttention(torch.autograd.Function):
         q, k, v = _split(product, heads)
         grads, sums = _BACKWARD(grad_out, out, lse, q, k, v, cu_seqlens, longest, scale, dropout_p, seed)
         grad_product = grads.reshape(product.shape)  # unlike flatten, known to vmap
-        grad_x, grad_weight = gradients(grad_product, x, weight, wanted[0], wanted[1])
+        grad_x = linear(grad_product, weight.T) if wanted[0] else None
+        grad_weight, _ = gradients_of_parameters(grad_product, x, weight, wanted[1], needs_bias=False)
         return grad_x, grad_weight, sums.reshape(product.shape[1]) if wanted[2] else None, None

@@ -25,6 +25,18 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return shapes
 
 
+@pytest.fixture
+def onednn_gradients(onednn: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """oneDNN also for the gradients of weight and bias, of every size; returns the shapes of those of the weight."""
+    shapes = []
+    gradients = module._gradients_of_parameters
+    monkeypatch.setattr(module, "_FEWEST_GRADIENT_PRODUCTS", 0)
+    monkeypatch.setattr(
+        module, "_gradients_of_parameters", lambda *of: shapes.append(tuple(of[2].shape)) or gradients(*of)
+    )
+    return shapes
+
+
 def run(layer: Linear, x: Tensor, grad: Tensor) -> list[Tensor]:
     out = layer(x)
     return [out, *torch.autograd.grad(out, [x, *layer.parameters()], grad)]
@@ -36,11 +48,58 @@ def run(layer: Linear, x: Tensor, grad: Tensor) -> list[Tensor]:
 def test_it_is_the_layer_of_torch(onednn: list[tuple[int, ...]], rows: int, bias: bool) -> None:
     layer, x, grad = Linear(33, 20, bias=bias), torch.randn(rows, 33, requires_grad=True), torch.randn(rows, 20)
     got = run(layer, x, grad)
-    assert onednn == [(rows, 33), (rows, 20)]  # the gradient of the weight is not among them
+    assert onednn == [(rows, 33), (rows, 20)]  # the gradient of this small weight is not among them
     out = torch.nn.functional.linear(x, layer.weight, layer.bias)
     expected = [out, *torch.autograd.grad(out, [x, *layer.parameters()], grad)]
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@ONEDNN
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 7, 130])
+@pytest.mark.parametrize("view", ["whole", "every other column", "transposed"])
+def test_gradients_of_weight_and_bias_by_onednn(
+    onednn_gradients: list[tuple[int, ...]], rows: int, bias: bool, view: str
+) -> None:
+    views = {
+        "whole": lambda n, m: torch.randn(n, m),
+        "every other column": lambda n, m: torch.randn(n, 2 * m + 1)[:, 1::2],
+        "transposed": lambda n, m: torch.randn(m, n).T,
+    }
+    layer, x, grad = Linear(33, 20, bias=bias), views[view](rows, 33).requires_grad_(), views[view](rows, 20)
+    got = run(layer, x, grad)
+    assert onednn_gradients == [(20, 33)]
+    assert not any(y.is_mkldnn for y in got)
+    out = torch.nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
+    expected = [out, *torch.autograd.grad(out, [x, *layer.parameters()], grad.double())]
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-5, atol=1e-5)
+    again = run(layer, x, grad)
+    assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+
+
+@ONEDNN
+@pytest.mark.parametrize("other", ["frozen", "create_graph", "vmap", "small"])
+def test_gradients_that_onednn_does_not_serve(
+    onednn_gradients: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    layer, x = Linear(8, 5), torch.randn(3, 8, requires_grad=True)
+    if other == "frozen":
+        layer.weight.requires_grad_(False)
+        layer(x).sum().backward()
+        torch.testing.assert_close(layer.bias.grad, torch.full((5,), 3.0))
+        assert layer.weight.grad is None
+    elif other == "create_graph":
+        assert torch.autograd.grad(layer(x).sum(), layer.weight, create_graph=True)[0].requires_grad
+    elif other == "vmap":
+        out, grads = layer(x), torch.randn(4, 3, 5)
+        (got,) = torch.autograd.grad(out, layer.weight, grads, is_grads_batched=True)
+        torch.testing.assert_close(got, grads.transpose(1, 2) @ x.detach())
+    else:
+        monkeypatch.setattr(module, "_FEWEST_GRADIENT_PRODUCTS", 3 * 8 * 5 + 1)
+        layer(x).sum().backward()
+    assert onednn_gradients == []
 
 
 @ONEDNN
