@@ -20,7 +20,7 @@ from benchmarks import case_table
 from benchmarks.training_step import bars, cases, contestants, measure, memory, split, work
 from benchmarks.training_step.benchmark import OPERATOR
 from benchmarks.training_step.cases import Case
-from benchmarks.training_step.contestants import BF16, EAGER, FAST, SHARED, SHARED_BF16, TEXTBOOK
+from benchmarks.training_step.contestants import BF16, EAGER, FAST, GRAPHS, SHARED, SHARED_BF16, TEXTBOOK
 from mmer_fast.bench import ceilings, timing
 from mmer_fast.bench.harness import OK, WrongResultError
 from mmer_fast.training.fast_step import FastStep
@@ -115,7 +115,7 @@ def test_the_work_of_products_and_attention_is_counted_as_it_runs() -> None:
 def test_steps_leave_the_weights_alone() -> None:
     inputs = cases.build(TINY[1], "cpu")
     before = {name: p.detach().clone() for name, p in inputs.model.named_parameters()}
-    for contestant in contestants.CONTESTANTS:
+    for contestant in contestants.select("cpu"):
         contestant.prepare(inputs)()
         assert all(torch.equal(p, before[name]) for name, p in inputs.model.named_parameters()), contestant.name
 
@@ -139,6 +139,16 @@ def test_one_draw_alone_at_the_kink_of_a_relu_is_no_wrong_result(monkeypatch: py
     monkeypatch.setattr(measure, "solve_reference", lambda draw: moved)
     with pytest.raises(WrongResultError, match="expected an error of the gradients"):
         measure.enter(fast, TINY[0], inputs, moved)
+
+
+def test_graphs_take_part_on_cuda_alone_and_may_fail() -> None:
+    names = {device: [c.name for c in contestants.select(device)] for device in ("cpu", "cuda")}
+    assert set(names["cuda"]) - set(names["cpu"]) == {GRAPHS}
+    (graphs,) = (c for c in contestants.CONTESTANTS if c.name == GRAPHS)
+    inputs = cases.build(TINY[0], "cpu")
+    truth = measure.solve_reference(inputs)
+    reason = "unsupported: ValueError: TrainConfig.cuda_graph must be False on cpu, got True"
+    assert measure.enter(replace(graphs, changes=graphs.changes[1:]), TINY[0], inputs, truth) == reason
 
 
 def test_the_data_has_the_padding_it_says() -> None:

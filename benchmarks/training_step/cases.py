@@ -56,10 +56,7 @@ def build(case: Case, device: str, seed: int = 0) -> Inputs:
         torch.manual_seed(seed)
         model = RobMMR(MODALITIES, LABELS, _replaced(model_config, values))
         batch = _batch(case.samples)
-    batch.features = {name: x.to(device) for name, x in batch.features.items()}
-    batch.lengths = {name: x.to(device) for name, x in batch.lengths.items()}
-    batch.labels = batch.labels.to(device)
-    return Inputs(model.to(device).train(), replace(config, gamma=GAMMA), batch)
+    return Inputs(model.to(device).train(), replace(config, gamma=GAMMA), batch.to(device))
 
 
 def _replaced(config: RobMMRConfig, values: dict[str, object]) -> RobMMRConfig:

@@ -14,9 +14,11 @@ from mmer_fast.bench import harness
 from mmer_fast.data import Batch
 from mmer_fast.training.algorithm1 import Algorithm1
 from mmer_fast.training.fast_step import FastStep
+from mmer_fast.training.graphed_step import GraphedStep
 
 FAST, BF16 = "fast float32", "fast bfloat16"
 SHARED, SHARED_BF16 = "fast float32, shared dropout", "fast bfloat16, shared dropout"
+GRAPHS = "fast bfloat16, CUDA graphs"
 TEXTBOOK, EAGER = "Algorithm1", "padded eager, Sinkhorn-100"
 
 
@@ -33,6 +35,8 @@ class Contestant:
         changes: fields of the `TrainConfig`.
         ours: whether it is a form of `FastStep`.
         fused: whether AdamW is fused, as in our trainer.
+        devices: where it runs.
+        may_fail: whether it is left out, with the reason, where it raises; for what has not run on a GPU yet.
     """
 
     name: str
@@ -40,6 +44,8 @@ class Contestant:
     changes: tuple[tuple[str, Any], ...] = ()
     ours: bool = False
     fused: bool = True
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    may_fail: bool = False
 
     @property
     def bfloat16(self) -> bool:
@@ -63,6 +69,8 @@ class Contestant:
             step.accumulate_gradients(inputs.batch)
             optimizer.step()
 
+        if isinstance(step, GraphedStep):
+            call()  # captures when it sees a shape for the second time
         return call
 
 
@@ -72,6 +80,7 @@ CONTESTANTS = (
     Contestant(BF16, FastStep, (_BF16,), ours=True),
     Contestant(SHARED, FastStep, (_SHARED,), ours=True),
     Contestant(SHARED_BF16, FastStep, (_BF16, _SHARED), ours=True),
+    Contestant(GRAPHS, GraphedStep, (_BF16, ("cuda_graph", True)), ours=True, devices=("cuda",), may_fail=True),
     Contestant(TEXTBOOK, Algorithm1),
     Contestant(EAGER, EagerStep, fused=False),
 )
@@ -83,6 +92,7 @@ def select(device: str, names: list[str] | None = None) -> list[Contestant]:
     Raises:
         ValueError: a name that fits no contestant.
     """
-    mine = {contestant.name for contestant in CONTESTANTS if contestant.ours}
-    chosen = harness.select([contestant.name for contestant in CONTESTANTS], mine, {FAST}, names)
-    return [contestant for contestant in CONTESTANTS if contestant.name in chosen]
+    there = [contestant for contestant in CONTESTANTS if device in contestant.devices]
+    mine = {contestant.name for contestant in there if contestant.ours}
+    chosen = harness.select([contestant.name for contestant in there], mine, {FAST}, names)
+    return [contestant for contestant in there if contestant.name in chosen]

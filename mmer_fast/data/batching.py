@@ -38,6 +38,18 @@ class Batch:
     labels: Tensor
     index: Tensor
     extras: dict[str, Tensor] = field(default_factory=dict)
+    _origin: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)  # lengths, and those on the CPU
+
+    @property
+    def host_lengths(self) -> dict[str, Tensor]:
+        """The lengths on the CPU; waits for the device of the batch only where it did not come from there by `to`."""
+        known = self._known_lengths()
+        return {name: known[name] if name in known else lengths_b.cpu() for name, lengths_b in self.lengths.items()}
+
+    def _known_lengths(self) -> dict[str, Tensor]:
+        """Those of `host_lengths` that nobody has to wait for."""
+        known = {name: lengths_b for name, lengths_b in self.lengths.items() if lengths_b.device.type == "cpu"}
+        return known | {name: host for name, (copied, host) in self._origin.items() if copied is self.lengths.get(name)}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,6 +59,7 @@ class Batch:
         counts = list(sizes)
         features = {name: x.split(counts) for name, x in self.features.items()}
         lengths = {name: x.split(counts) for name, x in self.lengths.items()}
+        host = {name: x.split(counts) for name, x in self._known_lengths().items()}
         labels, index = self.labels.split(counts), self.index.split(counts)
         extras = {name: x.split(counts) for name, x in self.extras.items()}
         return [
@@ -56,18 +69,21 @@ class Batch:
                 labels=labels[i],
                 index=index[i],
                 extras={name: parts[i] for name, parts in extras.items()},
+                _origin={name: (lengths[name][i], parts[i]) for name, parts in host.items()},
             )
             for i in range(len(counts))
         ]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """A batch whose tensors lie on ``device``."""
+        """A batch whose tensors lie on ``device``; it still knows the lengths of one on the CPU."""
+        lengths = {name: x.to(device, non_blocking=non_blocking) for name, x in self.lengths.items()}
         return Batch(
             features={name: x.to(device, non_blocking=non_blocking) for name, x in self.features.items()},
-            lengths={name: x.to(device, non_blocking=non_blocking) for name, x in self.lengths.items()},
+            lengths=lengths,
             labels=self.labels.to(device, non_blocking=non_blocking),
             index=self.index.to(device, non_blocking=non_blocking),
             extras={name: x.to(device, non_blocking=non_blocking) for name, x in self.extras.items()},
+            _origin={name: (lengths[name], x) for name, x in self._known_lengths().items()},
         )
 
     def pin_memory(self) -> Batch:

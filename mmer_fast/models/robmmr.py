@@ -27,6 +27,7 @@ from mmer_fast.models.attention import Spans
 from mmer_fast.models.config import RobMMRConfig
 from mmer_fast.models.dropout import Dropout
 from mmer_fast.models.initialization import xavier_uniform_
+from mmer_fast.models.layout import BatchLayout
 from mmer_fast.models.lstm import LSTMEncoder
 from mmer_fast.models.masking import MaskNetwork, random_masks, temporal_masks
 from mmer_fast.models.network import Network
@@ -42,20 +43,16 @@ class Encodings:
 
     Attributes:
         hidden: modality → (N, D), its tokens end to end.
-        lengths: modality → (B,) integer, units of each sample that count.
-        layouts: modality → where its tokens are.
-        steps: modality → T of its padded batch.
+        layout: where they are.
     """
 
     hidden: dict[str, Tensor]
-    lengths: dict[str, Tensor]
-    layouts: dict[str, mf.PackedLayout]
-    steps: dict[str, int]
+    layout: BatchLayout
 
     def padded(self, name: str, values_n: Tensor | None = None) -> Tensor:
         """`hidden`, or other values (N, ...) of the tokens of a modality, as (B, T, ...) with 0 in the padding."""
         values_n = self.hidden[name] if values_n is None else values_n
-        padded = mf.unpack(values_n, self.layouts[name], self.steps[name])
+        padded = mf.unpack(values_n, self.layout.alone[name], self.layout.steps[name])
         assert isinstance(padded, Tensor)
         return padded
 
@@ -125,6 +122,7 @@ class RobMMR(Network):
         lengths: Mapping[str, Tensor],
         masks: Mapping[str, Tensor] | None = None,
         offsets: Mapping[str, Tensor] | None = None,
+        layout: BatchLayout | None = None,
     ) -> RobMMROutput:
         """Label logits of a batch: D(E^m([E^x(x ∘ m)])), Algorithm 1 lines 4 and 10.
 
@@ -134,20 +132,42 @@ class RobMMR(Network):
             masks: modality → (B, T), the multiplier m of Eq. 10; None multiplies by nothing.
             offsets: modality → (N, D), floating, added to what `embeddings` makes of its N tokens, after any mask;
                 the tokens that count, sample after sample (`zero_offsets` has the shapes). None adds nothing.
+            layout: that of these features and lengths, where it is known; else it is made here.
 
         Raises:
             ValueError: a modality is absent or has another shape than announced.
         """
-        encodings = self.encode(features, lengths, masks, offsets)
+        encodings = self.encode(features, lengths, masks, offsets, layout)
         return RobMMROutput(self.decode(*self.fuse(encodings)), encodings)
 
     def logits(self, batch: Batch) -> Tensor:
         """Those of `forward`."""
-        return self(batch.features, batch.lengths).logits  # type: ignore[no-any-return]
+        return self(batch.features, batch.lengths, layout=self.layout_of(batch)).logits  # type: ignore[no-any-return]
 
     def fit(self, split: Split) -> None:
         """Take μ and σ of the features, where they are standardised."""
         fit_standardization(self.standardization, split)
+
+    def layout(self, features: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> BatchLayout:
+        """Where the tokens of a batch are, on the device of its features.
+
+        Args:
+            features: as in `forward`.
+            lengths: as in `forward`, or on the CPU: then nothing waits for the device of the features.
+
+        Raises:
+            ValueError: a modality is absent or has another shape than announced.
+        """
+        check_batch(self.modalities, features, lengths)
+        steps = {name: self._steps(features[name]) for name in self.modalities}
+        counted = {name: lengths[name] for name in self.modalities}
+        if not self.config.padding_mask:
+            counted = {name: torch.full_like(lengths_b, steps[name]) for name, lengths_b in counted.items()}
+        return BatchLayout.of(counted, steps).to(next(iter(features.values())).device)
+
+    def layout_of(self, batch: Batch) -> BatchLayout:
+        """That of a batch, from its lengths on the CPU."""
+        return self.layout(batch.features, batch.host_lengths)
 
     def encode(
         self,
@@ -155,22 +175,22 @@ class RobMMR(Network):
         lengths: Mapping[str, Tensor],
         masks: Mapping[str, Tensor] | None = None,
         offsets: Mapping[str, Tensor] | None = None,
+        layout: BatchLayout | None = None,
     ) -> Encodings:
         """Unimodal encodings H^x = E^x(x ∘ m); arguments as in `forward`."""
         check_batch(self.modalities, features, lengths)
-        encodings = Encodings({}, {}, {}, {})
+        layout = self.layout(features, lengths) if layout is None else layout
+        hidden = {}
         for name in self.modalities:
-            x_btf = features[name]
+            x_btf, alone = features[name], layout.alone[name]
             x_btf = self.standardization[name](x_btf) if self.config.standardize else x_btf
-            x_btf, counted_b = self._pad(x_btf, lengths[name])
-            layout = mf.packed_layout(counted_b)
-            encodings.lengths[name], encodings.layouts[name], encodings.steps[name] = counted_b, layout, x_btf.shape[1]
+            x_btf = x_btf if self.config.padding_mask else _zero_padded(x_btf, lengths[name], layout.steps[name])
             mask_n = None
             if masks is not None:
-                mask_n = mf.pack(_fit(masks[name], x_btf.shape[1]), layout)
-            offset_nd = None if offsets is None else self._offset(name, offsets, layout)
-            encodings.hidden[name] = self._encode_one(name, mf.pack(x_btf, layout), layout, mask_n, offset_nd)
-        return encodings
+                mask_n = mf.pack(_fit(masks[name], layout.steps[name]), alone)
+            offset_nd = None if offsets is None else self._offset(name, offsets, alone)
+            hidden[name] = self._encode_one(name, mf.pack(x_btf, alone), alone, mask_n, offset_nd)
+        return Encodings(hidden, layout)
 
     def zero_offsets(self, features: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Offsets of 0 for `forward` with these arguments: modality → (N, D), in the dtype of the features.
@@ -182,7 +202,7 @@ class RobMMR(Network):
         zeros = {}
         for name in self.modalities:
             x_btf = features[name]
-            padded = x_btf.shape[0] * self._padded_steps(x_btf)
+            padded = x_btf.shape[0] * self._steps(x_btf)
             tokens = int(lengths[name].sum()) if self.config.padding_mask else padded
             zeros[name] = x_btf.new_zeros(tokens, self.config.dim)
         return zeros
@@ -192,9 +212,9 @@ class RobMMR(Network):
 
         [H^x] itself where there is no E^m.
         """
-        layout = mf.packed_layout(*(encodings.lengths[name] for name in self.modalities))
-        hidden_nd = layout.join([encodings.hidden[name] for name in self.modalities])
-        spans = Spans.of(layout)
+        joint = encodings.layout.joint
+        hidden_nd = joint.join([encodings.hidden[name] for name in self.modalities])
+        spans = Spans.of(joint)
         return hidden_nd if self.multimodal_encoder is None else self.multimodal_encoder(hidden_nd, spans), spans
 
     def decode(self, memory_nd: Tensor, memory: Spans) -> Tensor:
@@ -214,10 +234,17 @@ class RobMMR(Network):
             encodings: from `encode`.
             batch_group: process group whose ranks have a part of the batch each; None: all of it is here.
         """
+        layout = encodings.layout
         if self.config.mask_source == "random":
             dtype = next(iter(encodings.hidden.values())).dtype
-            return random_masks(encodings.lengths, encodings.steps, dtype, self.config)
-        return temporal_masks(self.mask_scores(encodings), encodings.lengths, self.config, batch_group)
+            return random_masks(layout.lengths, layout.steps, dtype, self.config)
+        scores, lengths = self.mask_scores(encodings), layout.lengths
+        if not layout.fillers:
+            return temporal_masks(scores, lengths, self.config, batch_group)
+        scores = {name: scores_bt[: -layout.fillers] for name, scores_bt in scores.items()}
+        lengths = {name: lengths_b[: -layout.fillers] for name, lengths_b in lengths.items()}
+        masks = temporal_masks(scores, lengths, self.config, batch_group)
+        return {name: F.pad(mask_bt, (0, 0, 0, layout.fillers), value=1.0) for name, mask_bt in masks.items()}
 
     def mask_scores(self, encodings: Encodings) -> dict[str, Tensor]:
         """Scores (B, T) of the mask networks from clean encodings, 0 in the padding; empty where there are none."""
@@ -241,18 +268,9 @@ class RobMMR(Network):
             x_nd = x_nd + sinusoidal_positions(layout.time, x_nd.shape[1], x_nd.dtype)
         return self.unimodal_encoders[name](x_nd, Spans.of(layout))
 
-    def _pad(self, x_btf: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Where padding is to count: zero it, lengthen it as configured, and say so in the lengths."""
-        if self.config.padding_mask:
-            return x_btf, lengths_b
-        x_btf = x_btf.masked_fill(~length_mask(lengths_b, x_btf.shape[1])[..., None], 0.0)
-        missing = self._padded_steps(x_btf) - x_btf.shape[1]
-        x_btf = F.pad(x_btf, (0, 0, 0, missing)) if missing else x_btf
-        return x_btf, torch.full_like(lengths_b, x_btf.shape[1])
-
-    def _padded_steps(self, x_btf: Tensor) -> int:
-        """T after `_pad`, where padding counts."""
-        return max(self.config.padded_length or 1, x_btf.shape[1])
+    def _steps(self, x_btf: Tensor) -> int:
+        """T of a modality: where padding counts as configured, else that of its features."""
+        return x_btf.shape[1] if self.config.padding_mask else max(self.config.padded_length or 1, x_btf.shape[1])
 
     def _offset(self, name: str, offsets: Mapping[str, Tensor], layout: mf.PackedLayout) -> Tensor:
         if name not in offsets:
@@ -302,6 +320,13 @@ def _encoder(blocks: int, config: RobMMRConfig) -> Encoder | LSTMEncoder:
 
 def _embedding(features: int, config: RobMMRConfig) -> nn.Sequential:
     return nn.Sequential(nn.Linear(features, config.dim), nn.LayerNorm(config.dim), Dropout(config.dropout))
+
+
+def _zero_padded(x_btf: Tensor, lengths_b: Tensor, steps: int) -> Tensor:
+    """Zero beyond the lengths, and as many steps."""
+    x_btf = x_btf.masked_fill(~length_mask(lengths_b, x_btf.shape[1])[..., None], 0.0)
+    missing = steps - x_btf.shape[1]
+    return F.pad(x_btf, (0, 0, 0, missing)) if missing else x_btf
 
 
 def _fit(mask_bt: Tensor, length: int) -> Tensor:

@@ -50,11 +50,62 @@ class PackedLayout:
     def modalities(self) -> int:
         return len(self._segments)
 
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedLayout:
+        """The same layout on another device: from the CPU to CUDA with `non_blocking` without waiting for the device.
+
+        So a layout whose lengths are known on the CPU costs no wait: ``packed_layout(lengths).to("cuda", ...)``.
+        """
+
+        def moved(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=non_blocking)
+
+        return replace(
+            self,
+            cu_seqlens=moved(self.cu_seqlens),
+            lengths=moved(self.lengths),
+            _segments=tuple(
+                _Segment(moved(one.sample), moved(one.time), moved(one.position), one.longest) for one in self._segments
+            ),
+            _order=moved(self._order),
+        )
+
     @property
     def time(self) -> Tensor:
         """(total,) int64: each token's place within its own sample and modality."""
         times = torch.cat([segment.time for segment in self._segments])
         return times if len(self._segments) == 1 else times.index_select(0, self._order)
+
+    def bounded(self, *longest: int) -> PackedLayout:
+        """The same tokens, with these numbers of each modality in place of the lengths of its longest sample.
+
+        What has the shape of `max_seqlen` or of a padded batch then does not depend on the lengths, up to these.
+
+        Raises:
+            ValueError: as many numbers as the layout has no modalities, or one below the longest sample.
+        """
+        needed = [segment.longest for segment in self._segments]
+        if len(longest) != len(needed) or any(one < least for one, least in zip(longest, needed, strict=True)):
+            raise ValueError(f"longest must be at least {needed}, one for each modality, got {list(longest)}")
+        segments = tuple(replace(one, longest=most) for one, most in zip(self._segments, longest, strict=True))
+        return replace(self, max_seqlen=sum(longest), _segments=segments)
+
+    def copy_(self, other: PackedLayout, *, non_blocking: bool = False) -> PackedLayout:
+        """Overwrite the places by those of another layout with as many samples and tokens of each modality.
+
+        Raises:
+            ValueError: it has others, or its samples are longer than this layout allows; nothing is written then.
+        """
+        shapes = [[len(layout.lengths), *(len(one.sample) for one in layout._segments)] for layout in (self, other)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"other must have {shapes[0]} samples and tokens of each modality, got {shapes[1]}")
+        other = other.bounded(*(segment.longest for segment in self._segments))
+        for own, new in zip(self._tensors(), other._tensors(), strict=True):
+            own.copy_(new, non_blocking=non_blocking)
+        return self
+
+    def _tensors(self) -> list[Tensor]:
+        places = [x for one in self._segments for x in (one.sample, one.time, one.position)]
+        return [self.cu_seqlens, self.lengths, self._order, *places]
 
     def at(self, valid: Tensor) -> PackedLayout:
         """The layout of as many tokens that stand anywhere in their rows: where `valid` (B, T) bool is True."""

@@ -107,7 +107,7 @@ def explain(
         threshold,
         {
             name: _units(part, name, index, scores.get(name), _array(masks[name]), int(counted_b[0]))
-            for name, counted_b in output.encodings.lengths.items()
+            for name, counted_b in output.encodings.layout.lengths.items()
         },
     )
 

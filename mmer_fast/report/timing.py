@@ -9,7 +9,8 @@ Where the batch is cut up, for `TrainConfig.accumulation` or over processes, wha
 computes at a time, its part of the micro-batch whose length is nearest the average. A step is then so many of them and
 one turn of the optimizer; adding up their gradients and the exchange between processes are left out. A run that is
 opened later (`mmer-fast report`) does not say how many processes it had: one is assumed. Compiled training
-(`TrainConfig.compile`) is measured uncompiled: to compile again would take longer than the rest of the report.
+(`TrainConfig.compile`) is measured uncompiled: to compile again would take longer than the rest of the report. One that
+replays CUDA graphs is measured without: their parts cannot be told apart.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class StepTiming:
         device: where.
         micro_batches: that a step has.
         processes: that share a step.
-        uncompiled: whether the training was compiled, and this not.
+        without: what the training used and this does not: "torch.compile", "CUDA graphs" or "".
     """
 
     parts: dict[str, float]
@@ -77,7 +78,7 @@ class StepTiming:
     device: str
     micro_batches: int = 1
     processes: int = 1
-    uncompiled: bool = False
+    without: str = ""
 
 
 class _Clock:
@@ -134,15 +135,17 @@ def measure_step(
     """
     device = next(model.parameters()).device
     micro_batches = _micro_batches(config, split, world)
+    measured = dataclasses.replace(config, cuda_graph=False)
     devices = [device] if device.type == "cuda" else []
     model.train()
     try:
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
-            timing = _measure(model, config, _typical(micro_batches).to(device), len(micro_batches), budget)
+            timing = _measure(model, measured, _typical(micro_batches).to(device), len(micro_batches), budget)
     finally:
         model.zero_grad(set_to_none=True)
         model.eval()
-    return dataclasses.replace(timing, processes=world.size, uncompiled=config.compile)
+    without = "torch.compile" if config.compile else "CUDA graphs" if config.cuda_graph else ""
+    return dataclasses.replace(timing, processes=world.size, without=without)
 
 
 def _micro_batches(config: TrainConfig, split: Split, world: World) -> list[Batch]:
@@ -266,8 +269,8 @@ def _what_was_measured(timing: StepTiming) -> str:
     ]
     if timing.processes > 1:
         pieces.append(f"in one of {timing.processes} processes without what they exchange")
-    if timing.uncompiled:
-        pieces.append("without torch.compile, which the training used")
+    if timing.without:
+        pieces.append(f"without {timing.without}, which the training used")
     return ", ".join(
         [*pieces, f"on {timing.device}", f"median of {timing.rounds} rounds" if timing.rounds > 1 else "measured once"]
     )

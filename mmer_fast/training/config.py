@@ -65,6 +65,8 @@ class TrainConfig(LoopConfig):
             fast step only.
         compile: run E^x, E^m and D as graphs of `torch.compile`. The first step and the first evaluation then take
             longer, by up to some minutes. For transformers, and processes that hold all parameters (not FSDP2).
+        cuda_graph: replay the fast step from CUDA graphs, one for each of a few shapes to which batches are filled up.
+            For transformers on one CUDA device, where padding does not count, without "fgsm" and "pgd".
         recognition_loss: L_r and L_m: "bce" (Eq. 2-3) or "asymmetric" (the authors' code).
         consistency_loss: L_p: "bernoulli" (Eq. 13 for K sigmoid outputs) or "softmax" (the authors' code).
     """
@@ -84,6 +86,7 @@ class TrainConfig(LoopConfig):
     share_dropout: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    cuda_graph: bool = False
     recognition_loss: Literal["bce", "asymmetric"] = "bce"
     consistency_loss: Literal["bernoulli", "softmax"] = "bernoulli"
 
@@ -99,9 +102,12 @@ class TrainConfig(LoopConfig):
         if self.step == "textbook":
             require(self, "share_dropout", not self.share_dropout, "False with step='textbook'")
             require(self, "precision", self.precision == "float32", "'float32' with step='textbook'")
+            require(self, "cuda_graph", not self.cuda_graph, "False with step='textbook'")
         if self.perturbation in ("fgsm", "pgd"):
-            expected = f"'float32' with perturbation={self.perturbation!r}"
-            require(self, "precision", self.precision == "float32", expected)
+            expected = f"with perturbation={self.perturbation!r}"
+            require(self, "precision", self.precision == "float32", f"'float32' {expected}")
+            require(self, "cuda_graph", not self.cuda_graph, f"False {expected}")
+        require(self, "cuda_graph", not (self.cuda_graph and self.compile), "False with compile=True")
 
     def _order_perturbed_modules(self) -> None:
         names = self.perturbed_modules.split("+")
@@ -121,13 +127,16 @@ class TrainConfig(LoopConfig):
 
 
 def check_pair(model: RobMMRConfig, train: TrainConfig) -> None:
-    """Check that a model of this configuration has what is to be perturbed or compiled in it.
+    """Check that a model of this configuration has what is to be perturbed in it, and can be compiled or captured.
 
     Raises:
         ValueError: it has not; the message names the fields of both.
     """
-    can_compile = not train.compile or model.encoder == "transformer"
-    require(train, "compile", can_compile, f"False with RobMMRConfig.encoder={model.encoder!r}")
+    for name in ("compile", "cuda_graph"):
+        possible = not getattr(train, name) or model.encoder == "transformer"
+        require(train, name, possible, f"False with RobMMRConfig.encoder={model.encoder!r}")
+    possible = not train.cuda_graph or model.padding_mask
+    require(train, "cuda_graph", possible, "False with RobMMRConfig.padding_mask=False")
     if not train.perturbs_weights:
         return
     modules = train.perturbed_modules.split("+")

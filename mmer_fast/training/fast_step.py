@@ -7,6 +7,8 @@ What is saved, and why no number changes:
                  sum.
     M^x          One launch of SOFT top-k for all modalities (`mmer_fast.models.masking`).
 
+    layouts      Where the tokens are is found once, on the CPU where the batch comes from; no pass waits for a GPU.
+
 In forward passes of E^x this is 2 instead of 3 (clean, masked), in backward passes 2 instead of 3, or of 4 where the
 reversed gradient passes through the scores. The price is memory: what E^x stored in its clean pass is held until
 the end of the step.
@@ -37,6 +39,7 @@ import torch
 from torch import Tensor
 
 from mmer_fast.data import Batch
+from mmer_fast.models.layout import BatchLayout
 from mmer_fast.models.robmmr import Encodings
 from mmer_fast.training.algorithm1 import Algorithm1, StepResult, copy_gradients, gradient_ratio
 from mmer_fast.training.perturbation import random_directions
@@ -51,12 +54,16 @@ class FastStep(Algorithm1):
 
     def accumulate_gradients(self, batch: Batch, *, measure_ratio: bool = False, weight: float = 1.0) -> StepResult:
         """As `Algorithm1.accumulate_gradients`; `measure_ratio` costs a second backward pass of the clean E^x."""
-        config, model = self.config, self.model
-        if config.sigma > 0 and config.perturbation in ("fgsm", "pgd"):
+        if self.config.sigma > 0 and self.config.perturbation in ("fgsm", "pgd"):
             return super().accumulate_gradients(batch, measure_ratio=measure_ratio, weight=weight)
+        return self._accumulate(batch, self.model.layout_of(batch), measure_ratio, weight)
+
+    def _accumulate(self, batch: Batch, layout: BatchLayout, measure_ratio: bool, weight: float) -> StepResult:
+        """The same of a batch whose layout is known, which may have fillers: they have no labels."""
+        config, model = self.config, self.model
         loss_m = loss_p = torch.zeros((), device=batch.labels.device)
         before = ratio = None
-        clean = _SharedEncodings(self._encode(batch))
+        clean = _SharedEncodings(self._encode(batch, layout))
 
         # Emotion recognition, lines 3-6.
         logits = self._read(clean.encodings)
@@ -68,7 +75,7 @@ class FastStep(Algorithm1):
 
         # Adversarial temporal masking, lines 7-12.
         if config.rho > 0:
-            masked = self._encode(batch, self._masks(clean.encodings))
+            masked = self._encode(batch, layout, self._masks(clean.encodings))
             loss_m = self.recognition_loss(self._read(masked), batch.labels)
             (weight * config.rho * loss_m).backward()
 
@@ -81,7 +88,7 @@ class FastStep(Algorithm1):
                 before = copy_gradients(model.parameters())
             direction = random_directions(self.perturbed) if config.perturbation == "random" else g
             with self._moved_along(direction):
-                noisy = self._read(clean.encodings if shared else self._encode(batch))
+                noisy = self._read(clean.encodings if shared else self._encode(batch, layout))
                 loss_p = self.consistency_loss(logits.detach(), noisy)
                 (weight * config.sigma * loss_p).backward()
         clean.backward()
@@ -97,20 +104,20 @@ class FastStep(Algorithm1):
         attends = config.encoder == "transformer"
         return self.model.training and (config.dropout > 0 or (attends and config.attention_dropout > 0))
 
-    def _encode(self, batch: Batch, masks: dict[str, Tensor] | None = None) -> Encodings:
+    def _encode(self, batch: Batch, layout: BatchLayout, masks: dict[str, Tensor] | None = None) -> Encodings:
         with self._autocast(batch.labels.device):
-            return self.model.encode(batch.features, batch.lengths, masks)
+            return self.model.encode(batch.features, batch.lengths, masks, layout=layout)
 
     def _masks(self, encodings: Encodings) -> dict[str, Tensor]:
         wide = replace(encodings, hidden={name: _wide(x_nd) for name, x_nd in encodings.hidden.items()})
         return self.model.temporal_masks(wide, self.world.group)
 
     def _read(self, encodings: Encodings) -> Tensor:
-        """Logits (B, K) by E^m and D."""
+        """Logits (B, K) by E^m and D, without those of fillers."""
         device = next(iter(encodings.hidden.values())).device
         with self._autocast(device):
             logits = self.model.decode(*self.model.fuse(encodings))
-        return _wide(logits)
+        return _wide(logits[: len(logits) - encodings.layout.fillers])
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         if self.config.precision == "float32":

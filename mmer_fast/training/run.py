@@ -32,6 +32,7 @@ from mmer_fast.training.config import TrainConfig
 from mmer_fast.training.data_parallel import prepare
 from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.evaluate import evaluate, mask_recall
+from mmer_fast.training.graphed_step import check_place
 from mmer_fast.training.loop_config import LoopConfig, config_to_json
 from mmer_fast.training.systems import ROBMMR, System, find_system
 from mmer_fast.training.trainer import BEST_FILE, PREVIOUS_FILE, STATE_FILE, Observer, Trainer
@@ -141,12 +142,12 @@ def train_run(
             directory that all of them see; the first writes, and all return the same.
 
     Raises:
-        RunError: the configuration does not go with `world`.
+        RunError: the configuration does not go with `device` or `world`.
         WorldError: configuration, data or saved state differ between its processes.
         TrainingError, Terminated: as `Trainer.fit`.
         CheckpointError: the state in the directory, or the best model so far, cannot be read.
     """
-    _check_world(config, world)
+    _check_place(config, device, world)
     if world.first:
         remove_partial_files(directory)
         write_json(directory / CONFIG_FILE, config.to_json())
@@ -176,8 +177,13 @@ def train_run(
     return results
 
 
-def _check_world(config: RunConfig, world: World) -> None:
+def _check_place(config: RunConfig, device: torch.device, world: World) -> None:
     train = config.train
+    if isinstance(train, TrainConfig) and train.cuda_graph:
+        try:
+            check_place(device, world)
+        except ValueError as error:
+            raise RunError(str(error)) from None
     if world.fsdp and isinstance(train, TrainConfig):
         if train.app_batch == "local":
             expected = "'global' with fsdp, which reduces every gradient"

@@ -15,6 +15,7 @@ from mmer_fast.training.compiled import compile_stacks
 from mmer_fast.training.config import TrainConfig
 from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.fast_step import FastStep
+from mmer_fast.training.graphed_step import GraphedStep
 from mmer_fast.training.loop_config import LoopConfig
 
 
@@ -88,5 +89,11 @@ def chosen_step(model: Network, config: LoopConfig, world: World = ALONE) -> Ste
 
 
 def algorithm1_step(model: RobMMR, config: TrainConfig, world: World = ALONE) -> Algorithm1:
-    """The form of Algorithm 1 that `TrainConfig.step` names; the model runs as it does."""
+    """The form of Algorithm 1 that `TrainConfig.step` and `cuda_graph` name; the model runs as it does.
+
+    Raises:
+        ValueError: CUDA graphs for a model that is not on a CUDA device, or several processes.
+    """
+    if config.cuda_graph:
+        return GraphedStep(model, config, world)
     return FastStep(model, config, world) if config.step == "fast" else Algorithm1(model, config, world)

@@ -84,3 +84,25 @@ def test_bad_indices_and_empty_batches_are_refused(make_small):
         dataset[7]
     with pytest.raises(ValueError, match="expected at least one batch"):
         collate([])
+
+
+def test_a_batch_on_a_device_knows_its_lengths_on_the_cpu(make_small):
+    batch = SequenceDataset(make_small().splits["train"]).__getitems__([4, 0, 2])
+    assert all(batch.host_lengths[name] is lengths for name, lengths in batch.lengths.items())
+    moved = batch.to("meta")  # where nothing can be read
+    assert moved.lengths["text"].is_meta
+    for name, lengths in batch.lengths.items():
+        assert moved.host_lengths[name] is lengths
+        parts = [part.host_lengths[name] for part in moved.split([1, 2])]
+        assert torch.equal(torch.cat(parts), lengths)
+        assert torch.equal(moved.to("meta").host_lengths[name], lengths)
+
+
+def test_lengths_that_were_replaced_are_read_where_they_are(make_small):
+    batch = SequenceDataset(make_small().splits["train"]).__getitems__([4, 0, 2]).to("cpu")
+    batch.lengths["text"] = torch.tensor([1, 2, 3])
+    assert batch.host_lengths["text"].tolist() == [1, 2, 3]
+    moved = batch.to("meta")
+    moved.lengths["text"] = torch.empty(3, dtype=torch.int64, device="meta")
+    with pytest.raises(NotImplementedError):
+        moved.host_lengths  # noqa: B018

@@ -171,3 +171,52 @@ def test_separate_is_the_inverse_of_join():
     assert not tokens[0].grad.any()
     with pytest.raises(ValueError, match=r"packed must have shape \(6, \.\.\.\), got \(5, 4\)"):
         layout.separate(torch.randn(5, 4))
+
+
+def test_a_layout_on_another_device_needs_no_values():
+    layout = mf.packed_layout(*LENGTHS)
+    moved = layout.to("meta", non_blocking=True)
+    assert moved.cu_seqlens.device.type == moved.lengths.device.type == "meta"
+    assert (moved.max_seqlen, moved.total, moved.modalities) == (6, 16, 2)
+    assert mf.pack([x.to("meta") for x in batches()], moved).shape == (16, 3)
+    assert mf.pack(batches(), layout.to("cpu")).shape == (16, 3)
+
+
+def test_bounds_in_place_of_the_longest_samples():
+    layout = mf.packed_layout(*LENGTHS).bounded(7, 9)
+    assert (layout.max_seqlen, layout.total) == (16, 16)
+    x = [torch.randn(4, steps, 3) for steps in (7, 9)]
+    packed = mf.pack(x, layout)
+    assert torch.equal(packed, one_by_one(x))
+    assert [tuple(y.shape) for y in mf.unpack(packed, layout)] == [(4, 7, 3), (4, 9, 3)]
+    for bounds in ((7,), (3, 9), (4, 4)):
+        with pytest.raises(ValueError, match=r"longest must be at least \[4, 5\], one for each modality, got "):
+            mf.packed_layout(*LENGTHS).bounded(*bounds)
+
+
+def test_a_layout_takes_the_places_of_another_one():
+    others = [torch.tensor([1, 4, 0, 2]), torch.tensor([0, 0, 9, 0])]
+    layout, other = mf.packed_layout(*LENGTHS).bounded(4, 9), mf.packed_layout(*others)
+    x = [torch.randn(4, steps, 3) for steps in (4, 9)]
+    expected, addresses = mf.pack(x, other), layout.cu_seqlens.data_ptr()
+    assert layout.copy_(other) is layout
+    assert layout.cu_seqlens.data_ptr() == addresses
+    assert layout.cu_seqlens.tolist() == other.cu_seqlens.tolist()
+    assert torch.equal(layout.time, other.time)
+    assert torch.equal(mf.pack(x, layout), expected)
+    assert torch.equal(layout.join(layout.separate(expected)), expected)
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ([[2, 0, 4, 2], [3, 1, 0, 5]], r"other must have \[4, 7, 9\] samples and tokens .*, got \[4, 8, 9\]"),
+        ([[2, 0, 5], [3, 1, 5]], r"other must have \[4, 7, 9\] samples and tokens .*, got \[3, 7, 9\]"),
+        ([[0, 0, 0, 7], [3, 1, 0, 5]], r"longest must be at least \[7, 5\]"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_not_taken(others, message):
+    layout = mf.packed_layout(*LENGTHS)
+    with pytest.raises(ValueError, match=message):
+        layout.copy_(mf.packed_layout(*map(torch.tensor, others)))
+    assert layout.cu_seqlens.tolist() == [0, 5, 6, 10, 16]

@@ -309,12 +309,13 @@ def test_micro_batches_count_as_often_as_a_step_has_them_and_the_optimizer_once(
     assert "2 samples/s" in timing_block([("run", measured)])  # 8 in 5 seconds
 
 
-def test_a_compiled_training_is_measured_uncompiled_and_says_so(data: MultiModalData) -> None:
-    config = TrainConfig(batch_size=8, compile=True)
+@pytest.mark.parametrize(("field", "what"), [("compile", "torch.compile"), ("cuda_graph", "CUDA graphs")])
+def test_a_training_by_graphs_is_measured_without_and_says_so(data: MultiModalData, field: str, what: str) -> None:
+    config = TrainConfig(batch_size=8, **{field: True})
     measured = measure_step(model_for(data), config, data.splits["train"], budget=0.0)
-    assert "without torch.compile, which the training used" in timing_block([("run", measured)])
+    assert f"without {what}, which the training used" in timing_block([("run", measured)])
     plain = StepTiming(measured.parts, measured.total, measured.samples, measured.rounds, measured.device)
-    assert "torch.compile" not in timing_block([("run", plain)])
+    assert what not in timing_block([("run", plain)])
 
 
 def history(epochs: int, **losses: float) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmer_fast.training import Algorithm1, FastStep
 from mmer_fast.training.evaluate import predict_logits
+from mmer_fast.training.graphed_step import GraphedStep
 from mmer_fast.training.run import load_best
 from mmer_fast.training.trainer import STATE_FILE
 
@@ -65,10 +66,73 @@ def test_a_step_has_the_gradients_of_the_textbook_on_the_cpu(
         )
 
 
-@pytest.mark.parametrize("changes", [{}, {"workers": 2}, {"precision": "bfloat16"}, {"share_dropout": True}], ids=str)
+@gpu_alone
+def test_a_step_waits_for_nothing(device: torch.device) -> None:
+    values, config = shrunk("paper")
+    step, batch = FastStep(make_model(torch.float32, **values).to(device), config), make_batch(dtype=torch.float32)
+    run(step, batch.to(device))  # compiles, and makes what is made once
+    batch = batch.to(device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run(step, batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@gpu_alone
+@pytest.mark.parametrize("changes", [{}, {"precision": "bfloat16"}], ids=str)
+def test_a_replayed_step_has_the_gradients_of_the_step(device: torch.device, changes: dict[str, Any]) -> None:
+    values, config = shrunk("paper")
+    values.update(dropout=0.0, attention_dropout=0.0, classifier_dropout=0.0)
+    config = dataclasses.replace(config, **changes)
+    model = make_model(torch.float32, **values).to(device)
+    graphed, eager = GraphedStep(model, dataclasses.replace(config, cuda_graph=True)), FastStep(model, config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for samples in (6, 6, 6, 5, 5, 5, 6):
+        batch = make_batch(samples, torch.float32).to(device)
+        (result, got), (expected_result, expected) = run(graphed, batch), run(eager, batch)
+        torch.testing.assert_close(result.losses, expected_result.losses, rtol=1e-4, atol=1e-6)
+        largest = max(float(g.abs().max()) for g in expected.values() if g is not None)
+        for name, g in expected.items():
+            if g is not None:
+                atol = 2e-3 * max(float(g.abs().max()), 1e-3 * largest) if not changes else 0.05 * largest
+                torch.testing.assert_close(got[name], g, rtol=0, atol=atol, msg=name)
+    assert len(graphed._graphs) == 2
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@gpu_alone
+def test_replays_draw_new_numbers(device: torch.device) -> None:
+    values, config = shrunk("paper")
+    config = dataclasses.replace(config, cuda_graph=True)
+    step = GraphedStep(make_model(torch.float32, **{**values, "dropout": 0.3}).to(device), config)
+    batch = make_batch(dtype=torch.float32).to(device)
+    for _ in range(2):
+        step.model.zero_grad()
+        step.accumulate_gradients(batch)
+    found = []
+    for _ in range(2):
+        step.model.zero_grad()
+        found.append(step.accumulate_gradients(batch).logits)
+    assert not torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"workers": 2},
+        {"precision": "bfloat16"},
+        {"share_dropout": True},
+        pytest.param({"cuda_graph": True}, marks=pytest.mark.gpu),
+    ],
+    ids=str,
+)
 def test_a_resumed_training_ends_with_the_same_bits(
     device: torch.device, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
+    if "cuda_graph" in changes and device.type == "cpu":
+        pytest.skip("graphs are for CUDA")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     expected = train(whole, Silent(), device=device, **changes)
     with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,58 @@
+"""Where the tokens of a multi-modal batch are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+import mmer_fast as mf
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """The tokens of each modality end to end, and those of all modalities of each sample one after the other.
+
+    Attributes:
+        lengths: modality → (B,) integer, units of each sample that count.
+        steps: modality → T of its padded batch.
+        alone: modality → where its tokens are among those of the modality.
+        joint: where the tokens of each modality are among those of all, in the order of the modalities.
+        fillers: how many of the samples, the last ones, are none: nothing is masked in them, and nobody reads what the
+            network makes of them.
+    """
+
+    lengths: dict[str, Tensor]
+    steps: dict[str, int]
+    alone: dict[str, mf.PackedLayout]
+    joint: mf.PackedLayout
+    fillers: int = 0
+
+    @classmethod
+    def of(cls, lengths: Mapping[str, Tensor], steps: Mapping[str, int]) -> BatchLayout:
+        """From lengths (B,) and T of each modality; reads the lengths, which on CUDA waits for the device."""
+        alone = {name: mf.packed_layout(lengths_b) for name, lengths_b in lengths.items()}
+        return cls(dict(lengths), dict(steps), alone, mf.packed_layout(*lengths.values()))
+
+    def to(self, device: torch.device) -> BatchLayout:
+        """The same on another device; from the CPU without waiting for it."""
+        return replace(
+            self,
+            lengths={name: lengths_b.to(device, non_blocking=True) for name, lengths_b in self.lengths.items()},
+            alone={name: layout.to(device, non_blocking=True) for name, layout in self.alone.items()},
+            joint=self.joint.to(device, non_blocking=True),
+        )
+
+    def bounded(self) -> BatchLayout:
+        """The same, with `steps` in place of the lengths of the longest samples: no shape depends on those then."""
+        alone = {name: layout.bounded(self.steps[name]) for name, layout in self.alone.items()}
+        return replace(self, alone=alone, joint=self.joint.bounded(*self.steps.values()))
+
+    def copy_(self, other: BatchLayout) -> None:
+        """Overwrite the places by those of another batch with as many samples, steps and tokens."""
+        for name, lengths_b in self.lengths.items():
+            lengths_b.copy_(other.lengths[name], non_blocking=True)
+            self.alone[name].copy_(other.alone[name], non_blocking=True)
+        self.joint.copy_(other.joint, non_blocking=True)
