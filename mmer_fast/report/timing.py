@@ -30,6 +30,7 @@ from mmer_fast.data import Batch, Split
 from mmer_fast.models import RobMMR
 from mmer_fast.report.page import Content, Html, join, table, tag
 from mmer_fast.report.theme import run_colour
+from mmer_fast.training.accumulation import micro_batches_of
 from mmer_fast.training.algorithm1 import Algorithm1
 from mmer_fast.training.config import TrainConfig
 from mmer_fast.training.distributed import ALONE, World, padded_as_whole
@@ -151,7 +152,7 @@ def measure_step(
 def _micro_batches(config: TrainConfig, split: Split, world: World) -> list[Batch]:
     """This process's parts of the micro-batches of the first step, on the CPU, padded as in the training."""
     indices_b = epoch_batches(split, config, 0)[0]
-    own = [world.part(part) for part in indices_b.split(config.batch_size // config.accumulation)]
+    own = [world.part(part) for part in micro_batches_of(indices_b, config)]
     batch = next(batches(split, [torch.cat(own)], torch.device("cpu")))
     if world.group is not None:
         batch = padded_as_whole(batch, split, indices_b)

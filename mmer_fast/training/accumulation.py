@@ -22,7 +22,17 @@ from torch import Tensor, nn
 from mmer_fast.data import Batch
 from mmer_fast.training.algorithm1 import StepResult
 from mmer_fast.training.distributed import whole_batch
+from mmer_fast.training.loop_config import LoopConfig
 from mmer_fast.training.steps import Step
+
+
+def micro_batches_of(indices_b: Tensor, config: LoopConfig, group: str | None = None) -> Sequence[Tensor]:
+    """A batch, positions (B,) in the split, in pieces for `LoopConfig.accumulation`; one of whole groups stays whole.
+
+    Args:
+        group: `Network.group`.
+    """
+    return indices_b.split(config.batch_size // config.accumulation if group is None else len(indices_b))
 
 
 def accumulate_gradients(

@@ -20,7 +20,7 @@ from torch import Tensor
 from mmer_fast._files import WriteError
 from mmer_fast.data import Batch, MultiModalData
 from mmer_fast.models.network import Network
-from mmer_fast.training.accumulation import accumulate_gradients
+from mmer_fast.training.accumulation import accumulate_gradients, micro_batches_of
 from mmer_fast.training.algorithm1 import StepResult
 from mmer_fast.training.augmentation import augmented
 from mmer_fast.training.checkpoint import (
@@ -251,7 +251,7 @@ class Trainer:
         self.model.start_epoch(progress.epoch)
         self.model.train()
         remaining = self._batches_of(progress.epoch)[progress.step :]
-        micro_batches = [self._micro_batches(indices_b) for indices_b in remaining]
+        micro_batches = [micro_batches_of(indices_b, config, self.model.group) for indices_b in remaining]
         own = [torch.cat([self.world.part(indices_b) for indices_b in parts]) for parts in micro_batches]
         extras = self.model.training_extras
         with closing(training_batches(self.train_split, own, self.device, config.workers, extras)) as batches:
@@ -275,11 +275,6 @@ class Trainer:
                 self.save()
             if leave:
                 raise Terminated
-
-    def _micro_batches(self, indices_b: Tensor) -> Sequence[Tensor]:
-        """A batch in pieces for `TrainConfig.accumulation`; one of whole groups stays whole."""
-        size = self.config.batch_size // self.config.accumulation
-        return indices_b.split(size if self.model.group is None else len(indices_b))
 
     def _optimize(self, micro_batches: Sequence[Tensor], batch: Batch, step: int, measure_ratio: bool) -> StepResult:
         """A step on these samples, of which `batch` has this rank's parts; the result is that of all ranks."""
