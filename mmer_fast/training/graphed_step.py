@@ -37,7 +37,6 @@ class _Graph:
     inputs: StaticInputs
     replay: Callable[[], None] | None = None
     result: StepResult | None = None
-    gradients: tuple[Tensor | None, ...] = ()
 
 
 class GraphedStep(FastStep):
@@ -57,6 +56,7 @@ class GraphedStep(FastStep):
         check_place(next(model.parameters()).device, world)
         self._graphs: OrderedDict[tuple[Shape, float], _Graph] = OrderedDict()
         self._pool: Any = None
+        self._gradients: list[Tensor | None] = []  # of the parameters, where every graph writes them
 
     def accumulate_gradients(self, batch: Batch, *, measure_ratio: bool = False, weight: float = 1.0) -> StepResult:
         """As `Algorithm1.accumulate_gradients`.
@@ -74,18 +74,25 @@ class GraphedStep(FastStep):
         self._graphs.move_to_end(key)
         graph.inputs.load(batch)
         if measure_ratio or is_new or not self.model.training:
-            return self._accumulate(graph.inputs.batch, graph.inputs.layout, measure_ratio, weight)
+            result = self._accumulate(graph.inputs.batch, graph.inputs.layout, measure_ratio, weight)
+            if not self._gradients:
+                self._gradients = [None if p.grad is None else torch.empty_like(p.grad) for p in self._parameters()]
+            return result
         if graph.replay is None:
             self._capture(graph, weight)
         return self._replayed(graph)
 
+    def _parameters(self) -> list[Tensor]:
+        return list(self.model.parameters())
+
     def _capture(self, graph: _Graph, weight: float) -> None:
-        parameters = list(self.model.parameters())
-        for parameter in parameters:
-            parameter.grad = None  # so that the gradients are allocated in the memory of the graph
+        inputs, gradients = graph.inputs, self._gradients
 
         def run() -> StepResult:
-            return self._accumulate(graph.inputs.batch, graph.inputs.layout, False, weight)
+            for parameter, gradient in zip(self._parameters(), gradients, strict=True):
+                parameter.grad = gradient
+            torch._foreach_zero_([gradient for gradient in gradients if gradient is not None])
+            return self._accumulate(inputs.batch, inputs.layout, False, weight)
 
         try:
             self._pool, graph.replay, graph.result = capture(run, self._pool)
@@ -93,14 +100,13 @@ class GraphedStep(FastStep):
             raise TrainingError(
                 f"CUDA cannot capture this step in a graph: {error}; train with TrainConfig.cuda_graph=False"
             ) from error
-        graph.gradients = tuple(parameter.grad for parameter in parameters)
 
     def _replayed(self, graph: _Graph) -> StepResult:
-        """The next replay overwrites what the graph holds: results and gradients are copies."""
+        """The next replay overwrites what the graphs hold: results and gradients are copies."""
         assert graph.replay is not None
         assert graph.result is not None
         graph.replay()
-        for parameter, gradient in zip(self.model.parameters(), graph.gradients, strict=True):
+        for parameter, gradient in zip(self._parameters(), self._gradients, strict=True):
             parameter.grad = None if gradient is None else gradient.clone()
         return StepResult(graph.result.losses.clone(), graph.result.logits.clone(), None)
 

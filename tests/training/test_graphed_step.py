@@ -166,25 +166,17 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[StepResult]:
 
     def capture(function: Callable[[], StepResult], pool: Any) -> tuple[Any, Callable[[], None], StepResult]:
         (step,) = (x.cell_contents for x in function.__closure__ or () if isinstance(x.cell_contents, GraphedStep))
-        parameters = list(step.model.parameters())
-        assert all(p.grad is None for p in parameters)
         result = function()
         captures.append(result)
-        own = [p.grad for p in parameters]
-        for x in (result.losses, result.logits, *(g for g in own if g is not None)):
+        held = [p.grad for p in step.model.parameters()]
+        for x in (result.losses, result.logits, *(g for g in held if g is not None)):
             x.fill_(torch.nan)
 
         def replay() -> None:
-            for p in parameters:
-                p.grad = None
             again = function()
             result.losses.copy_(again.losses)
             result.logits.copy_(again.logits)
-            for p, gradient in zip(parameters, own, strict=True):
-                assert (p.grad is None) == (gradient is None)
-                if gradient is not None:
-                    gradient.copy_(p.grad)
-                p.grad = gradient
+            assert all(p.grad is gradient for p, gradient in zip(step.model.parameters(), held, strict=True))
 
         return pool or object(), replay, result
 
