@@ -48,8 +48,8 @@ def peak_bytes(case: Case, contestant: Contestant, inputs: Inputs) -> int:
 
 def _allocated(contestant: Contestant, inputs: Inputs) -> int:
     inputs.model.zero_grad()
-    call = contestant.prepare(inputs)
     before = torch.cuda.memory_allocated()
+    call = contestant.prepare(inputs)
     torch.cuda.reset_peak_memory_stats()
     for _ in range(STEPS):
         call()

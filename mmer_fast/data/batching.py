@@ -42,7 +42,10 @@ class Batch:
 
     @property
     def host_lengths(self) -> dict[str, Tensor]:
-        """The lengths on the CPU; waits for the device of the batch only where it did not come from there by `to`."""
+        """The lengths on the CPU; waits for the device of the batch only where it did not come from there by `to`.
+
+        Lengths that were overwritten in place since `to` are not noticed.
+        """
         known = self._known_lengths()
         return {name: known[name] if name in known else lengths_b.cpu() for name, lengths_b in self.lengths.items()}
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import mmer_fast as mf
+from mmer_fast.ops._transfer import overwrite, to_device
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,7 @@ class BatchLayout:
         steps: modality → T of its padded batch.
         alone: modality → where its tokens are among those of the modality.
         joint: where the tokens of each modality are among those of all, in the order of the modalities.
-        fillers: how many of the samples, the last ones, are none: nothing is masked in them, and nobody reads what the
-            network makes of them.
+        fillers: how many of the samples, the last ones, are none: nobody reads what the network makes of them.
     """
 
     lengths: dict[str, Tensor]
@@ -37,12 +37,12 @@ class BatchLayout:
         return cls(dict(lengths), dict(steps), alone, mf.packed_layout(*lengths.values()))
 
     def to(self, device: torch.device) -> BatchLayout:
-        """The same on another device; from the CPU without waiting for it."""
+        """The same on another device; from the CPU to CUDA without waiting for it."""
         return replace(
             self,
-            lengths={name: lengths_b.to(device, non_blocking=True) for name, lengths_b in self.lengths.items()},
-            alone={name: layout.to(device, non_blocking=True) for name, layout in self.alone.items()},
-            joint=self.joint.to(device, non_blocking=True),
+            lengths={name: to_device(lengths_b, device) for name, lengths_b in self.lengths.items()},
+            alone={name: layout.to(device) for name, layout in self.alone.items()},
+            joint=self.joint.to(device),
         )
 
     def bounded(self) -> BatchLayout:
@@ -53,6 +53,6 @@ class BatchLayout:
     def copy_(self, other: BatchLayout) -> None:
         """Overwrite the places by those of another batch with as many samples, steps and tokens."""
         for name, lengths_b in self.lengths.items():
-            lengths_b.copy_(other.lengths[name], non_blocking=True)
-            self.alone[name].copy_(other.alone[name], non_blocking=True)
-        self.joint.copy_(other.joint, non_blocking=True)
+            overwrite(lengths_b, other.lengths[name])
+            self.alone[name].copy_(other.alone[name])
+        self.joint.copy_(other.joint)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmer_fast.ops import _validate
+from mmer_fast.ops._transfer import overwrite, to_device
 from mmer_fast.ops.attention_checks import MOST_TOKENS
 from mmer_fast.ops.lengths import length_mask
 
@@ -50,23 +51,22 @@ class PackedLayout:
     def modalities(self) -> int:
         return len(self._segments)
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedLayout:
-        """The same layout on another device: from the CPU to CUDA with `non_blocking` without waiting for the device.
+    def to(self, device: torch.device | str) -> PackedLayout:
+        """The same layout on another device; from the CPU to CUDA without waiting for it.
 
-        So a layout whose lengths are known on the CPU costs no wait: ``packed_layout(lengths).to("cuda", ...)``.
+        So lengths that are known on the CPU cost no wait: ``packed_layout(lengths).to("cuda")``.
         """
 
-        def moved(x: Tensor) -> Tensor:
-            return x.to(device, non_blocking=non_blocking)
+        def moved(one: _Segment) -> _Segment:
+            sample, time, position = (to_device(x, device) for x in (one.sample, one.time, one.position))
+            return replace(one, sample=sample, time=time, position=position)
 
         return replace(
             self,
-            cu_seqlens=moved(self.cu_seqlens),
-            lengths=moved(self.lengths),
-            _segments=tuple(
-                _Segment(moved(one.sample), moved(one.time), moved(one.position), one.longest) for one in self._segments
-            ),
-            _order=moved(self._order),
+            cu_seqlens=to_device(self.cu_seqlens, device),
+            lengths=to_device(self.lengths, device),
+            _segments=tuple(map(moved, self._segments)),
+            _order=to_device(self._order, device),
         )
 
     @property
@@ -89,7 +89,7 @@ class PackedLayout:
         segments = tuple(replace(one, longest=most) for one, most in zip(self._segments, longest, strict=True))
         return replace(self, max_seqlen=sum(longest), _segments=segments)
 
-    def copy_(self, other: PackedLayout, *, non_blocking: bool = False) -> PackedLayout:
+    def copy_(self, other: PackedLayout) -> PackedLayout:
         """Overwrite the places by those of another layout with as many samples and tokens of each modality.
 
         Raises:
@@ -98,9 +98,11 @@ class PackedLayout:
         shapes = [[len(layout.lengths), *(len(one.sample) for one in layout._segments)] for layout in (self, other)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"other must have {shapes[0]} samples and tokens of each modality, got {shapes[1]}")
+        if other.max_seqlen > self.max_seqlen:
+            raise ValueError(f"other must have max_seqlen <= {self.max_seqlen}, got {other.max_seqlen}")
         other = other.bounded(*(segment.longest for segment in self._segments))
         for own, new in zip(self._tensors(), other._tensors(), strict=True):
-            own.copy_(new, non_blocking=non_blocking)
+            overwrite(own, new)
         return self
 
     def _tensors(self) -> list[Tensor]:

@@ -74,6 +74,7 @@ class Perturbation:
         self._versions: list[int] | None = None
         self._number = 0
         self._module: nn.Module | None = None
+        self._captured = False  # in a CUDA graph: nothing runs before it is replayed
         self._active = False
 
     @property
@@ -101,7 +102,7 @@ class Perturbation:
         try:
             for record in self._records:
                 record.perturbed = True
-            self._active = True
+            self._active, self._captured = True, _is_captured(self._values)
             _run_once(operator, (self._values, arguments[0], self._stash, *arguments[1:]), results)
             self._number = versions.next_number()
             self._versions = [t._version for t in self._watched]
@@ -122,7 +123,9 @@ class Perturbation:
         try:
             self._finish(done)
         except BaseException:  # an interrupt in the middle: first the weights, then the interrupt
-            if self._active:
+            if self._active and self._captured:  # the capture has failed: the weights are the clean ones
+                self._finish([None])
+            elif self._active:
                 self._finish(done)
             raise
         return modified
@@ -173,6 +176,11 @@ def _run_once(operator: Any, arguments: tuple[Any, ...], results: list[Any]) -> 
     """results.append(operator(*arguments)) without a moment in which an interrupt finds the one done, not the other."""
     with torch._C._AutoDispatchBelowADInplaceOrView():  # below autograd too: nothing is recorded
         results.extend(starmap(operator, (arguments,)))
+
+
+def _is_captured(values: list[Tensor]) -> bool:
+    """Whether what happens to these goes into a CUDA graph now."""
+    return values[0].is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _save_clean_values(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:

@@ -3,13 +3,14 @@
 A graph is bound to shapes and addresses. So batches are brought to few shapes (`StaticInputs`), and each shape has a
 graph of its own: the first batch of a shape runs as it is (and so compiles and allocates what is made once), the second
 is captured, from then on the graph is replayed. The graphs share their memory; the `MOST_GRAPHS` shapes that were used
-last are kept.
+last are kept. A capture waits for the device: what pays is many batches of few shapes.
 
 A step that measures the gradient ratio is not replayed.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from mmer_fast.data import Batch
 from mmer_fast.models import RobMMR
+from mmer_fast.perturbation.stash import records_of
 from mmer_fast.training.algorithm1 import StepResult
 from mmer_fast.training.config import TrainConfig
 from mmer_fast.training.distributed import ALONE, World
@@ -32,11 +34,21 @@ MOST_GRAPHS = 64
 
 @dataclass
 class _Graph:
-    """Of the batches of one shape; `replay` is None until the second of them."""
+    """Of the batches of one shape.
+
+    Attributes:
+        inputs: what it reads.
+        warm: whether such a batch has run.
+        replay: None before it is captured.
+        result: in memory that a replay overwrites.
+        kept: other memory that it writes to.
+    """
 
     inputs: StaticInputs
+    warm: bool = False
     replay: Callable[[], None] | None = None
     result: StepResult | None = None
+    kept: tuple[Any, ...] = ()
 
 
 class GraphedStep(FastStep):
@@ -53,10 +65,11 @@ class GraphedStep(FastStep):
 
     def __init__(self, model: RobMMR, config: TrainConfig, world: World = ALONE) -> None:
         super().__init__(model, config, world)
-        check_place(next(model.parameters()).device, world)
-        self._graphs: OrderedDict[tuple[Shape, float], _Graph] = OrderedDict()
-        self._pool: Any = None
-        self._gradients: list[Tensor | None] = []  # of the parameters, where every graph writes them
+        device = next(model.parameters()).device
+        check_place(device, world)
+        self._graphs: OrderedDict[tuple[Shape, float, bool], _Graph] = OrderedDict()
+        self._captures = Captures(device)
+        self._gradients: list[Tensor | None] | None = None  # of the parameters, where every graph writes them
 
     def accumulate_gradients(self, batch: Batch, *, measure_ratio: bool = False, weight: float = 1.0) -> StepResult:
         """As `Algorithm1.accumulate_gradients`.
@@ -64,51 +77,51 @@ class GraphedStep(FastStep):
         Raises:
             TrainingError: CUDA cannot capture the step.
         """
-        key = shape_of(self.model, batch), weight
-        graph = self._graphs.get(key)
-        is_new = graph is None
-        if graph is None:
-            graph = self._graphs[key] = _Graph(StaticInputs(self.model, key[0], batch))
+        graph = self._graph_for(batch, weight)
+        graph.inputs.load(batch)
+        if measure_ratio:
+            return self._accumulate(graph.inputs.batch, graph.inputs.layout, True, weight)
+        if graph.warm:
+            return self._replayed(graph, weight)
+        result = self._run(graph.inputs, weight)
+        if self._gradients is None:
+            self._gradients = [p.grad for p in self.model.parameters()]
+        graph.warm = True
+        return self._handed_out(result)
+
+    def _graph_for(self, batch: Batch, weight: float) -> _Graph:
+        key = shape_of(self.model, batch), weight, self.model.training
+        if key not in self._graphs:
+            self._graphs[key] = _Graph(StaticInputs(self.model, key[0], batch))
             if len(self._graphs) > MOST_GRAPHS:
                 self._graphs.popitem(last=False)
+            if all(graph.replay is None for graph in self._graphs.values()):
+                self._captures.forget_memory()
         self._graphs.move_to_end(key)
-        graph.inputs.load(batch)
-        if measure_ratio or is_new or not self.model.training:
-            result = self._accumulate(graph.inputs.batch, graph.inputs.layout, measure_ratio, weight)
-            if not self._gradients:
-                self._gradients = [None if p.grad is None else torch.empty_like(p.grad) for p in self._parameters()]
-            return result
-        if graph.replay is None:
-            self._capture(graph, weight)
-        return self._replayed(graph)
+        return self._graphs[key]
 
-    def _parameters(self) -> list[Tensor]:
-        return list(self.model.parameters())
-
-    def _capture(self, graph: _Graph, weight: float) -> None:
-        inputs, gradients = graph.inputs, self._gradients
-
-        def run() -> StepResult:
-            for parameter, gradient in zip(self._parameters(), gradients, strict=True):
+    def _run(self, inputs: StaticInputs, weight: float) -> StepResult:
+        """The step, with its gradients in `_gradients` where those are there."""
+        if self._gradients is not None:
+            for parameter, gradient in zip(self.model.parameters(), self._gradients, strict=True):
                 parameter.grad = gradient
-            torch._foreach_zero_([gradient for gradient in gradients if gradient is not None])
-            return self._accumulate(inputs.batch, inputs.layout, False, weight)
+            torch._foreach_zero_([gradient for gradient in self._gradients if gradient is not None])
+        return self._accumulate(inputs.batch, inputs.layout, False, weight)
 
-        try:
-            self._pool, graph.replay, graph.result = capture(run, self._pool)
-        except RuntimeError as error:
-            raise TrainingError(
-                f"CUDA cannot capture this step in a graph: {error}; train with TrainConfig.cuda_graph=False"
-            ) from error
-
-    def _replayed(self, graph: _Graph) -> StepResult:
-        """The next replay overwrites what the graphs hold: results and gradients are copies."""
-        assert graph.replay is not None
+    def _replayed(self, graph: _Graph, weight: float) -> StepResult:
+        if graph.replay is None:
+            graph.replay, graph.result = self._captures.capture(lambda: self._run(graph.inputs, weight))
+            graph.kept = tuple(record.stash for record in records_of(self.perturbed))
         assert graph.result is not None
         graph.replay()
-        for parameter, gradient in zip(self._parameters(), self._gradients, strict=True):
+        return self._handed_out(graph.result)
+
+    def _handed_out(self, result: StepResult) -> StepResult:
+        """Copies of the result and, in `.grad`, of the gradients: the next step overwrites what the graphs hold."""
+        assert self._gradients is not None
+        for parameter, gradient in zip(self.model.parameters(), self._gradients, strict=True):
             parameter.grad = None if gradient is None else gradient.clone()
-        return StepResult(graph.result.losses.clone(), graph.result.logits.clone(), None)
+        return StepResult(result.losses.clone(), result.logits.clone(), None)
 
 
 def check_place(device: torch.device, world: World) -> None:
@@ -122,17 +135,59 @@ def check_place(device: torch.device, world: World) -> None:
         raise ValueError(f"TrainConfig.cuda_graph must be False on {place}, got True")
 
 
-def capture(run: Callable[[], StepResult], pool: Any) -> tuple[Any, Callable[[], None], StepResult]:
-    """A CUDA graph of `run`, which has run before; nothing is computed.
+class Captures:
+    """Makes CUDA graphs on one device, which share their memory.
 
     Args:
-        run: reads and writes tensors at the same addresses each time.
-        pool: of the memory that graphs share; None: a new one.
-
-    Returns:
-        The pool, what replays the graph, and the result, in memory that a replay overwrites.
+        device: of all that the graphs read and write.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # loaders pin memory meanwhile
-        result = run()
-    return graph.pool(), graph.replay, result
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        self._pool: Any = None
+
+    def forget_memory(self) -> None:
+        """Graphs made from now on share other memory: that of graphs of which none is left is gone."""
+        self._pool = None
+
+    def capture(self, run: Callable[[], StepResult]) -> tuple[Callable[[], None], StepResult]:
+        """A graph of `run`, which has run before; nothing is computed.
+
+        Args:
+            run: reads and writes tensors at the same addresses each time.
+
+        Returns:
+            What replays the graph, and the result, in memory that a replay overwrites.
+
+        Raises:
+            TrainingError: CUDA cannot capture it.
+        """
+        causes: list[Exception] = []
+
+        def recorded() -> StepResult:
+            try:
+                return run()
+            except Exception as error:
+                causes.append(error)
+                raise
+
+        with torch.cuda.device(self._device):
+            self._stream = self._stream or torch.cuda.Stream()
+            graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+            # Other threads, which load data, may pin memory meanwhile: thread_local.
+            capturing = torch.cuda.graph(graph, self._pool, self._stream, "thread_local")
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("error", "The CUDA Graph is empty")
+                    with capturing:
+                        result = recorded()
+            except Exception as error:
+                torch.cuda.set_stream(before)  # where ending the capture failed too, this is left
+                cause = (*causes, error)[0]
+                raise TrainingError(
+                    f"CUDA cannot capture this step in a graph ({type(cause).__name__}: {cause}); train with "
+                    "TrainConfig.cuda_graph=False"
+                ) from cause
+            self._pool = graph.pool()
+        return graph.replay, result

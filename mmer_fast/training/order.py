@@ -86,7 +86,8 @@ def batches(
     """The batches of a split with these sample indices and extras, on `device`."""
     dataset = SequenceDataset(split, extras)
     for chunk in indices:
-        yield dataset.__getitems__(chunk.tolist()).to(device)
+        batch = dataset.__getitems__(chunk.tolist())
+        yield batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
 
 def _total_lengths(split: Split) -> Tensor:

@@ -94,9 +94,9 @@ class StaticInputs:
 
     def _layout_of(self, batch: Batch) -> BatchLayout:
         """That of a batch with its fillers, on the CPU."""
-        shape, lengths = self.shape, {}
+        shape, host, lengths = self.shape, batch.host_lengths, {}
         for name, steps, tokens in zip(self._names, shape.steps, shape.tokens, strict=True):
-            counted_b = batch.host_lengths[name].to(torch.int64)
+            counted_b = host[name].to(torch.int64)
             lengths[name] = torch.cat([counted_b, _filled(tokens - int(counted_b.sum()), steps, shape.fillers)])
         layout = BatchLayout.of(lengths, dict(zip(self._names, shape.steps, strict=True)))
         return replace(layout.bounded(), fillers=shape.fillers)

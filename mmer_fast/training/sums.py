@@ -34,7 +34,8 @@ class EpochSums:
         pairs = (predicted_bk & true_bk, predicted_bk & ~true_bk, ~predicted_bk & true_bk)
         samples = len(labels_bk)
         self.losses += result.losses.double() * samples
-        self.counts += torch.stack([pair.sum() for pair in pairs] + [self.counts.new_tensor(samples)])
+        self.counts[:3] += torch.stack([pair.sum() for pair in pairs])
+        self.counts[3] += samples
 
     def summary(self) -> dict[str, float]:
         """Mean losses, and the micro-F1 of the predictions made while training (dropout on, weights

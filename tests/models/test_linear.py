@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmer_fast.models.linear import Linear, joint_linear
 from mmer_fast.ops import linear as module
+from mmer_fast.ops.self_attention import self_attention
 
 ONEDNN = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch was built without oneDNN"
@@ -77,6 +78,20 @@ def test_gradients_of_weight_and_bias_by_onednn(
         torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-5, atol=1e-5)
     again = run(layer, x, grad)
     assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+
+
+@ONEDNN
+def test_the_gradients_of_self_attention_by_onednn(onednn_gradients: list[tuple[int, ...]]) -> None:
+    ends = torch.tensor([0, 3, 4, 9], dtype=torch.int32)
+    given = [torch.randn(9, 12), torch.randn(24, 12), torch.randn(24)]
+    grad, found = torch.randn(9, 8), []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [x.to(dtype).requires_grad_() for x in given]
+        out = self_attention(*leaves, heads=2, cu_seqlens=ends, longest=5)
+        found.append([out, *torch.autograd.grad(out, leaves, grad.to(dtype))])
+    assert onednn_gradients == [(24, 12)]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b.float(), rtol=1e-4, atol=1e-5)
 
 
 @ONEDNN

@@ -175,7 +175,7 @@ def test_separate_is_the_inverse_of_join():
 
 def test_a_layout_on_another_device_needs_no_values():
     layout = mf.packed_layout(*LENGTHS)
-    moved = layout.to("meta", non_blocking=True)
+    moved = layout.to("meta")
     assert moved.cu_seqlens.device.type == moved.lengths.device.type == "meta"
     assert (moved.max_seqlen, moved.total, moved.modalities) == (6, 16, 2)
     assert mf.pack([x.to("meta") for x in batches()], moved).shape == (16, 3)
@@ -212,7 +212,10 @@ def test_a_layout_takes_the_places_of_another_one():
     [
         ([[2, 0, 4, 2], [3, 1, 0, 5]], r"other must have \[4, 7, 9\] samples and tokens .*, got \[4, 8, 9\]"),
         ([[2, 0, 5], [3, 1, 5]], r"other must have \[4, 7, 9\] samples and tokens .*, got \[3, 7, 9\]"),
-        ([[0, 0, 0, 7], [3, 1, 0, 5]], r"longest must be at least \[7, 5\]"),
+        ([[0, 0, 0, 7], [3, 1, 0, 5]], r"other must have max_seqlen <= 6, got 12"),
+        ([[5, 0, 2, 0], [0, 0, 0, 9]], r"other must have max_seqlen <= 6, got 9"),
+        ([[2, 0, 0, 5], [4, 4, 1, 0]], r"longest must be at least \[5, 4\]"),
+        ([[2, 1, 4, 0], [3, 1, 5, 0]], r"other must have max_seqlen <= 6, got 9"),
     ],
 )
 def test_a_layout_that_does_not_fit_is_not_taken(others, message):

@@ -8,12 +8,14 @@ import sys
 import types
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from tied_model import TOKENS, Model, loss, moved, snapshot, unchanged
 
 import mmer_fast as mf
+from mmer_fast.perturbation import handle
 
 
 class Boom(BaseException):
@@ -183,4 +185,32 @@ def test_a_modification_inside_is_lost_and_said(model: Model) -> None:
 
     with pytest.raises(Boom):  # not hidden by the other error
         misuse_and_fail()
+    assert unchanged(model, before)
+
+
+def test_a_capture_that_fails_inside_leaves_the_weights_alone(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a capture has run: to restore then would bring back what an earlier perturbation stashed."""
+    with mf.perturbed(model, 0.3):
+        pass
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)  # since then
+    before, operator = snapshot(model), handle.operators.bare_operator
+    norms = torch.zeros(1, dtype=torch.float64)
+
+    def refused(*_: object) -> None:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    def recorded(kind: str, name: str) -> Any:
+        return {"perturb_": lambda *_: (norms, norms), "restore_": refused}[kind]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(handle, "_is_captured", lambda _: True)
+        patch.setattr(handle.operators, "bare_operator", recorded)
+        with pytest.raises(RuntimeError, match="previous error during capture"), mf.perturbed(model, 0.3):
+            raise RuntimeError("not permitted when stream is capturing")
+    assert handle.operators.bare_operator is operator
+    assert unchanged(model, before)
+    with mf.perturbed(model, 0.3):  # it is not taken for perturbed still
+        assert not unchanged(model, before)
     assert unchanged(model, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmer_fast.data import Batch
 from mmer_fast.models import RobMMR, RobMMRConfig
+from mmer_fast.perturbation.stash import records_of, release_stash
 from mmer_fast.training import StepResult, TrainConfig, configs_from_json, configs_to_json, graphed_step
 from mmer_fast.training.accumulation import accumulate_gradients
 from mmer_fast.training.distributed import ALONE, World
@@ -164,23 +166,32 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[StepResult]:
     """Captures without CUDA: what is captured computes nothing, and a replay writes where it was captured."""
     captures: list[StepResult] = []
 
-    def capture(function: Callable[[], StepResult], pool: Any) -> tuple[Any, Callable[[], None], StepResult]:
-        (step,) = (x.cell_contents for x in function.__closure__ or () if isinstance(x.cell_contents, GraphedStep))
-        result = function()
-        captures.append(result)
-        held = [p.grad for p in step.model.parameters()]
-        for x in (result.losses, result.logits, *(g for g in held if g is not None)):
-            x.fill_(torch.nan)
+    class Captures:
+        forgotten = 0
 
-        def replay() -> None:
-            again = function()
-            result.losses.copy_(again.losses)
-            result.logits.copy_(again.logits)
-            assert all(p.grad is gradient for p, gradient in zip(step.model.parameters(), held, strict=True))
+        def __init__(self, device: torch.device) -> None:
+            pass
 
-        return pool or object(), replay, result
+        def forget_memory(self) -> None:
+            self.forgotten += 1
 
-    monkeypatch.setattr(graphed_step, "capture", capture)
+        def capture(self, function: Callable[[], StepResult]) -> tuple[Callable[[], None], StepResult]:
+            (step,) = (x.cell_contents for x in function.__closure__ or () if isinstance(x.cell_contents, GraphedStep))
+            result = function()
+            captures.append(result)
+            held = [p.grad for p in step.model.parameters()]
+            for x in (result.losses, result.logits, *(g for g in held if g is not None)):
+                x.fill_(torch.nan)
+
+            def replay() -> None:
+                again = function()
+                result.losses.copy_(again.losses)
+                result.logits.copy_(again.logits)
+                assert all(p.grad is gradient for p, gradient in zip(step.model.parameters(), held, strict=True))
+
+            return replay, result
+
+    monkeypatch.setattr(graphed_step, "Captures", Captures)
     monkeypatch.setattr(graphed_step, "check_place", lambda *_: None)
     return captures
 
@@ -238,12 +249,13 @@ def test_what_is_not_replayed(captured: list[StepResult]) -> None:
     graphed, eager, batch = GraphedStep(model, CONFIG), FastStep(model, CONFIG), batch_of(AUDIO, VIDEO)
     for _ in range(3):
         assert_same(run(graphed, batch, measure=True), run(eager, batch, measure=True))
-    model.eval()
-    assert_same(run(graphed, batch), run(eager, batch))
     assert not captured
+    for training in (True, False):  # another graph, and each has run before it is captured
+        model.train(training)
+        for count in range(3):
+            assert_same(run(graphed, batch), run(eager, batch))
+            assert len(captured) == (not training) + min(count, 1)
     model.train()
-    run(graphed, batch)
-    assert len(captured) == 1
     for weight in (0.5, 0.5, 2.0, 2.0):  # a number of the graph
         results = []
         for step in (graphed, eager):
@@ -251,7 +263,19 @@ def test_what_is_not_replayed(captured: list[StepResult]) -> None:
             result = step.accumulate_gradients(batch, weight=weight)
             results.append((result, {n: p.grad for n, p in model.named_parameters()}))
         assert_same(*results)
-    assert len(captured) == 3
+    assert len(captured) == 4
+
+
+def test_the_memory_that_graphs_write_to_is_kept(captured: list[StepResult]) -> None:
+    model = make_model(**PAPER)
+    step, batch = GraphedStep(model, CONFIG), batch_of(AUDIO, VIDEO)
+    for _ in range(2):
+        run(step, batch)
+    (graph,) = step._graphs.values()
+    stash = [record.stash for record in records_of(step.perturbed)]
+    assert stash
+    release_stash(model)
+    assert all(x is not None and any(x is kept for kept in graph.kept) for x in stash)
 
 
 def test_the_shapes_used_last_are_kept(captured: list[StepResult], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,21 +285,43 @@ def test_the_shapes_used_last_are_kept(captured: list[StepResult], monkeypatch: 
     batches = [batch_of([most, 0, 0, 0], VIDEO) for most in (10, 70, 140)]
     for batch in (batches[0], batches[0], batches[1], batches[0], batches[2]):
         run(step, batch)
-    assert [key.steps[0] for key, _ in step._graphs] == [64, 192]
+    assert [key[0].steps[0] for key in step._graphs] == [64, 192]
     assert len(captured) == 1
+    forgotten = step._captures.forgotten  # type: ignore[attr-defined]
+    run(step, batches[1])
+    run(step, batches[2])
+    assert step._captures.forgotten > forgotten  # type: ignore[attr-defined]
 
 
-def test_a_step_that_cannot_be_captured_says_what_to_do(
-    captured: list[StepResult], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(*_: object) -> Any:
+class Refusal:
+    """A `torch.cuda.graph` of which what happens inside, and its end after that, fail."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_a_step_that_cannot_be_captured_says_why_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = []
+    monkeypatch.setattr(torch.cuda, "graph", Refusal)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "before")
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+
+    def run() -> StepResult:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    step, batch = GraphedStep(make_model(**PAPER), CONFIG), batch_of(AUDIO, VIDEO)
-    run(step, batch)
-    monkeypatch.setattr(graphed_step, "capture", refused)
-    with pytest.raises(TrainingError, match=r"not permitted.*train with TrainConfig.cuda_graph=False"):
-        run(step, batch)
+    message = r"\(RuntimeError: operation not permitted.*train with TrainConfig.cuda_graph=False"
+    with pytest.raises(TrainingError, match=message):
+        graphed_step.Captures(torch.device("cuda")).capture(run)
+    assert streams == ["before"]
 
 
 @pytest.mark.parametrize(
