@@ -33,7 +33,7 @@ ERRORS = 4.0
 _PERCENTILES = 1.683
 _RANGE = 3.5  # and between the least and the largest of some 15 turns
 _MEDIAN = 1.253  # the standard error of a median is that of a mean times this
-_SAME = ("cpu", "cores", "threads", "isa", "gpu")  # what makes a kind of machine
+_SAME = ("cpu", "cpu_generation", "cores", "threads", "isa", "gpu")  # what makes a kind of machine
 
 Key = tuple[str, str, str]
 

@@ -41,24 +41,29 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def newest(folder: Path, device: str, operator: str, include_quick: bool = False) -> dict[str, Any] | None:
-    """The latest result of an operator on a device, or None; with the rows of this operator alone.
+    """The latest result of an operator on a device that has all cases, else the latest; None where there is none.
 
-    Cases that it lacks come from earlier runs with the same machine, versions and commit: a run may be spread over
-    several, as the time limits of a GPU machine may ask for.
+    With the rows of this operator alone. Cases that it lacks come from earlier runs with the same machine, versions and
+    commit: a run may be spread over several, as the time limits of a GPU machine may ask for.
     """
     results = [load(path) for path in sorted(folder.glob("*.json"))]
     results = [r for r in results if r["device"] == device and (include_quick or not r["quick"])]
     for result in results:
         result["rows"] = [row for row in result["rows"] if row["operator"] == operator]
     results = sorted((r for r in results if r["rows"]), key=lambda r: r["created"], reverse=True)
-    if not results:
-        return None
-    latest = results[0]
-    for earlier in results[1:]:
-        if _origin(earlier) == _origin(latest):
-            cases = {row["case"] for row in latest["rows"]}
-            latest["rows"] += [row for row in earlier["rows"] if row["case"] not in cases]
-    return latest
+    whole = [_with_earlier_cases(result, results[i + 1 :]) for i, result in enumerate(results)]
+    expected = {name for each in OPERATORS if each.name == operator for name in each.cases(device)}
+    complete = (result for result in whole if expected <= {row["case"] for row in result["rows"]})
+    return next(complete, whole[0] if whole else None)
+
+
+def _with_earlier_cases(result: dict[str, Any], earlier_ones: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = list(result["rows"])
+    for earlier in earlier_ones:
+        if _origin(earlier) == _origin(result):
+            cases = {row["case"] for row in rows}
+            rows += [row for row in earlier["rows"] if row["case"] not in cases]
+    return {**result, "rows": rows}
 
 
 def _origin(result: dict[str, Any]) -> tuple[Any, ...]:

@@ -39,5 +39,7 @@ def caption(result: dict[str, Any]) -> str:
     if machine["gpu"]:
         where = f"{machine['gpu']}, CUDA {machine['cuda']}, cold L2"
     else:
-        where = f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}"
+        generation = machine.get("cpu_generation")  # results before 2026-11-28 do not say it
+        cpu = f"{machine['cpu']} (family and model {generation})" if generation else machine["cpu"]
+        where = f"{cpu}, {machine['threads']} threads, {machine['isa']}"
     return f"{where}; torch {versions['torch']}; commit {result['commit']}, {result['created'][:10]}."

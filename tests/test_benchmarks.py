@@ -344,6 +344,21 @@ def test_a_result_is_completed_by_earlier_runs_of_the_same_code(tmp_path: Path, 
     assert [(row["case"], row["us"]) for row in found["rows"]] == [("one", 2.0), ("64x500", second["us"])]
 
 
+def test_a_result_that_lacks_cases_does_not_replace_one_that_has_all(tmp_path: Path, sample: dict[str, Any]) -> None:
+    (soft_topk,) = (operator for operator in run.OPERATORS if operator.name == "soft_topk")
+    every = [sample["rows"][0] | {"case": case} for case in soft_topk.cases("cpu")]
+    for name, day, rows in (("whole", 1, every), ("short", 2, every[1:]), ("later", 3, every[:1])):
+        result = sample | {"created": f"2025-01-0{day}", "commit": name, "rows": rows}
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    found = report.newest(tmp_path, "cpu", "soft_topk")
+    assert found is not None
+    assert (found["commit"], len(found["rows"])) == ("whole", len(every))
+    (tmp_path / "whole.json").unlink()
+    found = report.newest(tmp_path, "cpu", "soft_topk")
+    assert found is not None
+    assert found["commit"] == "later"
+
+
 @pytest.mark.parametrize("bar", CPU_BARS, ids=lambda bar: f"{bar.case} {bar.promise}")
 def test_each_bar_holds_at_its_limit_and_fails_beyond(sample: dict[str, Any], bar: bars.Bar) -> None:
     row = bars.find(sample, bar.case, bar.step, *bar.contestants)

@@ -112,6 +112,14 @@ def test_the_newest_is_held_against_the_last_tracked_one(folder: Path, capsys: p
     assert "SLOWER  c p: ours: 1.30x the time" in capsys.readouterr().out
 
 
+def test_processors_of_one_name_are_told_apart_by_their_generation(folder: Path) -> None:
+    for name, day, generation in (("a", 1, "25.17"), ("b", 2, "26.2"), ("c", 3, "25.17")):
+        machine = MACHINE | {"cpu_generation": generation}
+        put(folder, name, f"2025-01-0{day}", rows(10.0, 20.0), tracked=True, machine=machine)
+    found = {new["commit"]: old and old["commit"] for _, new, old in compare.pairs(folder)}
+    assert found == {"c": "a", "b": None}
+
+
 def test_a_run_spread_over_several_files_is_one(folder: Path) -> None:
     other = [entry | {"case": "second"} for entry in rows(10.0, 20.0)]
     put(folder, "a", "2025-01-01", rows(10.0, 20.0) + other, tracked=True)

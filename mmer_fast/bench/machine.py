@@ -25,10 +25,19 @@ def cpu_model() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
+def cpu_generation() -> str | None:
+    """Family and model of the processor, e.g. ``26.2``: every AMD EPYC may bear the same name."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.is_file() else ""
+    found = [re.search(rf"^{key}\s*:\s*(\d+)$", text, re.MULTILINE) for key in ("cpu family", "model")]
+    return ".".join(match[1] for match in found if match) or None
+
+
 def describe(device: str, copy_gbps: float) -> dict[str, Any]:
     """The machine, without names of hosts or folders."""
     machine: dict[str, Any] = {
         "cpu": cpu_model(),
+        "cpu_generation": cpu_generation(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "isa": _extension.cpu_isa(),
