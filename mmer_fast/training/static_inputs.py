@@ -19,6 +19,7 @@ from torch import Tensor
 from mmer_fast.data import Batch
 from mmer_fast.models import RobMMR
 from mmer_fast.models.layout import BatchLayout
+from mmer_fast.models.robmmr import check_batch
 
 _STEPS = 64  # time steps are multiples of this, as are steps between numbers of tokens at the least
 _PER_OCTAVE = 8
@@ -42,7 +43,12 @@ class Shape:
 
 
 def shape_of(model: RobMMR, batch: Batch) -> Shape:
-    """The shape that holds a batch; reads the lengths on the CPU."""
+    """The shape that holds a batch; reads the lengths on the CPU.
+
+    Raises:
+        ValueError: a modality is absent or has another shape than announced.
+    """
+    check_batch(model.modalities, batch.features, batch.lengths)
     steps, tokens, fillers = [], [], 1
     counted = batch.host_lengths
     for name in model.modalities:

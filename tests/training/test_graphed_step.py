@@ -101,6 +101,13 @@ def test_batches_of_few_shapes_hold_any_number_of_tokens() -> None:
     assert len(seen) < 30
 
 
+def test_a_batch_that_lacks_a_modality_is_refused() -> None:
+    batch = batch_of(AUDIO, VIDEO)
+    del batch.features["video"]
+    with pytest.raises(ValueError, match=r"features and lengths must hold modality 'video'; got \['audio'\]"):
+        shape_of(make_model(**PAPER), batch)
+
+
 def test_a_batch_without_a_token_has_a_shape_too() -> None:
     model = make_model(**PAPER)
     batch = batch_of([0, 0, 0, 0], VIDEO)
