@@ -20,17 +20,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def cpu_generation() -> str | None:
     """Family and model of the processor, e.g. ``26.2``: every AMD EPYC may bear the same name."""
+    return ".".join(filter(None, (_cpuinfo("cpu family"), _cpuinfo("model")))) or None
+
+
+def _cpuinfo(key: str) -> str | None:
+    """What Linux says of the first processor under `key`."""
     info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.is_file() else ""
-    found = [re.search(rf"^{key}\s*:\s*(\d+)$", text, re.MULTILINE) for key in ("cpu family", "model")]
-    return ".".join(match[1] for match in found if match) or None
+    found = re.search(rf"^{key}\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    return found[1].strip() if found else None
 
 
 def describe(device: str, copy_gbps: float) -> dict[str, Any]:

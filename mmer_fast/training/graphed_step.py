@@ -95,8 +95,8 @@ class GraphedStep(FastStep):
             self._graphs[key] = _Graph(StaticInputs(self.model, key[0], batch))
             if len(self._graphs) > MOST_GRAPHS:
                 self._graphs.popitem(last=False)
-            if all(graph.replay is None for graph in self._graphs.values()):
-                self._captures.forget_memory()
+                if all(graph.replay is None for graph in self._graphs.values()):
+                    self._captures.forget_memory()
         self._graphs.move_to_end(key)
         return self._graphs[key]
 

@@ -69,7 +69,7 @@ class StaticInputs:
     """Tensors on the device for the batches of one shape; `load` overwrites them.
 
     Attributes:
-        batch: (B + fillers, T, F) and (B + fillers,) of each modality; labels (B, K).
+        batch: (B + fillers, T, F) and (B + fillers,) of each modality; labels (B, K); no index, which no step reads.
         layout: of these samples. No shape and no number in it depends on the lengths.
 
     Args:
@@ -87,7 +87,7 @@ class StaticInputs:
             for name, steps in zip(self._names, shape.steps, strict=True)
         }
         self.layout = self._layout_of(like).to(like.labels.device)
-        self.batch = Batch(features, self.layout.lengths, torch.zeros_like(like.labels), torch.zeros_like(like.index))
+        self.batch = Batch(features, self.layout.lengths, torch.zeros_like(like.labels), like.index[:0])
 
     def load(self, batch: Batch) -> None:
         """Copy a batch of this shape in; waits for nothing. What is beyond the lengths stays from earlier batches."""
@@ -95,7 +95,6 @@ class StaticInputs:
             given = batch.features[name]
             x_btf[: given.shape[0], : given.shape[1]].copy_(given, non_blocking=True)
         self.batch.labels.copy_(batch.labels, non_blocking=True)
-        self.batch.index.copy_(batch.index, non_blocking=True)
         self.layout.copy_(self._layout_of(batch))
 
     def _layout_of(self, batch: Batch) -> BatchLayout:
