@@ -64,9 +64,11 @@ README = """# mmer_fast
 Soft top-k, attention with soft key weights and adversarial weight perturbation for PyTorch: Python and Triton.
 
 ```python
+from pathlib import Path
+
 from kernels import get_local_kernel
 
-mf = get_local_kernel("build/hub")
+mf = get_local_kernel(Path("build/hub"))
 weights = mf.soft_topk(scores, 3)
 ```
 

@@ -9,7 +9,7 @@ of each other contestant of the same case, in the same run,
 so that one of them that became faster with a new version says little, and ours that became slower changes all. A row
 is slower where its change is above the tolerance, which comes from the spread of the rows' own turns: four standard
 errors of what a change is made of, and 5 % at least. Two runs of one commit came out within 16 % of each other, and
-within this tolerance.
+within this tolerance. Fewer than five turns have no spread to speak of: such rows are neither judged nor judges.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from mmer_fast.bench.harness import OK, Row
 
 LEAST = 1.05
 ERRORS = 4.0
+TURNS = 5
 # Standard deviations of a normal distribution between its 20th and 80th percentile.
 _PERCENTILES = 1.683
 _RANGE = 3.5  # and between the least and the largest of some 15 turns
@@ -46,11 +47,13 @@ class Verdict:
         key: case, pass and contestant.
         change: how many times the time that it was, beside the others; None where there is nothing to compare with.
         tolerance: how much a change may be.
+        brief: whether there is something, but all of it of too few turns.
     """
 
     key: Key
     change: float | None
     tolerance: float = LEAST
+    brief: bool = False
 
     @property
     def slower(self) -> bool:
@@ -60,7 +63,7 @@ class Verdict:
         case, step, contestant = self.key
         where = f"{case} {step}: {contestant}"
         if self.change is None:
-            return f"NEW     {where}"
+            return f"unknown {where}: fewer than {TURNS} turns" if self.brief else f"NEW     {where}"
         word = "SLOWER" if self.slower else "FASTER" if self.change < 1 / self.tolerance else "same"
         return f"{word:6}  {where}: {self.change:.2f}x the time, beside the others (tolerance {self.tolerance:.2f})"
 
@@ -94,15 +97,18 @@ def _by_key(rows: Iterable[Row]) -> dict[Key, Row]:
 
 
 def _verdict(key: Key, now: dict[Key, Row], before: dict[Key, Row]) -> Verdict:
-    changes, tolerances = [], []
+    changes, tolerances, brief = [], [], False
     for other, row in now.items():
         if key not in before or other not in before or other[:2] != key[:2] or row["ours"]:
             continue
         four = now[key], before[other], row, before[key]
+        if min(each["rounds"] for each in four) < TURNS:
+            brief = True
+            continue
         changes.append(four[0]["us"] * four[1]["us"] / (four[2]["us"] * four[3]["us"]))
         tolerances.append(math.exp(ERRORS * math.hypot(*map(standard_error, four))))
     if not changes:
-        return Verdict(key, None)
+        return Verdict(key, None, brief=brief)
     return Verdict(key, statistics.median(changes), max(LEAST, statistics.median(tolerances)))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
+
+from benchmarks.text import caption
 
 OURS, INK = "#c2410c", "#22262b"
 
@@ -50,10 +55,21 @@ def style(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def finish(figure: Figure, title: str, caption: str, path: Path) -> Path:
-    """Titles the figure and writes it as a PNG."""
+def finish(figure: Figure, title: str, result: dict[str, Any], path: Path) -> Path:
+    """Titles the figure and writes it as a PNG that bears the digest of its result."""
     figure.suptitle(title, x=0.008, ha="left", fontsize=12, fontweight="bold")
-    figure.supxlabel(caption, fontsize=7.5, color="#6b7280", x=0.99, ha="right")
-    figure.savefig(path, dpi=144, facecolor="white")
+    figure.supxlabel(caption(result), fontsize=7.5, color="#6b7280", x=0.99, ha="right")
+    figure.savefig(path, dpi=144, facecolor="white", metadata={"Source": digest(result)})
     plt.close(figure)
     return path
+
+
+def digest(result: dict[str, Any]) -> str:
+    """What tells two results apart."""
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
+
+
+def source(path: Path) -> str | None:
+    """The digest of the result that a PNG of `finish` shows; None where it bears none."""
+    with Image.open(path) as image:
+        return image.info.get("Source")

@@ -63,6 +63,16 @@ def test_the_tolerance_comes_from_the_spread_of_the_turns() -> None:
     assert verdict(rows(22.0, 20.0, spread=1.5), rows(10.0, 20.0, spread=1.5)).slower
 
 
+def test_rows_of_few_turns_neither_are_judged_nor_judge() -> None:
+    few, many = {"rounds": compare.TURNS - 1}, rows(10.0, 20.0, 30.0)
+    found = verdict([row("ours", 30.0, **few), *many[1:]], many)
+    assert (found.change, found.slower) == (None, False)
+    assert str(found) == f"unknown c p: ours: fewer than {compare.TURNS} turns"
+    found = verdict([many[0], row("other 0", 2.0, **few), many[2]], many)
+    assert found.change == pytest.approx(1.0)
+    assert verdict(rows(12.0, 20.0), [row("ours", 10.0, rounds=compare.TURNS), row("other 0", 20.0)]).slower
+
+
 def test_rows_without_percentiles_have_a_range() -> None:
     old = row("x", 10.0)
     del old["ratio_p20"], old["ratio_p80"]

@@ -34,6 +34,20 @@ def test_the_promises_that_do_not_hold_are_those_of_the_newest_results(device: s
     assert (written or "") == expected, f"{promises.PAGE} is stale: run python -m benchmarks.report"
 
 
+def test_the_plots_are_those_of_the_newest_results() -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks import drawing
+
+    shown = {f"{operator.name}_{device}.png": drawing.digest(result) for operator, device, result in _found()}
+    drawn = {path.name: drawing.source(path) for path in RESULTS.glob("*.png")}
+    assert drawn == shown, "plots are stale: run python -m benchmarks.report"
+
+
+def test_the_page_is_that_of_the_newest_results() -> None:
+    written = (RESULTS / "index.html").read_text()
+    assert written == page.document(_found()), "results/index.html is stale: run python -m benchmarks.report"
+
+
 def test_every_operator_has_its_place_for_a_cpu() -> None:
     for operator in OPERATORS:
         assert report.written(report.ROOT / operator.page, operator.name, "cpu") is not None, operator.name

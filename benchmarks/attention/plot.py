@@ -11,7 +11,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from benchmarks import bars, drawing
 from benchmarks.attention.table import columns
 from benchmarks.drawing import INK, OURS, digits, plt
-from benchmarks.text import caption
 from mmer_fast.bench.attention.contestants import PLAIN, WEIGHT_GRADIENT
 from mmer_fast.bench.harness import FORWARD_BACKWARD
 
@@ -64,4 +63,4 @@ def draw(result: dict[str, Any], path: Path) -> Path:
             drawing.style(axes)
             _panel(axes, result, task, dtype, device)
     title = "Attention, 50 % padding, forward + backward: how many times our time, over the length"
-    return drawing.finish(figure, title, caption(result), path)
+    return drawing.finish(figure, title, result, path)

@@ -12,7 +12,6 @@ from matplotlib.ticker import FuncFormatter
 from benchmarks import drawing
 from benchmarks.drawing import INK, OURS, digits, plt, time_label
 from benchmarks.perturbation.table import SIZES, measured
-from benchmarks.text import caption
 from mmer_fast.bench.harness import OK, Row
 
 _EXACT, _MOVED, _INEXACT, _YARD = "#1d4e89", "#6f9fd0", "#b08a3c", "#b9bec6"
@@ -79,7 +78,7 @@ def draw(result: dict[str, Any], path: Path) -> Path:
         label.set_fontweight("bold" if colours[name] == OURS else "normal")
     _legend(grid[0][-1])
     title = "Weight perturbation: time of a cycle (norm, perturb, restore), and how many times ours"
-    return drawing.finish(figure, title, caption(result), path)
+    return drawing.finish(figure, title, result, path)
 
 
 def _legend(axes: Axes) -> None:

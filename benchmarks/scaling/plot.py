@@ -14,7 +14,6 @@ from benchmarks.drawing import INK, OURS, plt, short_count, time_label
 from benchmarks.scaling.fit import upper_half
 from benchmarks.scaling.sweeps import Sweep
 from benchmarks.scaling.table import measured, points
-from benchmarks.text import caption
 
 _COLUMNS = 3
 _PEERS = ("#1d4e89", "#8a8f98")
@@ -68,4 +67,4 @@ def draw(result: dict[str, Any], path: Path) -> Path:
         if index < len(sweeps):
             _panels(*pair, result, sweeps[index])
     title = "Growth of the cost: time of a call, and below it its share of the roofline"
-    return drawing.finish(figure, title, caption(result), path)
+    return drawing.finish(figure, title, result, path)

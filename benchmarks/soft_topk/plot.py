@@ -10,7 +10,6 @@ from matplotlib.ticker import FuncFormatter
 
 from benchmarks import bars, drawing
 from benchmarks.drawing import INK, OURS, digits, plt, time_label
-from benchmarks.text import caption
 from mmer_fast.bench.harness import FORWARD, FORWARD_BACKWARD, OK
 from mmer_fast.bench.soft_topk.peers import SAME_PLAN, YARDSTICK
 
@@ -97,4 +96,4 @@ def draw(result: dict[str, Any], case: str, path: Path) -> Path:
     _methods(left, result, case)
     _growth(right, result)
     title = "Soft top-k: time of a call, log scale. Blue: the same plan; grey: another function"
-    return drawing.finish(figure, title, caption(result), path)
+    return drawing.finish(figure, title, result, path)

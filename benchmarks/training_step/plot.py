@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 
 from benchmarks import drawing
 from benchmarks.drawing import INK, OURS, digits, plt, time_label
-from benchmarks.text import caption
 from benchmarks.training_step.table import measured
 from mmer_fast.bench.harness import OK, Row
 
@@ -38,4 +37,4 @@ def draw(result: dict[str, Any], path: Path) -> Path:
         drawing.style(axes)
         _panel(axes, panel)
     title = "A training step of RobMMR, and how many times the fast step in float32"
-    return drawing.finish(figure, title, caption(result), path)
+    return drawing.finish(figure, title, result, path)

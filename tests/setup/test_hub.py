@@ -1,4 +1,4 @@
-"""The kernel for the Hugging Face Hub, loaded from its folder where there is no mmer_fast: as `kernels` loads it."""
+"""The kernel for the Hugging Face Hub, loaded from its folder where there is no mmer_fast: as `kernels`, and by it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +59,15 @@ torch.save(results, sys.argv[1])
 )
 
 
+BY_KERNELS = (
+    LOAD
+    + """
+from kernels import get_local_kernel
+torch.save(calls(get_local_kernel(Path(sys.argv[2]))), sys.argv[1])
+"""
+)
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub") / "hub"
@@ -72,16 +82,31 @@ def variants(hub: Path) -> list[Path]:
 
 def test_two_builds_side_by_side_without_the_package(variants: list[Path], tmp_path: Path) -> None:
     """Each has operators of its own, and computes what the package does."""
-    script = [sys.executable, "-c", BOTH, str(tmp_path / "results.pt"), *map(str, variants)]
-    environment = {"TRITON_INTERPRET": "1", "PATH": "", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(script, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+    for results in saved_by(BOTH, tmp_path, *variants):
+        assert_what_the_package_computes(results)
+
+
+def test_the_kernels_package_loads_it(hub: Path, tmp_path: Path) -> None:
+    """By the line that stands in the kernel's README."""
+    pytest.importorskip("kernels")
+    assert 'get_local_kernel(Path("build/hub"))' in (hub / "README.md").read_text()
+    assert_what_the_package_computes(saved_by(BY_KERNELS, tmp_path, hub))
+
+
+def saved_by(script: str, tmp_path: Path, *folders: Path) -> list[Any]:
+    command = [sys.executable, "-c", script, str(tmp_path / "results.pt"), *map(str, folders)]
+    environment = {"TRITON_INTERPRET": "1", "PATH": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
     assert run.returncode == 0, run.stderr
+    return torch.load(tmp_path / "results.pt")
+
+
+def assert_what_the_package_computes(results: list[torch.Tensor]) -> None:
     names: dict[str, object] = {}
     exec(LOAD.replace('sys.modules["mmer_fast"] = None', ""), names)
     expected = names["calls"](mf)  # type: ignore[operator]
-    for results in torch.load(tmp_path / "results.pt"):
-        for got, want in zip(results, expected, strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    for got, want in zip(results, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_metadata(variants: list[Path]) -> None:
