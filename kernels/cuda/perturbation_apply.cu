@@ -88,7 +88,8 @@ __device__ __forceinline__ void move_chunk(const DeviceChunk& chunk, const Block
     for (int i = 0; i < kEntries; ++i) {
       const Compute x = to_compute_type<Compute>(w[i]), d = to_compute_type<Compute>(g[i]);
       if (adaptive) {
-        store_rounded(&w[i], x + factors.product(d, fabs(x)) * (fabs(x) * factors.scale));
+        // The step in units of |w| first: |w| may be subnormal, and what is times the scale would lose digits.
+        store_rounded(&w[i], x + factors.product(d, fabs(x)) * factors.scale * fabs(x));
       } else {
         store_rounded(&w[i], x + (d * factors.prescale) * factors.scale);
       }

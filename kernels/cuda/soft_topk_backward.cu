@@ -131,13 +131,18 @@ __global__ void __launch_bounds__(kShortThreads, short_blocks(sizeof(Compute) * 
   if (lane == 0) threshold.write_scalars(args, row, sums, mean);
 }
 
+struct BackwardShared {
+  TeamScratch scratch;
+  double mean;
+};
+
 template <typename Compute>
 __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
     soft_topk_backward_long(const SoftTopKBackwardArgs args, const TeamShape shape) {
-  __shared__ TeamScratch scratch;
-  __shared__ double shared_mean;
+  static_assert(sizeof(BackwardShared) <= kFixedShared, "the launch reserves too little");
+  BackwardShared& shared = *reinterpret_cast<BackwardShared*>(block_shared());
   const int64_t row = blockIdx.x / static_cast<unsigned>(shape.ranks);
-  Team team(scratch, shape.ranks);
+  Team team(shared.scratch, shape.ranks);
   const Row<Compute> input(args.in, row);
   const MatrixRow<Compute> upstream(args.grad_weights, row, args.grad_weights_stride, args.in.dtype);
   const MatrixRow<Compute> output(args.grad_scores, row, args.in.cols, args.in.dtype);
@@ -151,11 +156,11 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
   team.reduce<4>(values);
   if (threadIdx.x == 0) {
     const GradientSums sums{values[0], values[1], values[2], values[3]};
-    shared_mean = threshold.mean(sums);
-    if (team.rank() == 0) threshold.write_scalars(args, row, sums, shared_mean);
+    shared.mean = threshold.mean(sums);
+    if (team.rank() == 0) threshold.write_scalars(args, row, sums, shared.mean);
   }
   __syncthreads();
-  const Compute mean = static_cast<Compute>(shared_mean);
+  const Compute mean = static_cast<Compute>(shared.mean);
 
   const bool vectorised = output.aligned();
   entries.for_each_pack_with(upstream, [&](int column, const Compute* x, const Compute* g) {
@@ -170,20 +175,12 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
   team.leave();
 }
 
-template <typename Compute, int kLanes, int kItems>
-cudaError_t launch_short(const SoftTopKBackwardArgs& args, cudaStream_t stream) {
-  const LaunchShape shape = short_launch(args.in.rows, kLanes);
-  if (!shape.valid) return cudaErrorInvalidValue;
-  soft_topk_backward_short<Compute, kLanes, kItems><<<shape.blocks, shape.threads, 0, stream>>>(args);
-  return cudaGetLastError();
-}
-
 struct Backward {
   template <typename Compute>
   static cudaError_t launch(const SoftTopKBackwardArgs& args, cudaStream_t stream) {
-    if (args.in.cols <= 128) return launch_short<Compute, 8, 16>(args, stream);
-    if (args.in.cols <= 512) return launch_short<Compute, 32, 16>(args, stream);
-    if (args.in.cols <= 1024) return launch_short<Compute, 32, 32>(args, stream);
+    if (args.in.cols <= 128) return launch_short(soft_topk_backward_short<Compute, 8, 16>, args, 8, stream);
+    if (args.in.cols <= 512) return launch_short(soft_topk_backward_short<Compute, 32, 16>, args, 32, stream);
+    if (args.in.cols <= 1024) return launch_short(soft_topk_backward_short<Compute, 32, 32>, args, 32, stream);
     return launch_long(soft_topk_backward_long<Compute>, args, args.in, sizeof(Compute), stream, /*stages=*/false);
   }
 };

@@ -106,17 +106,14 @@ __global__ void __launch_bounds__(kShortThreads, short_blocks(sizeof(Compute) * 
 
 // ---- Long rows -----------------------------------------------------------------------------------------------------
 
-// What thread 0 of a block keeps between the sweeps; in shared memory, to leave the registers to the sweeps.
-struct TeamSolver {
-  ThresholdSolver solver;
+// A block's shared memory; nothing in it is initialised. The solver is there to leave the registers to the sweeps.
+template <typename Compute>
+struct ForwardShared {
+  TeamScratch scratch;
+  Histogram histogram;
+  Plan<Compute> plan;
+  ThresholdSolver solver;  // of thread 0, like the statistics
   RowStats stats;
-};
-
-// Shared memory for an object that has a constructor.
-template <typename T>
-struct Uninitialised {
-  alignas(T) unsigned char bytes[sizeof(T)];
-  __device__ __forceinline__ T& get() { return *reinterpret_cast<T*>(bytes); }
 };
 
 template <typename Compute>
@@ -137,48 +134,42 @@ __device__ __forceinline__ Plan<Compute> receive(const Plan<Compute>& shared) {
 template <typename Compute>
 __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
     soft_topk_forward_long(const SoftTopKForwardArgs args, const TeamShape shape) {
-  __shared__ TeamScratch scratch;
-  __shared__ Histogram histogram;
-  __shared__ Plan<Compute> shared_plan;
-  __shared__ Uninitialised<TeamSolver> solver_storage;
-  static_assert(sizeof(TeamScratch) + sizeof(Histogram) + sizeof(Plan<Compute>) + sizeof(TeamSolver) <= kStaticShared,
-                "the launch reserves too little");
-  extern __shared__ __align__(16) unsigned char staged[];
+  static_assert(sizeof(ForwardShared<Compute>) <= kFixedShared, "the launch reserves too little");
+  ForwardShared<Compute>& shared = *reinterpret_cast<ForwardShared<Compute>*>(block_shared());
   const int64_t row = blockIdx.x / static_cast<unsigned>(shape.ranks);
   const int64_t iterations = args.sinkhorn_iterations;
-  Team team(scratch, shape.ranks);
+  Team team(shared.scratch, shape.ranks);
   const Row<Compute> input(args.in, row);
-  const LongRow<Compute> entries(input, shape, team.rank(), reinterpret_cast<Compute*>(staged));
+  const LongRow<Compute> entries(input, shape, team.rank(), reinterpret_cast<Compute*>(block_shared() + kFixedShared));
   const double k = row_k(args, row);
   const Compute inverse_tau = inverse_temperature<Compute>(input.tau);
   const bool solves = threadIdx.x == 0;
-  ThresholdSolver& solver = solver_storage.get().solver;  // used where `solves` alone, like the statistics
-  RowStats& stats = solver_storage.get().stats;
+  ThresholdSolver& solver = shared.solver;
 
   const RowStats measured_stats = entries.stage_and_measure(team);
   if (solves) {
-    stats = measured_stats;
+    shared.stats = measured_stats;
     solver = ThresholdSolver();
-    const Action action = iterations > 0 ? solver.start_sinkhorn(stats, k, input.tau, input.sign)
-                                         : solver.start(stats, k, input.tau, kInFloat<Compute>);
-    shared_plan = plan_of(solver, action, inverse_tau);
+    const Action action = iterations > 0 ? solver.start_sinkhorn(shared.stats, k, input.tau, input.sign)
+                                         : solver.start(shared.stats, k, input.tau, kInFloat<Compute>);
+    shared.plan = plan_of(solver, action, inverse_tau);
   }
-  Plan<Compute> plan = receive(shared_plan);
+  Plan<Compute> plan = receive(shared.plan);
 
   for (int64_t i = 0; i < iterations && !plan.saturated; ++i) {
     double marginals[2];
     entries.marginals(team, plan.argument, marginals);
     if (solves) {
-      if (i + 1 < iterations) solver.sinkhorn_step(marginals[0], marginals[1], stats);
-      shared_plan = plan_of(solver, Action::kOutput, inverse_tau, k / marginals[0]);
+      if (i + 1 < iterations) solver.sinkhorn_step(marginals[0], marginals[1], shared.stats);
+      shared.plan = plan_of(solver, Action::kOutput, inverse_tau, k / marginals[0]);
     }
-    plan = receive(shared_plan);
+    plan = receive(shared.plan);
   }
   while (iterations == 0 && plan.action != Action::kOutput) {
     Action action = Action::kOutput;
     if (plan.action == Action::kSelect) {
       const int rank = static_cast<int>(ThresholdSolver::selection_rank(k));
-      const Selection selection = select_by_radix(entries, team, histogram, rank);
+      const Selection selection = select_by_radix(entries, team, shared.histogram, rank);
       if (solves) {
         action = solver.after_selection(selection, kInFloat<Compute>);
         solver.sweeps += kExtraSelectionSweeps<Compute>;
@@ -187,8 +178,8 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
       const SigmoidSums sums = entries.sigmoids(team, plan.argument);
       if (solves) action = solver.after_sweep(sums, kInFloat<Compute>);
     }
-    if (solves) shared_plan = plan_of(solver, action, inverse_tau);
-    plan = receive(shared_plan);
+    if (solves) shared.plan = plan_of(solver, action, inverse_tau);
+    plan = receive(shared.plan);
   }
 
   const MatrixRow<Compute> output(args.weights, row, args.in.cols, args.in.dtype);
@@ -199,21 +190,13 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
 
 // ---- Launches ------------------------------------------------------------------------------------------------------
 
-template <typename Compute, int kLanes, int kItems>
-cudaError_t launch_short(const SoftTopKForwardArgs& args, cudaStream_t stream) {
-  const LaunchShape shape = short_launch(args.in.rows, kLanes);
-  if (!shape.valid) return cudaErrorInvalidValue;
-  soft_topk_forward_short<Compute, kLanes, kItems><<<shape.blocks, shape.threads, 0, stream>>>(args);
-  return cudaGetLastError();
-}
-
 struct Forward {
   template <typename Compute>
   static cudaError_t launch(const SoftTopKForwardArgs& args, cudaStream_t stream) {
     const bool solves = args.sinkhorn_iterations == 0;  // the Sinkhorn recursion is there to reproduce, not to be fast
-    if (solves && args.in.cols <= 128) return launch_short<Compute, 8, 16>(args, stream);
-    if (solves && args.in.cols <= 512) return launch_short<Compute, 32, 16>(args, stream);
-    if (solves && args.in.cols <= 1024) return launch_short<Compute, 32, 32>(args, stream);
+    if (solves && args.in.cols <= 128) return launch_short(soft_topk_forward_short<Compute, 8, 16>, args, 8, stream);
+    if (solves && args.in.cols <= 512) return launch_short(soft_topk_forward_short<Compute, 32, 16>, args, 32, stream);
+    if (solves && args.in.cols <= 1024) return launch_short(soft_topk_forward_short<Compute, 32, 32>, args, 32, stream);
     return launch_long(soft_topk_forward_long<Compute>, args, args.in, sizeof(Compute), stream);
   }
 };

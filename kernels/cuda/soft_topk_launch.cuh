@@ -1,4 +1,6 @@
 // How a batch of rows is laid over the device: dtype dispatch, grids, clusters, shared memory.
+//
+// The kernels run on the host too, where other headers define what is CUDA's own (tests/kernels/cuda_emulation).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,12 +16,20 @@ inline constexpr int kShortThreads = 128;  // at most; a warp a block while the 
 // Blocks a multiprocessor that the registers are budgeted for, by the bytes of a row that a lane holds.
 constexpr int short_blocks(int bytes) { return bytes <= 128 ? 3 : 2; }
 inline constexpr int kLongThreads = 256;
-inline constexpr int kLongBlocks = 2;        // blocks a multiprocessor that their registers are budgeted for
-inline constexpr int kStaticShared = 10240;  // bytes that a block of a long row has besides the staged entries
-inline constexpr int kDriverShared = 1024;   // bytes a block that the driver keeps
+inline constexpr int kLongBlocks = 2;       // blocks a multiprocessor that their registers are budgeted for
+inline constexpr int kFixedShared = 10240;  // bytes that a block of a long row has before the staged entries
+inline constexpr int kDriverShared = 1024;  // bytes a block that the driver keeps
 inline constexpr int kLongWarps = kLongThreads / 32;
 inline constexpr int kBatchPacks = 4;  // packs that a thread of a long row has in flight
 inline constexpr int kMaxRanks = 16;   // blocks of a cluster
+
+#if defined(__CUDACC__)
+// A block's shared memory: kFixedShared bytes for what the kernel keeps there, then the staged entries.
+__device__ __forceinline__ unsigned char* block_shared() {
+  extern __shared__ __align__(16) unsigned char block_shared_bytes[];
+  return block_shared_bytes;
+}
+#endif
 
 // The part of a long row that each block of its team has, and how much of it is kept in shared memory.
 struct TeamShape {
@@ -44,18 +54,20 @@ cudaError_t dispatch_rows(const Args& args, const SoftTopKRows& in, cudaStream_t
   return Operation::template launch<float>(args, stream);
 }
 
-struct LaunchShape {
-  bool valid;
-  unsigned blocks;
-  unsigned threads;
-};
-
-inline LaunchShape short_launch(int64_t rows, int lanes) {
+// Short rows: `lanes` of a warp have one.
+template <typename Args>
+cudaError_t launch_short(void (*kernel)(Args), const Args& args, int lanes, cudaStream_t stream) {
   const int64_t rows_per_warp = 32 / lanes;
-  const int64_t warps = (rows + rows_per_warp - 1) / rows_per_warp;
+  const int64_t warps = (args.in.rows + rows_per_warp - 1) / rows_per_warp;
   const int warps_per_block = warps >= 1024 ? kShortThreads / 32 : 1;  // spread few rows over many multiprocessors
   const int64_t blocks = (warps + warps_per_block - 1) / warps_per_block;
-  return {blocks <= INT_MAX, static_cast<unsigned>(blocks), static_cast<unsigned>(32 * warps_per_block)};
+  if (blocks > INT_MAX) return cudaErrorInvalidValue;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(32 * warps_per_block));
+  config.stream = stream;
+  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, args);
+  return status != cudaSuccess ? status : cudaGetLastError();
 }
 
 // What decides the shape of a team.
@@ -81,8 +93,8 @@ inline TeamShape team_shape(int64_t cols, int ranks, int blocks_per_sm, int comp
   const int span = team_span(compute_size);
   const int64_t spans = (cols + span - 1) / span;
   const int slice_spans = static_cast<int>((spans + ranks - 1) / ranks);
-  const int room = std::min(limits.shared_per_block - kStaticShared,
-                            limits.shared_per_multiprocessor / blocks_per_sm - kStaticShared - kDriverShared);
+  const int room = std::min(limits.shared_per_block - kFixedShared,
+                            limits.shared_per_multiprocessor / blocks_per_sm - kFixedShared - kDriverShared);
   const int staged_spans = std::min(slice_spans, std::max(room, 0) / (span * compute_size));
   return {ranks, slice_spans * span, staged_spans * span};
 }
@@ -110,7 +122,7 @@ cudaError_t launch_long(void (*kernel)(Args, TeamShape), const Args& args, const
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(kLongThreads);
-    config.dynamicSmemBytes = static_cast<size_t>(shape.staged) * compute_size;
+    config.dynamicSmemBytes = kFixedShared + static_cast<size_t>(shape.staged) * compute_size;
     config.stream = stream;
     status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(config.dynamicSmemBytes));

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -48,8 +48,8 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 )
 
 
-def cases() -> Iterator[Case]:
-    for dtype, n, variant in itertools.product(DTYPES, SIZES, VARIANTS):
+def cases(dtypes: Iterable[str] = DTYPES, sizes: Iterable[int] = SIZES) -> Iterator[Case]:
+    for dtype, n, variant in itertools.product(dtypes, sizes, VARIANTS):
         if n < 1000 or variant in VARIANTS[:3]:
             yield Case(dtype, n, **variant)
 

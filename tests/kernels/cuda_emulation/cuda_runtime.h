@@ -1,9 +1,10 @@
-// In place of the toolkit's header: CUDA's built-ins and the functions of attention_warp.cuh, on the host.
+// In place of the toolkit's header, on the host: CUDA's built-ins, and what the kernels define for nvcc alone.
 //
-// Every thread of a block is a fiber. One runs at a time; at a warp's collective (ldmatrix, mma, shuffle) it stops
-// until all 32 lanes are there. Between two barriers a warp runs as far as it can before the next one, drawn by chance,
-// does, so that what a barrier should order and does not comes out wrong. Asynchronous copies land at once or only at
-// the wait, by chance too. Shared memory is NaN at first and ends at a page without access.
+// Every thread of a block is a fiber, and so is every thread of the other blocks of its cluster. One runs at a time; at
+// a warp's collective (ldmatrix, mma, shuffle) it stops until all 32 lanes are there. Between two barriers a warp runs
+// as far as it can before the next one, drawn by chance, does, so that what a barrier should order and does not comes
+// out wrong. Asynchronous copies land at once or only at the wait, by chance too. Shared memory is NaN at first, and
+// again when its block has ended; behind it lies a page without access.
 #pragma once
 
 #include <algorithm>
@@ -27,22 +28,57 @@ struct float2 {
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 
-extern dim3 threadIdx, blockIdx, gridDim;  // of the fiber that runs
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;  // of the fiber that runs
 
 namespace emulation {
 
 constexpr int kSharedLimit = 99 * 1024;  // bytes a block, on the smallest of the architectures
 constexpr int kSharedUnasked = 48 * 1024;
 
-// The bytes of dynamic shared memory that a kernel asked for.
-inline std::map<void*, int>& shared_limits() {
-  static std::map<void*, int> limits;
-  return limits;
+constexpr unsigned kPortableCluster = 8, kLargestCluster = 16;  // blocks
+
+// What a kernel asked for.
+struct Function {
+  int shared_bytes = kSharedUnasked;
+  unsigned cluster = kPortableCluster;
+};
+inline std::map<void*, Function>& functions() {
+  static std::map<void*, Function> functions;
+  return functions;
 }
 
+unsigned cluster_of(const cudaLaunchConfig_t& config);
+unsigned resident_cluster();  // the largest that the device has room for
 cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& thread);
-uint32_t shuffle_xor(uint32_t bits, int distance);
+
+// Collectives of a warp. An argument of the same bits for all lanes but `x`, which is each lane's own.
+uint64_t shuffle(uint64_t x, int source);
+bool any(bool x);
+unsigned sum(unsigned x);
+
 unsigned char* shared_memory(uint32_t address);
+unsigned char* shared_memory_of(unsigned rank, const void* own);  // where another block of the cluster has `own`
+void cluster_barrier();
+
+template <class T>
+T shuffled(T x, int source) {
+  constexpr size_t kParts = (sizeof(T) + 7) / 8;
+  uint64_t bits[kParts] = {};
+  std::memcpy(bits, &x, sizeof(T));
+  for (uint64_t& part : bits) part = shuffle(part, source);
+  std::memcpy(&x, bits, sizeof(T));
+  return x;
+}
+
+inline int lane() { return static_cast<int>(threadIdx.x % 32); }
+
+template <class To, class From>
+To same_bits(From x) {
+  static_assert(sizeof(To) == sizeof(From), "of one size");
+  To to;
+  std::memcpy(&to, &x, sizeof to);
+  return to;
+}
 
 }  // namespace emulation
 
@@ -51,36 +87,63 @@ inline void __syncwarp() {}  // orders nothing that the kernels need
 
 template <class T>
 T __shfl_xor_sync(unsigned, T x, int distance) {
-  static_assert(sizeof(T) % 4 == 0, "whole registers");
-  uint32_t bits[sizeof(T) / 4];
-  std::memcpy(bits, &x, sizeof(T));
-  for (uint32_t& part : bits) part = emulation::shuffle_xor(part, distance);
-  std::memcpy(&x, bits, sizeof(T));
-  return x;
+  return emulation::shuffled(x, emulation::lane() ^ distance);
+}
+template <class T>
+T __shfl_down_sync(unsigned, T x, int distance) {
+  const int source = emulation::lane() + distance;
+  return emulation::shuffled(x, source < 32 ? source : emulation::lane());
+}
+inline bool __any_sync(unsigned, bool x) { return emulation::any(x); }
+inline unsigned __reduce_add_sync(unsigned, unsigned x) { return emulation::sum(x); }
+
+inline int atomicAdd(int* address, int x) { return (*address += x) - x; }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fdividef(float a, float b) { return a / b; }
+inline unsigned __float_as_uint(float x) { return emulation::same_bits<unsigned>(x); }
+inline float __uint_as_float(unsigned x) { return emulation::same_bits<float>(x); }
+inline long long __double_as_longlong(double x) { return emulation::same_bits<long long>(x); }
+inline double __longlong_as_double(long long x) { return emulation::same_bits<double>(x); }
+
+template <class... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute attribute, int value) {
+  emulation::Function& function = emulation::functions()[reinterpret_cast<void*>(kernel)];
+  if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) {
+    function.cluster = value != 0 ? emulation::kLargestCluster : emulation::kPortableCluster;
+    return cudaSuccess;
+  }
+  if (value > emulation::kSharedLimit) return cudaErrorInvalidValue;
+  function.shared_bytes = value;
+  return cudaSuccess;
 }
 
 template <class... Parameters>
-cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int bytes) {
-  if (bytes > emulation::kSharedLimit) return cudaErrorInvalidValue;
-  emulation::shared_limits()[reinterpret_cast<void*>(kernel)] = bytes;
-  return cudaSuccess;
+cudaError_t cudaOccupancyMaxActiveClusters(int* count, void (*)(Parameters...), const cudaLaunchConfig_t* config) {
+  return *count = emulation::cluster_of(*config) <= emulation::resident_cluster(), cudaSuccess;
 }
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                const Arguments&... arguments) {
-  const auto& limits = emulation::shared_limits();
-  const auto asked = limits.find(reinterpret_cast<void*>(kernel));
-  const int limit = asked == limits.end() ? emulation::kSharedUnasked : asked->second;
-  if (config->dynamicSmemBytes > static_cast<size_t>(limit)) return cudaErrorInvalidValue;
+  const emulation::Function function = emulation::functions()[reinterpret_cast<void*>(kernel)];
+  if (config->dynamicSmemBytes > static_cast<size_t>(function.shared_bytes)) return cudaErrorInvalidValue;
+  if (emulation::cluster_of(*config) > function.cluster) return cudaErrorInvalidValue;
   return emulation::run(*config, [&] { kernel(arguments...); });
 }
 
+using std::exp;
+using std::fabs;
+using std::fma;
 using std::max;
 using std::min;
 
 namespace mmer {
 
+// Of soft_topk_launch.cuh.
+inline unsigned char* block_shared() { return emulation::shared_memory(0); }
+
+// Of attention_warp.cuh.
 struct Half;
 struct BFloat16;
 
@@ -103,15 +166,7 @@ T* shared_pointer(uint32_t address) {
   return reinterpret_cast<T*>(emulation::shared_memory(address));
 }
 
-inline uint32_t float_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
-inline float bits_float(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
+inline uint32_t float_bits(float x) { return emulation::same_bits<uint32_t>(x); }
+inline float bits_float(uint32_t bits) { return emulation::same_bits<float>(bits); }
 
 }  // namespace mmer

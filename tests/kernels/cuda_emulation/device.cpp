@@ -1,4 +1,5 @@
-// The functions of attention_warp.cuh on the host, with the fragment layouts of the PTX ISA.
+// The collectives of a warp and the functions of attention_warp.cuh on the host, with the fragment layouts of the PTX
+// ISA.
 //
 // A sum of products is exact and then truncated towards zero, at least as coarse as tensor cores are.
 #include <cmath>
@@ -7,35 +8,15 @@
 
 #include "../../../kernels/cuda/attention_warp.cuh"
 #include "fibers.h"
+#include "halves.h"
 
 namespace mmer {
 namespace {
 
+using emulation::float_to_bfloat16;
+using emulation::float_to_half;
+using emulation::half_to_float;
 using emulation::kLanes;
-
-float half_to_float(uint32_t bits) {
-  const uint32_t sign = (bits & 0x8000u) << 16, power = bits >> 10 & 31u, fraction = bits & 1023u;
-  if (power == 31) return bits_float(sign | 0x7F800000u | fraction << 13);
-  const float magnitude =
-      power == 0 ? std::ldexp(static_cast<float>(fraction), -24) : bits_float((power + 112) << 23 | fraction << 13);
-  return sign != 0 ? -magnitude : magnitude;
-}
-
-uint32_t float_to_half(float x) {
-  const uint32_t sign = float_bits(x) >> 16 & 0x8000u;
-  const float magnitude = std::fabs(x);
-  if (x != x) return 0x7FFFu;
-  if (magnitude >= 65520.0f) return sign | 0x7C00u;
-  const int power = magnitude < 0x1p-14f ? -14 : std::ilogb(magnitude);
-  const float units = std::nearbyint(std::ldexp(magnitude, 10 - power));  // of 2^(power - 10), at most 2048
-  return sign | (static_cast<uint32_t>(power + 14) * 1024u + static_cast<uint32_t>(units));
-}
-
-uint32_t float_to_bfloat16(float x) {
-  if (x != x) return 0x7FFFu;
-  const uint32_t bits = float_bits(x);
-  return (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
-}
 
 float truncated(double x) {
   const float nearest = static_cast<float>(x);
@@ -96,11 +77,6 @@ void multiply_fragments(void* const (&lanes)[kLanes], Number number) {
   }
 }
 
-struct Shuffle {
-  uint32_t bits, received;
-  int distance;
-};
-
 struct Copy {
   void* to;
   const void* from;
@@ -112,7 +88,7 @@ struct Copy {
   }
 };
 
-std::vector<Copy> copies_under_way[emulation::kMaxThreads];  // of each thread
+std::vector<Copy> copies_under_way[emulation::kMaxBlocks * emulation::kMaxThreads];  // of each thread
 
 }  // namespace
 
@@ -193,19 +169,53 @@ float to_float(Half x) { return half_to_float(x.bits); }
 
 }  // namespace mmer
 
-uint32_t emulation::shuffle_xor(uint32_t bits, int distance) {
-  mmer::Shuffle shuffle{bits, 0, distance};
+namespace emulation {
+namespace {
+
+struct Shuffle {
+  uint64_t sent, received;
+  int source;
+};
+
+}  // namespace
+
+uint64_t shuffle(uint64_t x, int source) {
+  Shuffle shuffle{x, 0, source};
   collective(
       [](void* const(&lanes)[kLanes]) {
-        for (int lane = 0; lane < kLanes; ++lane) {
-          auto* to = static_cast<mmer::Shuffle*>(lanes[lane]);
-          to->received = static_cast<mmer::Shuffle*>(lanes[lane ^ to->distance])->bits;
+        for (void* lane : lanes) {
+          auto* to = static_cast<Shuffle*>(lane);
+          to->received = static_cast<Shuffle*>(lanes[to->source])->sent;
         }
       },
       &shuffle);
   return shuffle.received;
 }
 
-void emulation::forget_copies() {
+bool any(bool x) {
+  collective(
+      [](void* const(&lanes)[kLanes]) {
+        bool any = false;
+        for (void* lane : lanes) any = any || *static_cast<bool*>(lane);
+        for (void* lane : lanes) *static_cast<bool*>(lane) = any;
+      },
+      &x);
+  return x;
+}
+
+unsigned sum(unsigned x) {
+  collective(
+      [](void* const(&lanes)[kLanes]) {
+        unsigned sum = 0;
+        for (void* lane : lanes) sum += *static_cast<unsigned*>(lane);
+        for (void* lane : lanes) *static_cast<unsigned*>(lane) = sum;
+      },
+      &x);
+  return x;
+}
+
+void forget_copies() {
   for (auto& copies : mmer::copies_under_way) copies.clear();
 }
+
+}  // namespace emulation

@@ -15,9 +15,10 @@ from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parents[2] / "kernels"
-ENTRIES = {"attention": "entry.cpp", "perturbation": "perturbation_entry.cpp"}
+ENTRIES = {"attention": "entry.cpp", "perturbation": "perturbation_entry.cpp", "soft_topk": "soft_topk_entry.cpp"}
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
 FLAGS += ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]  # an unaligned vector ends a launch
+FLAGS += ["-D__CUDA_ARCH__=900"]  # the first with clusters
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
 
 
