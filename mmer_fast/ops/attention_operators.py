@@ -21,7 +21,7 @@ from mmer_fast.ops.attention_inputs import Inputs
 
 _INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? key_weights, Tensor? mask, Tensor? bias, Tensor? lengths, "
-    "Tensor? query_lengths, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, int max_queries, int max_keys, bool causal, "
+    "Tensor? query_lengths, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, SymInt max_queries, SymInt max_keys, bool causal, "
     "float scale, float dropout_p, Tensor? seed, bool exact_zero_weight_grad"
 )
 _FORWARD_SCHEMA = f"({_INPUTS}) -> (Tensor out, Tensor lse)"

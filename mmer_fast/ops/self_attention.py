@@ -25,7 +25,7 @@ from mmer_fast.ops.linear import gradients_of_parameters, linear
 # The gradients (T, 3, H, E) in the dtype of q, and their sums over the tokens (3, H, E), float32.
 define(
     "self_attention_backward",
-    "(Tensor grad_out, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int longest, "
+    "(Tensor grad_out, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt longest, "
     "float scale, float dropout_p, Tensor? seed) -> (Tensor grads, Tensor sums)",
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from attention_cases import close, qkv
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 
 import mmer_fast as mf
@@ -107,6 +108,22 @@ def test_compiles_packed(backend, device):
     )
     expected = mf.packed_attention(x, x, x, layout.cu_seqlens, backend=backend)
     close(function(x, layout.cu_seqlens), expected.double(), 1e-6)
+
+
+def test_one_graph_serves_packed_batches_of_any_size(backend, device):
+    """The bound on the samples is a size too, and none is built into the graph."""
+    torch.compiler.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    function = torch.compile(
+        lambda x, cu: mf.packed_attention(x, x, x, cu, backend=backend), fullgraph=True, dynamic=True, backend=graphs
+    )
+    made = []
+    for lengths in ([5, 2], [4, 4], [9, 3, 2], [1, 6, 1, 6]):
+        ends = mf.packed_layout(torch.tensor(lengths, device=device)).cu_seqlens
+        x = torch.randn(sum(lengths), 2, 8, device=device)
+        close(function(x, ends), mf.packed_attention(x, x, x, ends, backend=backend).double(), 1e-6)
+        made.append(graphs.frame_count)
+    assert made[-1] == made[0] > 0
 
 
 def test_autocast_casts_as_torch_does(backend, device):
