@@ -15,6 +15,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is n
 from benchmarks import compare
 from mmer_fast.bench.results import SCHEMA
 
+RESULTS = Path(compare.__file__).parent / "results"
 MACHINE = {"cpu": "Example CPU", "cores": 2, "threads": 2, "isa": "avx2", "gpu": None}
 
 
@@ -71,6 +72,17 @@ def test_rows_of_few_turns_neither_are_judged_nor_judge() -> None:
     found = verdict([many[0], row("other 0", 2.0, **few), many[2]], many)
     assert found.change == pytest.approx(1.0)
     assert verdict(rows(12.0, 20.0), [row("ours", 10.0, rounds=compare.TURNS), row("other 0", 20.0)]).slower
+    once = [{k: v for k, v in each.items() if k not in ("rounds", "ratio_p20", "ratio_p80")} for each in many]
+    assert verdict(once, once).change is None
+
+
+def test_the_committed_results_can_be_compared() -> None:
+    """All of them with each other: every kind of row that a result has."""
+    results = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
+    newest = max(results, key=lambda result: result["created"])
+    for result in results:
+        assert all(verdict.tolerance >= compare.LEAST for verdict in compare.compare(newest["rows"], result["rows"]))
+    assert not any(verdict.slower for verdict in compare.compare(newest["rows"], newest["rows"]))
 
 
 def test_rows_without_percentiles_have_a_range() -> None:
