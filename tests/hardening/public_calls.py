@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import mmer_fast as mf
 from mmer_fast import ops
 from mmer_fast.ops import dropout_add_layer_norm  # noqa: F401  defines the operators of the models
+from mmer_fast.ops.self_attention import self_attention as fused_self_attention
 
 WIDTH = 8
 
@@ -91,6 +92,15 @@ def packed_attention(n: int) -> list[Tensor]:
     return _with_gradients([out.float()], q, k, v)
 
 
+def self_attention(n: int) -> list[Tensor]:
+    """The helper of the models that has a backward pass of its own."""
+    draw = _Draws()
+    ends = mf.packed_layout(draw.lengths(3, n)).cu_seqlens
+    x, weight, bias = draw(int(ends[-1]), WIDTH), draw(3 * WIDTH, WIDTH), draw(3 * WIDTH)
+    out = fused_self_attention(x, weight, bias, 2, ends, n, 0.2, torch.tensor([13]))
+    return _with_gradients([out], x, weight, bias)
+
+
 def scaled_dot_product_attention(n: int) -> list[Tensor]:
     draw = _Draws()
     q, k, v, bias = draw(2, n, WIDTH), draw(2, n, WIDTH), draw(2, n, WIDTH), draw(n, n)
@@ -146,6 +156,7 @@ CALLS: dict[str, Callable[[int], list[Tensor]]] = {
         pack_and_unpack,
         masked_attention,
         packed_attention,
+        self_attention,
         scaled_dot_product_attention,
         divergences,
         perturbation_of_lists,

@@ -161,3 +161,42 @@ def test_dropout_and_layer_norm_of_subnormal_rows(flush: bool) -> None:
     assert y.abs().max() <= 1e-30
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert gradient.isfinite().all()
+
+
+@pytest.fixture
+def one_thread_flushes() -> Iterator[None]:
+    """Two threads, of which only this one flushes: the register is each thread's own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    sum(torch.ones(1_000_000).split(1000)).sum()  # the other thread is there
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormal numbers to zero")
+    yield
+    torch.set_flush_denormal(False)
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_and_chunks_shared_by_threads_that_do_and_do_not_flush(
+    one_thread_flushes: None, dtype: torch.dtype
+) -> None:
+    """Each row is that of either: valid weights, the same from call to call. Bits are bits, and a norm lies between."""
+    scores = made(True, torch.linspace(-0.9, 0.9, 50).expand(2000, 50), dtype)
+    weights = mf.soft_topk(scores, 7, epsilon=1e-40)
+    assert (weights.double().sum(-1) - 7).abs().max() <= 50 * TOLERANCE[dtype]
+    assert bool((weights.diff() >= 0).all())
+    assert torch.equal(bits(weights), bits(mf.soft_topk(scores, 7, epsilon=1e-40)))
+
+    w, gradient = made(True, torch.randn(200_000).clamp(-3, 3) / 3, dtype), torch.randn(200_000).to(dtype)
+    before, stash = w.clone(), torch.empty_like(w)
+    ops.perturb_([w], [gradient], [stash], 0.5)
+    assert torch.equal(bits(stash), bits(before))
+    assert float(w.double().norm()) == pytest.approx(0.5, rel=1e-2)
+    ops.restore_([w], [stash])
+    assert torch.equal(bits(w), bits(before))
+
+    smallest = torch.finfo(dtype).smallest_normal
+    expected = float(subnormal(torch.rand(200_000) / 2 + 0.25, dtype).double().div(smallest).norm()) * smallest
+    below = made(True, torch.rand(200_000) / 2 + 0.25, dtype)
+    assert 0 <= float(ops.grad_norm([below])) <= 2 * expected
+    assert float(ops.grad_norm([below])) == float(ops.grad_norm([below]))
