@@ -15,8 +15,8 @@ from statistics import NormalDist
 import numpy as np
 
 from mmer_fast.data.containers import MultiModalData, Split
-from mmer_fast.data.errors import DataError
 from mmer_fast.data.ineffectual import make_ineffectual
+from mmer_fast.data.ranges import check_factors, check_least, check_sizes
 from mmer_fast.data.synthetic import LABEL_NAMES, PREVALENCE
 
 FEATURES = {"text": 60, "video": 35, "audio": 74}
@@ -55,13 +55,9 @@ def make_correlated(
         DataError: an argument lies outside its range.
     """
     sizes = {"train": n_train, "valid": n_valid, "test": n_test}
-    for name, value, least in [*((f"n_{split}", size, 1) for split, size in sizes.items()), ("seed", seed, 0)]:
-        if value < least:
-            raise DataError(f"{name}: expected at least {least}; got {value}")
-    if max_length < 1:
-        raise DataError(f"max_length: expected at least 1; got {max_length}")
-    if not 0 <= noise < float("inf"):
-        raise DataError(f"noise: expected a finite value >= 0; got {noise}")
+    check_sizes(sizes, seed)
+    check_least({"max_length": (max_length, 1)})
+    check_factors(noise=noise)
     world_stream, *streams = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(1 + len(sizes)))
     mixing = {name: world_stream.standard_normal((FACTORS, size)) / np.sqrt(FACTORS) for name, size in FEATURES.items()}
     directions_rk = world_stream.standard_normal((FACTORS, len(LABEL_NAMES)))

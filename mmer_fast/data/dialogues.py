@@ -33,6 +33,7 @@ from mmer_fast.data.containers import MultiModalData, Split
 from mmer_fast.data.errors import DataError
 from mmer_fast.data.generation import Modality, add_units, background, draw_lengths, draw_mixing, draw_units
 from mmer_fast.data.labels import IEMOCAP_SIX
+from mmer_fast.data.ranges import check_factors, check_least, check_sizes
 
 LABEL_NAMES = IEMOCAP_SIX
 PREVALENCE = (0.09, 0.15, 0.23, 0.15, 0.14, 0.24)  # about that of IEMOCAP
@@ -121,9 +122,9 @@ def make_dialogues(
         DataError: an argument lies outside its range.
     """
     sizes = {"train": n_train, "valid": n_valid, "test": n_test}
-    counts = {**{f"n_{name}": (size, 1) for name, size in sizes.items()}, "seed": (seed, 0), "speakers": (speakers, 1)}
-    _check_counts({**counts, "max_utterances": (max_utterances, 8), "max_length": (max_length, 8)})
-    _check_factors({"signal": signal, "culture_shift": culture_shift})
+    check_sizes(sizes, seed)
+    check_least({"speakers": (speakers, 1), "max_utterances": (max_utterances, 8), "max_length": (max_length, 8)})
+    check_factors(signal=signal, culture_shift=culture_shift)
     if not 0 <= inertia <= 1:
         raise DataError(f"inertia: expected a value in [0, 1]; got {inertia}")
     if not 0 <= missing_share < 1:
@@ -146,19 +147,6 @@ def make_dialogues(
         source="dialogues",
         notes=[f"dialogues (seed {seed}), generated, not recorded from people"],
     ).check()
-
-
-def _check_counts(values: dict[str, tuple[int, int]]) -> None:
-    """Hold arguments, name -> (value, least value), to their least values."""
-    for name, (value, least) in values.items():
-        if value < least:
-            raise DataError(f"{name}: expected at least {least}; got {value}")
-
-
-def _check_factors(values: dict[str, float]) -> None:
-    for name, value in values.items():
-        if not 0 <= value < float("inf"):
-            raise DataError(f"{name}: expected a finite value >= 0; got {value}")
 
 
 def _check_shares(name: str, shares: Sequence[float]) -> np.ndarray:

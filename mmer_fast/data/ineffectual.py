@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mmer_fast.data.containers import Split
-from mmer_fast.data.errors import DataError
+from mmer_fast.data.ranges import check_factors, check_least, check_parts
 from mmer_fast.data.statistics import feature_statistics
 from mmer_fast.data.synthetic import SHIFT_MISSING, SHIFT_NONE, SHIFT_UNINFORMATIVE
 
@@ -29,13 +29,9 @@ def make_ineffectual(
     Raises:
         DataError: an argument lies outside its range.
     """
-    if min(noisy_share, missing_share) < 0 or not noisy_share + missing_share <= 1:
-        got = f"{noisy_share} and {missing_share}"
-        raise DataError(f"noisy_share, missing_share: expected values >= 0 with a sum of at most 1; got {got}")
-    if not 0 <= scale < float("inf"):
-        raise DataError(f"scale: expected a finite value >= 0; got {scale}")
-    if seed < 0:
-        raise DataError(f"seed: expected at least 0; got {seed}")
+    check_parts(noisy_share=noisy_share, missing_share=missing_share)
+    check_factors(scale=scale)
+    check_least({"seed": (seed, 0)})
     rng = np.random.default_rng(seed)
     count = len(split)
     order = rng.permutation(count)

@@ -28,8 +28,8 @@ from statistics import NormalDist
 import numpy as np
 
 from mmer_fast.data.containers import MultiModalData, Split
-from mmer_fast.data.errors import DataError
 from mmer_fast.data.generation import Modality, add_units, background, draw_lengths, draw_mixing, draw_units
+from mmer_fast.data.ranges import check_factors, check_least, check_parts, check_sizes
 from mmer_fast.data.valence_arousal import noisy_va
 
 LABEL_NAMES = ["happy", "sad", "anger", "surprise", "disgust", "fear"]
@@ -96,22 +96,10 @@ def make_synthetic(
         DataError: an argument lies outside its range.
     """
     sizes = {"train": n_train, "valid": n_valid, "test": n_test}
-    for name, size in sizes.items():
-        if size < 1:
-            raise DataError(f"n_{name}: expected at least 1; got {size}")
-    if seed < 0:
-        raise DataError(f"seed: expected at least 0; got {seed}")
-    if max_length < 8:
-        raise DataError(f"max_length: expected at least 8; got {max_length}")
-    if not 0 <= signal < float("inf"):
-        raise DataError(f"signal: expected a finite value >= 0; got {signal}")
-    if most_units < 1:
-        raise DataError(f"most_units: expected at least 1; got {most_units}")
-    if min(uninformative_share, missing_share) < 0 or not uninformative_share + missing_share <= 1:
-        raise DataError(
-            "uninformative_share, missing_share: expected values >= 0 with a sum of at most 1; "
-            f"got {uninformative_share} and {missing_share}"
-        )
+    check_sizes(sizes, seed)
+    check_least({"max_length": (max_length, 8), "most_units": (most_units, 1)})
+    check_factors(signal=signal)
+    check_parts(uninformative_share=uninformative_share, missing_share=missing_share)
     world_stream, *streams = _streams(np.random.SeedSequence(seed), 1 + len(sizes))
     va_streams = _streams(np.random.SeedSequence(seed, spawn_key=(_VA_STREAMS,)), len(sizes))
     world = _make_world(world_stream)

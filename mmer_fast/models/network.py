@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmer_fast.data import Batch, Split
+from mmer_fast.data import Batch, MultiModalData, Split
 from mmer_fast.models.outputs import LABELS, Outputs
 
 
@@ -46,6 +46,14 @@ class Network(nn.Module, ABC):
     def outputs(self) -> Outputs:
         """What logits mean."""
         return LABELS
+
+    @classmethod
+    def check_inputs(cls, data: MultiModalData, config: Any) -> None:
+        """Refuse data without what `logits` needs beside the features.
+
+        Raises:
+            DataError: saying what is missing, and in which split.
+        """
 
     def fit(self, split: Split) -> None:
         """Take what is fixed before training from the training split (statistics, CCA, ...), into buffers."""

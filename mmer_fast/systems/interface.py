@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmer_fast.data import Batch, MultiModalData
 from mmer_fast.models.network import Network
+from mmer_fast.models.robmmr import check_outline
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,11 @@ class Preset:
 
 
 class SystemModel(Network):
-    """A `Network` whose training follows one loss."""
+    """A `Network` whose training follows one loss.
+
+    Its properties `outputs` and `training_extras` follow from `modalities`, `labels` and `config` alone, so that they
+    are known before there is a layer (`outline`).
+    """
 
     config_class: ClassVar[type]
     """A frozen dataclass of JSON values, checked in `__post_init__` (`mmer_fast.models.config.check_types`)."""
@@ -59,6 +64,27 @@ class SystemModel(Network):
         Raises:
             DataError: saying what is missing and which data has it.
         """
+
+    @classmethod
+    def check_outline(cls, modalities: Mapping[str, int], labels: int, config: Any) -> None:
+        """Check what a network is to be built for, without building it.
+
+        Raises:
+            ValueError: as the constructor does.
+        """
+        check_outline(modalities, labels)
+
+    @classmethod
+    def outline(cls, modalities: Mapping[str, int], labels: int, config: Any) -> SystemModel:
+        """A network without layers: it says what one would be, and computes nothing.
+
+        Raises:
+            ValueError: none can be built (`check_outline`).
+        """
+        cls.check_outline(modalities, labels, config)
+        network = cls.__new__(cls)
+        Network.__init__(network, modalities, labels, config)
+        return network
 
     @abstractmethod
     def objective(self, batch: Batch) -> Objective:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from mmer_fast.data import Batch, DataError, MultiModalData, Split
 from mmer_fast.models.config import check_types, require
 from mmer_fast.models.outputs import CLASSES, LABELS, Outputs
-from mmer_fast.models.robmmr import check_outline
 from mmer_fast.models.standardization import Standardization, fit_standardization
 from mmer_fast.systems.interface import SystemModel
 from mmer_fast.systems.utterance import utterance_encoders
@@ -81,7 +80,7 @@ class UtteranceSystem(SystemModel):
 
     def __init__(self, modalities: Mapping[str, int], labels: int, config: UtteranceConfig) -> None:
         super().__init__(modalities, labels, config)
-        check_outline(modalities, labels)
+        self.check_outline(modalities, labels, config)
         standardized = modalities.items() if config.standardize else ()
         self.standardization = nn.ModuleDict({name: Standardization(size) for name, size in standardized})
         self.encoders = utterance_encoders(
@@ -96,6 +95,11 @@ class UtteranceSystem(SystemModel):
     @property
     def outputs(self) -> Outputs:
         return CLASSES if self.config.outputs == "classes" else LABELS
+
+    @classmethod
+    def check_outline(cls, modalities: Mapping[str, int], labels: int, config: UtteranceConfig) -> None:
+        super().check_outline(modalities, labels, config)
+        config.text_modalities(modalities)
 
     @classmethod
     def check_data(cls, data: MultiModalData, config: UtteranceConfig) -> None:

@@ -97,7 +97,7 @@ def train(
         RunError: `out` holds a run already (or, with `resume`, another one), `config` cannot be read, or a setting is
             unknown or out of range.
         DataError: the data cannot be read or used.
-        TrainingError: training diverged.
+        TrainingError: training diverged, or memory ran out.
         WorldError: the processes cannot train together.
         ProcessFailed: another process failed, or is gone.
     """
@@ -262,7 +262,8 @@ class Run:
         part = _split(self.load(data), split)
         header = self._best[1]
         probabilities = predict_probabilities(self.model, part).numpy()
-        return Predictions(probabilities, header["label_names"], header["threshold"], identifiers(part))
+        names, threshold = header["label_names"], header["threshold"]
+        return Predictions(probabilities, names, threshold, identifiers(part), self.model.outputs)
 
     def explain(self, sample: int | str, data: DataSource | None = None, split: str = "test") -> Explanation:
         """Masks and probabilities of one sample.
@@ -318,13 +319,15 @@ class Run:
 
         Raises:
             RunError: a modality has another size, or `data` has none of them.
-            DataError: the data cannot be read, or what the run was trained on lacks a modality now.
+            DataError: the data cannot be read, or lacks what the model reads beside features; or what the run was
+                trained on lacks a modality now.
         """
         if data is None:
             loaded = open_data(self.config.data["source"], list(self.model.modalities))
         else:
             loaded = open_data(data)
         loaded, notes = data_for(self.model.modalities, loaded)
+        self.model.check_inputs(loaded, self.model.config)
         for note in notes:
             warnings.warn(note, stacklevel=3)
         return loaded

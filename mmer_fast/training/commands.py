@@ -25,6 +25,7 @@ from mmer_fast.training.evaluate import evaluate as evaluate_split
 from mmer_fast.training.evaluate import predict_probabilities
 from mmer_fast.training.missing import data_for
 from mmer_fast.training.observers import check_tensorboard
+from mmer_fast.training.origin import origin_in_words
 from mmer_fast.training.predictions import Predictions, check_suffix, identifiers
 from mmer_fast.training.run import (
     CONFIG_FILE,
@@ -198,7 +199,8 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
-        Console().print(metrics_table({split.value: result}, str(run), shift_names(loaded.source)))
+        title = "\n".join(filter(None, [str(run), origin_in_words(header)]))
+        Console().print(metrics_table({split.value: result}, title, shift_names(loaded.source)))
 
 
 @app.command()
@@ -216,8 +218,11 @@ def predict(
     model, header, loaded = _model_and_data(run, data, device)
     part = loaded.splits[split.value]
     probabilities_nk = predict_probabilities(model, part).numpy()
-    Predictions(probabilities_nk, header["label_names"], header["threshold"], identifiers(part)).write(out)
-    Console().print(f"{len(probabilities_nk)} samples written to {out}", soft_wrap=True, highlight=False)
+    names, threshold = header["label_names"], header["threshold"]
+    Predictions(probabilities_nk, names, threshold, identifiers(part), model.outputs).write(out)
+    weights = origin_in_words(header)
+    line = f"{len(probabilities_nk)} samples written to {out}" + (f"; weights: {weights}" if weights else "")
+    Console().print(line, soft_wrap=True, highlight=False)
 
 
 data_commands.register(app)
@@ -306,9 +311,10 @@ def data_with_notes(model: Network, source: str) -> MultiModalData:
     """The data of a command for a model; says on stderr what is missing.
 
     Raises:
-        DataError, RunError: as `load` and `data_for`.
+        DataError, RunError: as `load` and `data_for`; or the data lacks what the model reads beside features.
     """
     data, notes = data_for(model.modalities, load(source))
+    model.check_inputs(data, model.config)
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     return data

@@ -19,6 +19,7 @@ connection, or, where a rank only hangs, by `timeout`. How models are held is in
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -191,7 +192,7 @@ def joined(
 
     Raises:
         WorldError: `fsdp` where the process is alone, a CUDA device with a number, or none for this process.
-        ProcessFailed: another process failed first, or is gone.
+        ProcessFailed: another process failed first, is gone, or never came.
     """
     if dist.is_available() and dist.is_initialized():
         yield World(dist.get_rank(), dist.get_world_size(), dist.group.WORLD, _own_device(choose_device()), fsdp)
@@ -202,7 +203,12 @@ def joined(
         yield World(device=choose_device())
         return
     limit = timedelta(seconds=timeout)
-    store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+    except (dist.DistError, ValueError) as error:  # nobody there in time; an environment variable missing
+        cause = str(error).partition("\n")[0]
+        what = f"the processes of this training did not come together within {timeout:g} s (--timeout)"
+        raise ProcessFailed(f"{what}: {cause}", reported=False) from error
     try:
         device = _own_device(choose_device())
         cuda = device.type == "cuda"
@@ -223,10 +229,11 @@ def joined(
         if not _first_failure(store):
             raise ProcessFailed("another process of this training failed first", reported=True) from error
         if _lost_contact(error):
+            happened, cause = "lost contact with another process of this training", str(error).partition("\n")[0]
+            if re.search(r"timed? ?out", cause, re.IGNORECASE):
+                happened = f"waited {timeout:g} s (--timeout) for another process of this training in vain"
             raise ProcessFailed(
-                f"lost contact with another process of this training ({str(error).splitlines()[0]}); what was saved "
-                "is whole, and the training can be resumed",
-                reported=False,
+                f"{happened} ({cause}); what was saved is whole, and the training can be resumed", reported=False
             ) from error
         raise
     dist.destroy_process_group()

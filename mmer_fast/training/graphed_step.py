@@ -83,7 +83,7 @@ class GraphedStep(FastStep):
             return self._accumulate(graph.inputs.batch, graph.inputs.layout, True, weight)
         if graph.warm:
             return self._replayed(graph, weight)
-        result = self._run(graph.inputs, weight)
+        result = self._captures.warm_up(lambda: self._run(graph.inputs, weight))
         if self._gradients is None:
             self._gradients = [p.grad for p in self.model.parameters()]
         graph.warm = True
@@ -151,8 +151,22 @@ class Captures:
         """Graphs made from now on share other memory: that of graphs of which none is left is gone."""
         self._pool = None
 
+    def warm_up(self, run: Callable[[], StepResult]) -> StepResult:
+        """Runs it on the stream of the captures, as PyTorch asks for: autograd remembers streams."""
+        with torch.cuda.device(self._device):
+            stream, around = self._own_stream(), torch.cuda.current_stream()
+            stream.wait_stream(around)
+            with torch.cuda.stream(stream):
+                result = run()
+            around.wait_stream(stream)
+        return result
+
+    def _own_stream(self) -> torch.cuda.Stream:
+        self._stream = self._stream or torch.cuda.Stream()
+        return self._stream
+
     def capture(self, run: Callable[[], StepResult]) -> tuple[Callable[[], None], StepResult]:
-        """A graph of `run`, which has run before; nothing is computed.
+        """A graph of `run`, which has run before (`warm_up`); nothing is computed.
 
         Args:
             run: reads and writes tensors at the same addresses each time.
@@ -173,10 +187,9 @@ class Captures:
                 raise
 
         with torch.cuda.device(self._device):
-            self._stream = self._stream or torch.cuda.Stream()
             graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
             # Other threads, which load data, may pin memory meanwhile: thread_local.
-            capturing = torch.cuda.graph(graph, self._pool, self._stream, "thread_local")
+            capturing = torch.cuda.graph(graph, self._pool, self._own_stream(), "thread_local")
             try:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("error", "The CUDA Graph is empty")

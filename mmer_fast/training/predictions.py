@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mmer_fast._files import write_atomically
 from mmer_fast.data import Split
+from mmer_fast.models.outputs import LABELS, Outputs
 from mmer_fast.training.run import RunError
 
 
@@ -26,22 +28,24 @@ class Predictions:
     Attributes:
         probabilities: (N, K) float32, in the order of the split.
         label_names: K.
-        threshold: a label is predicted where its probability lies above.
+        threshold: a label is predicted where its probability lies above, unless `outputs` chooses one class.
         ids: N names of the samples, where the data has any.
+        outputs: of the model: how probabilities become predictions.
     """
 
     probabilities: np.ndarray
     label_names: Sequence[str]
     threshold: float
     ids: Sequence[str] | None = None
+    outputs: Outputs = LABELS
 
     def __len__(self) -> int:
         return len(self.probabilities)
 
     def predicted(self, index: int) -> list[str]:
         """Names of the labels predicted for a sample."""
-        row = self.probabilities[index]
-        return [label for label, p in zip(self.label_names, row, strict=True) if p > self.threshold]
+        predicted_1k = self.outputs.predictions(torch.from_numpy(self.probabilities[index, None]), self.threshold)
+        return [label for label, there in zip(self.label_names, predicted_1k[0].tolist(), strict=True) if there]
 
     def write(self, path: Path) -> None:
         """Write a file, atomically.

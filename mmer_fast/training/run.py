@@ -2,8 +2,8 @@
 
 config.json        model and training configuration, and what the data looked like
 state.safetensors  everything needed to go on (`Trainer`); state.previous.safetensors: the one before it
-model.safetensors  weights of the best epoch, and how to build the model around them
-failed.safetensors the state at a loss or weight that was not finite, for a post-mortem
+model.safetensors  weights of the best epoch, which one that is, and how to build the model around them
+failed.safetensors the state at a loss or weight that was not finite, or where memory ran out, for a post-mortem
 metrics.json       history; metrics of the best epoch on training, validation and test split
 curves.png         losses and micro-F1 by epoch
 train.log          one line an epoch
@@ -96,6 +96,9 @@ def _checksum(split: Split) -> str:
     for name in split.features:
         for array in (split.lengths[name], split.features[name]):
             value = zlib.crc32(np.ascontiguousarray(array).data, value)
+    for name, array in sorted(split.extras.items()):
+        if array.dtype.kind in "biuf":  # names of samples teach nothing
+            value = zlib.crc32(name.encode() + np.ascontiguousarray(array).tobytes(), value)
     return f"{value:08x}"
 
 
@@ -201,6 +204,8 @@ def _check_place(config: RunConfig, device: torch.device, world: World) -> None:
 
 def load_best(directory: Path, device: torch.device) -> tuple[Network, dict[str, Any]]:
     """The best model of a run in eval mode, and its header: system, model, modalities, label_names, threshold.
+
+    The header also says where the weights come from (`mmer_fast.training.origin`), unless the file is an older one.
 
     Raises:
         CheckpointError: there is none, or it cannot be read.

@@ -106,7 +106,7 @@ class System:
         if not issubclass(self.network, SystemModel):
             return
         self.network.check_data(data, model)
-        network = self.build(data.modalities, len(data.label_names), model)
+        network = self.network.outline(data.modalities, len(data.label_names), model)
         if train.selection in CLASS_SELECTIONS and network.outputs.decision != "argmax":
             raise ValueError(
                 f"selection must be one of labels, not of classes, with {self.title}, got {train.selection!r}"

@@ -50,7 +50,9 @@ from mmer_fast.training.finite import (
 )
 from mmer_fast.training.loader import dead_workers_named, training_batches
 from mmer_fast.training.loop_config import LoopConfig
+from mmer_fast.training.memory import shortage, smaller_settings, step_size
 from mmer_fast.training.order import epoch_batches, steps_per_epoch
+from mmer_fast.training.origin import ORIGIN, origin
 from mmer_fast.training.schedule import learning_rate
 from mmer_fast.training.steps import chosen_step
 from mmer_fast.training.sums import EpochSums
@@ -61,8 +63,8 @@ PREVIOUS_FILE = "state.previous.safetensors"
 """The state before the one in `STATE_FILE`, for when that is damaged."""
 BEST_FILE = "model.safetensors"
 FAILED_FILE = "failed.safetensors"
-"""The state at a loss or weight that was not finite: as in `STATE_FILE`, and the header also has the positions of the
-samples of the step in the training split under "batch".
+"""The state at a loss or weight that was not finite, or where memory ran out: as in `STATE_FILE`, and the header also
+has the positions of the samples of the step in the training split under "batch".
 """
 
 
@@ -97,7 +99,8 @@ class Trainer:
         config: how to train.
         data: splits "train" and "valid" are used.
         directory: existing; where the files go.
-        header: JSON data stored with the best weights, enough to build the model again.
+        header: JSON data stored with the best weights, enough to build the model again; where they come from is added
+            (`origin`).
         observer: told about steps and epochs.
         world: the processes that train together, each with such a trainer; `prepare` has readied the model for it.
             Rank 0 writes the files; `resume` wants them where every rank can read them.
@@ -145,8 +148,8 @@ class Trainer:
         With `TrainConfig.patience` the last epoch may be an earlier one than `TrainConfig.epochs`.
 
         Raises:
-            TrainingError: a loss or a weight is no longer finite, a file cannot be written, or a worker of
-                `TrainConfig.workers` has died.
+            TrainingError: a loss or a weight is no longer finite, memory runs out in a step, a file cannot be written,
+                or a worker of `TrainConfig.workers` has died.
             Terminated: SIGTERM came; the state is saved.
         """
         with self.termination:
@@ -196,9 +199,12 @@ class Trainer:
         try:
             write_tensors(self.directory / name, tensors, header, keep_previous_as=keep)
         except WriteError as error:
-            kept = any((self.directory / state).exists() for state in (STATE_FILE, PREVIOUS_FILE))
-            advice = "the state saved before is whole: go on by --resume" if kept else "no state was saved before"
-            raise TrainingError(f"{error}; {advice}") from None
+            raise TrainingError(f"{error}; {self._saved_before('go on by --resume')}") from None
+
+    def _saved_before(self, advice: str) -> str:
+        """Whether there is a state to go on from, in words, and if so the advice."""
+        saved = any((self.directory / state).exists() for state in (STATE_FILE, PREVIOUS_FILE))
+        return f"the state saved before is whole: {advice}" if saved else "no state was saved before"
 
     def resume(self) -> bool:
         """Continue from the saved state, if there is one; says whether there was.
@@ -254,8 +260,16 @@ class Trainer:
         micro_batches = [micro_batches_of(indices_b, config, self.model.group) for indices_b in remaining]
         own = [torch.cat([self.world.part(indices_b) for indices_b in parts]) for parts in micro_batches]
         extras = self.model.training_extras
-        with closing(training_batches(self.train_split, own, self.device, config.workers, extras)) as batches:
-            self._train_on(zip(remaining, micro_batches, batches, strict=True))
+        cause: str | None = None
+        try:
+            with closing(training_batches(self.train_split, own, self.device, config.workers, extras)) as batches:
+                self._train_on(zip(remaining, micro_batches, batches, strict=True))
+        except RuntimeError as error:
+            cause = shortage(error)
+            if cause is None:
+                raise
+        if cause is not None:  # not before the error is gone, and with it what the step holds
+            self._stop_short_of_memory(cause)
 
     def _train_on(self, batches: Iterable[tuple[Tensor, Sequence[Tensor], Batch]]) -> None:
         """Steps on batches: sample indices, those of the micro-batches, this rank's samples."""
@@ -336,21 +350,42 @@ class Trainer:
     def _stop(self, what: str, culprit: str | None, step: int, *, exact: bool = True) -> NoReturn:
         """Keep the state for a post-mortem and end training at, or shortly before, step `step` (from 1)."""
         progress, config = self.progress, self.config
-        samples = self._batches_of(progress.epoch)[step - 1].tolist()
-        path = self.directory / FAILED_FILE
-        kept = f"the state is in {path}"
-        state = self._state()
-        try:
-            if self.world.first:
-                write_tensors(path, state, {**asdict(progress), "batch": samples})
-        except WriteError as error:
-            kept = str(error)
+        kept = self._keep_failed(self._batches_of(progress.epoch)[step - 1])
         self.world.wait()  # none may end, and with it all, before it is on disk
         place = f"step {step}" if exact else f"in one of the {min(step, config.log_every)} steps up to step {step}"
         raise TrainingError(
             f"{what} in epoch {progress.epoch + 1}, {place}; first tensor that is not: {culprit or 'none'}; "
             f"{kept}; try a lower learning rate (now {config.learning_rate:g}) or a smaller clip_norm "
             f"(now {config.clip_norm})"
+        )
+
+    def _keep_failed(self, indices_b: Tensor) -> str:
+        """Write the state, and which samples the step had; in words where it is, or why it is nowhere."""
+        path = self.directory / FAILED_FILE
+        state = self._state()
+        try:
+            if self.world.first:
+                write_tensors(path, state, {**asdict(self.progress), "batch": indices_b.tolist()})
+        except WriteError as error:
+            return str(error)
+        return f"the state is in {path}"
+
+    def _stop_short_of_memory(self, cause: str) -> NoReturn:
+        """End training in the step under way. Of several processes this one alone may be short: it asks no other."""
+        progress, config, group = self.progress, self.config, self.model.group
+        step = min(progress.step, self.steps_per_epoch - 1)
+        indices_b = self._batches_of(progress.epoch)[step]
+        own = [self.world.part(part) for part in micro_batches_of(indices_b, config, group)]
+        kept = ""
+        if self.world.group is None:
+            try:
+                kept = f"{self._keep_failed(indices_b)}; "
+            except (MemoryError, RuntimeError):
+                kept = "there is no memory to write the state; "
+        raise TrainingError(
+            f"memory ran out in epoch {progress.epoch + 1}, step {step + 1}: {cause}; the step has "
+            f"{step_size(self.train_split, own)}; {kept}{self._saved_before('--resume goes on where more is free')}; "
+            f"a new run needs less with {' or '.join(smaller_settings(config, whole=group is not None))}"
         )
 
     def _rank(self, record: dict[str, Any]) -> tuple[bool, float]:
@@ -388,7 +423,8 @@ class Trainer:
         if best is None or self._rank(record) > self._rank(progress.history[best - 1]):
             progress.best_epoch = record["epoch"]
             # Before the state, so that no state ever speaks of a best model that is not on disk.
-            self._write(BEST_FILE, gathered(self.model.state_dict()), self.header)
+            header = {**self.header, ORIGIN: origin(record, config, self.steps_per_epoch)}
+            self._write(BEST_FILE, gathered(self.model.state_dict()), header)
         progress.epoch, progress.step, progress.gradient_ratios = progress.epoch + 1, 0, []
         self.sums = self._no_sums()
         self.save()

@@ -15,12 +15,23 @@ import torch
 import torch.distributed as dist
 
 SECONDS = 60
+PATIENCE = 6  # seconds of `--timeout` where a rank hangs
 IMPORTS = ["mmer_fast.training.commands", "mmer_fast.report", "matplotlib.pyplot"]
 
 
 def starve(step: int) -> None:
     if step == 3:
         raise MemoryError("a test wants the memory")
+
+
+def fill(step: int) -> None:
+    if step == 3:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def hang(step: int) -> None:
+    if step == 3:
+        time.sleep(2 * PATIENCE)
 
 
 def die(step: int) -> None:

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from small_training import MODEL, TRAIN, Silent, run_config, small_data, small_model
+from small_training import MODEL, TRAIN, Silent, StopAt, run_config, small_data, small_model, train
 
 from mmer_fast.data import Batch, SequenceDataset
-from mmer_fast.training import configs_from_json, configs_to_json, preset
+from mmer_fast.models import RobMMR
+from mmer_fast.training import configs_from_json, configs_to_json, preset, steps
 from mmer_fast.training.compiled import compile_stacks
 from mmer_fast.training.fast_step import FastStep
 from mmer_fast.training.run import train_run
+from mmer_fast.training.trainer import PREVIOUS_FILE, STATE_FILE
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "classifier_dropout": 0.0}
 DROPOUT = {"dropout": 0.2, "attention_dropout": 0.2}
@@ -82,3 +84,25 @@ def test_a_run_with_inductor_learns_what_one_without_does(tmp_path: Path) -> Non
         history = train_run(config, data, directory, torch.device("cpu"), Silent())["history"]
         losses.append([list(record["train"].values()) for record in history])
     torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """With dropout. As in another process the graphs are made anew, of a first batch of another size."""
+    compiled = 0
+
+    def compile_(model: RobMMR) -> None:
+        nonlocal compiled
+        compiled += 1
+        torch.compiler.reset()
+        compile_stacks(model, backend)
+
+    monkeypatch.setattr(steps, "compile_stacks", compile_)
+    expected = train(tmp_path / "whole", Silent(), compile=True)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", StopAt(4), compile=True)
+    observer = Silent()
+    assert train(tmp_path / "stopped", observer, compile=True) == expected
+    assert (compiled, observer.steps) == (3, 5)
+    for name in ("metrics.json", "model.safetensors", PREVIOUS_FILE, STATE_FILE):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import process_group
 import pytest
 import torch
 import torch.distributed as dist
-from failing_ranks import IMPORTS, die, go_on, starve, warn
+from failing_ranks import IMPORTS, PATIENCE, die, fill, go_on, hang, starve, warn
 from failing_ranks import train as train_processes
 from small_training import small_data
 
@@ -20,7 +21,7 @@ from mmer_fast.data.npz import write_npz
 from mmer_fast.training import Run, train
 from mmer_fast.training.checkpoint import read_tensors
 from mmer_fast.training.distributed import ALONE, World, WorldError, joined, launched
-from mmer_fast.training.trainer import STATE_FILE
+from mmer_fast.training.trainer import FAILED_FILE, STATE_FILE
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo"
@@ -96,6 +97,30 @@ def test_an_exception_on_one_rank_ends_all(data: Path, tmp_path: Path) -> None:
     assert errors[0] == ""
 
 
+def test_memory_that_runs_out_on_one_rank_ends_all(data: Path, tmp_path: Path) -> None:
+    """That rank says so for its part of the batch; nothing is written that all would have to come together for."""
+    codes, errors = train_processes(options(data, tmp_path / "run"), [go_on, fill], tmp_path)
+    assert codes == [1, 1]
+    line = "mmer-fast: error: memory ran out in epoch 1, step 4: CUDA out of memory. Tried to allocate 2.00 GiB; "
+    assert errors[1].startswith(f"{line}the step has 3 sample(s); ")
+    assert len(errors[1].splitlines()) == 1
+    assert errors[0] == ""
+    assert not (tmp_path / "run" / FAILED_FILE).exists()
+
+
+def test_a_rank_that_hangs_ends_all(data: Path, tmp_path: Path) -> None:
+    """The one that waits for it says so after the timeout; the other, when it goes on, finds it gone and ends."""
+    arguments = options(data, tmp_path / "run", "--checkpoint-every", "1", "--timeout", str(PATIENCE))
+    codes, errors = train_processes(arguments, [go_on, hang], tmp_path)
+    assert codes == [1, 1]
+    line = f"mmer-fast: error: waited {PATIENCE} s (--timeout) for another process of this training in vain ("
+    assert errors[0].startswith(line)
+    assert errors[0].endswith("; what was saved is whole, and the training can be resumed\n")
+    assert len(errors[0].splitlines()) == 1
+    assert errors[1] == ""
+    assert read_tensors(tmp_path / "run" / STATE_FILE)[1]["step"] == 3
+
+
 def test_a_killed_rank_ends_all_and_the_training_resumes(data: Path, tmp_path: Path) -> None:
     arguments = options(data, tmp_path / "run", "--checkpoint-every", "1")
     codes, errors = train_processes(arguments, [go_on, die], tmp_path)
@@ -126,6 +151,20 @@ def test_what_ends_all_ranks_is_said_once(data: Path, tmp_path: Path, more: list
     assert sorted(codes) == [1, code]  # 1 is that of the process that only heard of it
     assert message in "".join(errors)
     assert len("".join(errors).splitlines()) == 1
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_whose_others_never_come_says_so(rank: str, data: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "mmer_fast", *options(data, tmp_path / "run", "--timeout", "3")]
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **world}, timeout=120)
+    assert ended.returncode == 1, ended.stderr
+    assert "did not come together within 3 s (--timeout)" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_process_by_itself_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,9 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[StepResult]:
         def forget_memory(self) -> None:
             self.forgotten += 1
 
+        def warm_up(self, function: Callable[[], StepResult]) -> StepResult:
+            return function()
+
         def capture(self, function: Callable[[], StepResult]) -> tuple[Callable[[], None], StepResult]:
             (step,) = (x.cell_contents for x in function.__closure__ or () if isinstance(x.cell_contents, GraphedStep))
             result = function()
@@ -329,6 +332,32 @@ def test_a_step_that_cannot_be_captured_says_why_and_what_to_do(monkeypatch: pyt
     with pytest.raises(TrainingError, match=message):
         graphed_step.Captures(torch.device("cuda")).capture(run)
     assert streams == ["before"]
+
+
+def test_the_first_batch_of_a_shape_runs_on_the_stream_of_the_captures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which waits for what came before, and is waited for."""
+    seen: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str = "own") -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            seen.append(f"{self.name} waits for {other.name}")
+
+    @contextlib.contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        seen.append(f"on {stream.name}")
+        yield
+        seen.append("end")
+
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("current"))
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    result = StepResult(torch.zeros(1), torch.zeros(1), None)
+    assert graphed_step.Captures(torch.device("cuda")).warm_up(lambda: seen.append("run") or result) is result
+    assert seen == ["own waits for current", "on own", "run", "end", "current waits for own"]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,10 @@ def test_other_data_are_noticed() -> None:
     other.splits["train"].features["audio"][0, 0, 0] += 1
     with pytest.raises(RunError, match=r"data\.checksum\.train"):
         check_same(stored, run_config(other))
+    other = small_data()
+    other.splits["train"].extras["va_audio"][0, 0] += 0.5  # which some systems learn from
+    with pytest.raises(RunError, match=r"data\.checksum\.train"):
+        check_same(stored, run_config(other))
     with pytest.raises(RunError, match=r"data\.modalities"):
         check_same(stored, run_config(data.select(["video", "audio"])))
     renamed = dataclasses.replace(data, label_names=[name.upper() for name in data.label_names])

@@ -16,7 +16,7 @@ from mmer_fast.data import Batch, Split
 from mmer_fast.models.attention import Spans
 from mmer_fast.models.dropout import Dropout
 from mmer_fast.models.losses import binary_cross_entropy
-from mmer_fast.models.robmmr import check_batch, check_outline
+from mmer_fast.models.robmmr import check_batch
 from mmer_fast.models.standardization import Standardization, fit_standardization
 from mmer_fast.systems.interface import Objective, SystemModel
 
@@ -47,7 +47,7 @@ class Baseline(SystemModel):
     loss_names: ClassVar[tuple[str, ...]] = ("recognition",)
 
     def __init__(self, modalities: Mapping[str, int], labels: int, config: Any) -> None:
-        check_outline(modalities, labels)
+        self.check_outline(modalities, labels, config)
         super().__init__(modalities, labels, config)
         self.standardization = nn.ModuleDict({name: Standardization(size) for name, size in modalities.items()})
 

@@ -155,8 +155,6 @@ class MulT(Baseline):
 
     def __init__(self, modalities: Mapping[str, int], labels: int, config: MulTConfig) -> None:
         super().__init__(modalities, labels, config)
-        if len(modalities) < 2:
-            raise ValueError(f"modalities must be at least two for MulT, got {', '.join(modalities)}")
         dim, width = config.dim, config.dim * (len(modalities) - 1)
         self.embeddings = nn.ModuleDict({name: nn.Linear(size, dim) for name, size in modalities.items()})
         self.cross = nn.ModuleDict(
@@ -168,6 +166,12 @@ class MulT(Baseline):
         collected = modalities if config.self_attention else ()
         self.self_attention = nn.ModuleDict({name: self._stack(width, name) for name in collected})
         self.classifier = _Classifier(width * len(modalities), labels, config.output_dropout)
+
+    @classmethod
+    def check_outline(cls, modalities: Mapping[str, int], labels: int, config: Any) -> None:
+        super().check_outline(modalities, labels, config)
+        if len(modalities) < 2:
+            raise ValueError(f"modalities must be at least two for MulT, got {', '.join(modalities)}")
 
     @classmethod
     def check_data(cls, data: MultiModalData, config: Any) -> None:

@@ -103,8 +103,8 @@ class MMGCN(SystemModel):
         return CLASSES
 
     @classmethod
-    def check_data(cls, data: MultiModalData, config: MMGCNConfig) -> None:
-        """Refuse data without dialogues, without speakers or with more than `config.speakers`, or with several classes.
+    def check_inputs(cls, data: MultiModalData, config: MMGCNConfig) -> None:
+        """Refuse data without dialogues, without speakers or with more than `config.speakers`.
 
         Raises:
             DataError: naming what is missing, and data that have it.
@@ -123,6 +123,16 @@ class MMGCN(SystemModel):
                     f"{name} extras speaker: expected numbers in [0, speakers={config.speakers}); "
                     f"got {speakers.min()} to {speakers.max()}: set MMGCNConfig.speakers"
                 )
+
+    @classmethod
+    def check_data(cls, data: MultiModalData, config: MMGCNConfig) -> None:
+        """Refuse what `check_inputs` does, and data with several classes.
+
+        Raises:
+            DataError: naming what is missing, and data that have it.
+        """
+        cls.check_inputs(data, config)
+        for name, split in data.splits.items():
             classes = split.labels.sum(axis=1)
             if (classes != 1).any():
                 i = int(np.flatnonzero(classes != 1)[0])

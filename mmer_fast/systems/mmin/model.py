@@ -26,7 +26,7 @@ from mmer_fast.systems.mmin.imagination import Autoencoder, CascadeResidualAutoe
 from mmer_fast.systems.mmin.losses import imagination_loss
 from mmer_fast.systems.mmin.presets import PRESETS
 from mmer_fast.systems.utterance import perceptron
-from mmer_fast.systems.utterance_system import UtteranceSystem
+from mmer_fast.systems.utterance_system import UtteranceConfig, UtteranceSystem
 
 
 class MMIN(UtteranceSystem):
@@ -52,8 +52,6 @@ class MMIN(UtteranceSystem):
 
     def __init__(self, modalities: Mapping[str, int], labels: int, config: MMINConfig) -> None:
         super().__init__(modalities, labels, config)
-        if config.conditions != "full" and len(modalities) < 2:
-            raise ValueError(f"modalities must be at least two for one to be missing, got {', '.join(modalities)}")
         width = len(modalities) * config.dim
         self.classifier = perceptron(width, config.classifier_dim, labels, config.dropout)
         self.teacher: nn.ModuleDict | None = None
@@ -70,6 +68,13 @@ class MMIN(UtteranceSystem):
         trained += [tuple(modalities)] if "full" in config.conditions else []
         self.register_buffer("conditions", condition_masks(list(modalities), trained), persistent=False)
         self.register_buffer("imagining", torch.tensor(False))
+
+    @classmethod
+    def check_outline(cls, modalities: Mapping[str, int], labels: int, config: UtteranceConfig) -> None:
+        super().check_outline(modalities, labels, config)
+        assert isinstance(config, MMINConfig)
+        if config.conditions != "full" and len(modalities) < 2:
+            raise ValueError(f"modalities must be at least two for one to be missing, got {', '.join(modalities)}")
 
     @torch.no_grad()
     def start_epoch(self, epoch: int) -> None:

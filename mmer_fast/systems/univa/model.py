@@ -16,7 +16,7 @@ from mmer_fast.models.robmmr import check_outline
 from mmer_fast.systems.interface import Objective, SystemModel
 from mmer_fast.systems.univa.config import UniVAConfig
 from mmer_fast.systems.univa.encoder import UnimodalEncoder
-from mmer_fast.systems.univa.objective import LOSS_NAMES, VA, UniVAObjective
+from mmer_fast.systems.univa.objective import LOSS_NAMES, VA, UniVAObjective, label_similarity
 from mmer_fast.systems.univa.presets import PRESETS
 
 
@@ -69,6 +69,14 @@ class UniVA(SystemModel):
     def training_extras(self) -> tuple[str, ...]:
         """The VA scores, where the contrastive loss is on."""
         return super().training_extras if self.config.contrast else ()
+
+    @classmethod
+    def check_outline(cls, modalities: Mapping[str, int], labels: int, config: UniVAConfig) -> None:
+        super().check_outline(modalities, labels, config)
+        for name in modalities:
+            config.blocks_of(name)
+        if config.prior != "none":
+            label_similarity(labels, config)
 
     @classmethod
     def check_data(cls, data: MultiModalData, config: UniVAConfig) -> None:

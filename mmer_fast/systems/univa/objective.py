@@ -52,10 +52,7 @@ class UniVAObjective(nn.Module):
         self.va_scaling = nn.ModuleDict({name: Standardization(2) for name in modalities})
         if config.prior == "none":
             return
-        names = config.emotion_names
-        if len(names) != labels:
-            raise ValueError(f"UniVAConfig.emotions must name the {labels} labels, got {len(names)}: {config.emotions}")
-        similarity_kk = emotion_similarity(emotion_va(names, config.emotion_va)).float()
+        similarity_kk = label_similarity(labels, config)
         if config.trainable_similarity:
             self.similarity = nn.Parameter(similarity_kk)
         else:
@@ -141,3 +138,15 @@ class UniVAObjective(nn.Module):
             )
             losses.append((config.contrast_weights or {}).get(name, 1.0) * loss)
         return torch.stack(losses).sum() / len(losses)
+
+
+def label_similarity(labels: int, config: UniVAConfig) -> Tensor:
+    """M of the prior, (K, K) float32.
+
+    Raises:
+        ValueError: `config.emotions` are not K, or have all one valence or one arousal.
+    """
+    names = config.emotion_names
+    if len(names) != labels:
+        raise ValueError(f"UniVAConfig.emotions must name the {labels} labels, got {len(names)}: {config.emotions}")
+    return emotion_similarity(emotion_va(names, config.emotion_va)).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from small_conversations import TINY, majority_accuracy, small_data
 
 import mmer_fast.training
-from mmer_fast.data import FORMATS, MultiModalData, load, make_dialogues, make_synthetic
+from mmer_fast.data import FORMATS, DataError, MultiModalData, load, make_dialogues, make_synthetic
 from mmer_fast.metrics import single_label_metrics
 from mmer_fast.systems.mmgcn import MMGCN
 from mmer_fast.systems.mmgcn.ablation import ABLATION, DEPTH
@@ -47,6 +48,23 @@ def test_a_run_is_there_again(tmp_path):
     assert torch.equal(again.model.class_weight, run.model.class_weight)
     metrics = single_label_metrics(again.predict(data).probabilities, data.splits["test"].labels)
     assert metrics == pytest.approx({name: run.metrics["test"][name] for name in metrics})
+
+
+def test_predictions_name_one_class_and_need_the_dialogues(tmp_path):
+    data = small_data()
+    run = mmer_fast.training.train(
+        data, tmp_path / "run", epochs=1, batch_size=2, model="mmgcn", show=False, device="cpu", **TINY
+    )
+    predictions = run.predict(data)
+    best = predictions.probabilities.argmax(axis=1)
+    assert [predictions.predicted(i) for i in range(len(best))] == [[predictions.label_names[k]] for k in best]
+    test = data.splits["test"]
+    speakers = {**test.extras, "speaker": test.extras["speaker"] + run.model.config.speakers}
+    for extras, message in (({}, "test extras dialogue: expected an integer"), (speakers, "set MMGCNConfig.speakers")):
+        lacking = dataclasses.replace(data, splits={**data.splits, "test": dataclasses.replace(test, extras=extras)})
+        for use in (run.predict, run.evaluate):
+            with pytest.raises(DataError, match=message):
+                use(lacking)
 
 
 @pytest.mark.parametrize("source", ["generated", "file"])
