@@ -21,8 +21,8 @@ from mmer_fast.ops.attention_inputs import Inputs
 
 _INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? key_weights, Tensor? mask, Tensor? bias, Tensor? lengths, "
-    "Tensor? query_lengths, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, SymInt max_queries, SymInt max_keys, bool causal, "
-    "float scale, float dropout_p, Tensor? seed, bool exact_zero_weight_grad"
+    "Tensor? query_lengths, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, SymInt max_queries, SymInt max_keys, "
+    "bool causal, float scale, float dropout_p, Tensor? seed, bool exact_zero_weight_grad"
 )
 _FORWARD_SCHEMA = f"({_INPUTS}) -> (Tensor out, Tensor lse)"
 # grad_weights is that of each head's own weights, (B, H, S) or (Tk, H): to be summed where heads share them.
