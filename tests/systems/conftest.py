@@ -1,4 +1,4 @@
-"""What every system has to beat."""
+"""Data that each system can be trained on, and what every system has to beat."""
 
 from __future__ import annotations
 
@@ -7,8 +7,21 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mmer_fast.data import Split
+from mmer_fast.data import MultiModalData, Split, make_synthetic
+from mmer_fast.data.dialogues import make_dialogues
 from mmer_fast.metrics import multilabel_metrics
+from mmer_fast.systems.adaptation import hide_labels
+
+CONVERSATIONS = ("mmgcn", "mmin", "cross-culture", "semi-supervised")
+"""Systems whose presets want one class a sample, and dialogues."""
+
+
+@pytest.fixture(scope="session")
+def data_of() -> Callable[[str], MultiModalData]:
+    """Small data that the presets of the system of that name can be trained on."""
+    labels = make_synthetic(0, n_train=40, n_valid=4, n_test=8, max_length=9)
+    conversations = hide_labels(make_dialogues(0, n_train=8, n_valid=2, n_test=3), 0.5)
+    return lambda name: conversations if name in CONVERSATIONS else labels
 
 
 def _constant_f1(split: Split) -> float:

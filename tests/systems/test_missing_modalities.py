@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from mmer_fast.data import MultiModalData, make_synthetic
-from mmer_fast.data.dialogues import make_dialogues
-from mmer_fast.systems.adaptation import hide_labels
+from mmer_fast.data import MultiModalData
 from mmer_fast.systems.mmin import restricted
 from mmer_fast.systems.registry import NAMES
 from mmer_fast.training.evaluate import predict_probabilities
 from mmer_fast.training.missing import data_for
 from mmer_fast.training.systems import find_system
 
-CONVERSATIONS = ("mmgcn", "mmin", "cross-culture", "semi-supervised")
-"""Systems whose presets want one class a sample, and dialogues."""
-
-
-@pytest.fixture(scope="module")
-def labels() -> MultiModalData:
-    return make_synthetic(0, n_train=40, n_valid=4, n_test=8, max_length=9)
-
-
-@pytest.fixture(scope="module")
-def conversations() -> MultiModalData:
-    return hide_labels(make_dialogues(0, n_train=8, n_valid=2, n_test=3), 0.5)
-
 
 @pytest.mark.parametrize("name", NAMES)
 def test_predictions_are_those_of_samples_without_the_modality(
-    name: str, labels: MultiModalData, conversations: MultiModalData
+    name: str, data_of: Callable[[str], MultiModalData]
 ) -> None:
-    data = conversations if name in CONVERSATIONS else labels
+    data = data_of(name)
     kind = find_system(name)
     config, train = kind.preset("compact")
     kind.check_data(data, config, train)

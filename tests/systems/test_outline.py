@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from mmer_fast.data import MultiModalData, make_synthetic
-from mmer_fast.data.dialogues import make_dialogues
+from mmer_fast.data import MultiModalData
 from mmer_fast.systems import SystemModel
-from mmer_fast.systems.adaptation import hide_labels
 from mmer_fast.systems.registry import NAMES, SISTERS
 from mmer_fast.training.systems import find_system
-
-CONVERSATIONS = ("mmgcn", "mmin", "cross-culture", "semi-supervised")
-"""Systems whose presets want one class a sample, and dialogues."""
-
-
-@pytest.fixture(scope="module")
-def labels() -> MultiModalData:
-    return make_synthetic(0, n_train=40, n_valid=4, n_test=8, max_length=9)
-
-
-@pytest.fixture(scope="module")
-def conversations() -> MultiModalData:
-    return hide_labels(make_dialogues(0, n_train=8, n_valid=2, n_test=3), 0.5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_network_is_built_to_check_data(
-    name: str, labels: MultiModalData, conversations: MultiModalData, monkeypatch: pytest.MonkeyPatch
+    name: str, data_of: Callable[[str], MultiModalData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = find_system(name)
 
@@ -40,15 +26,13 @@ def test_no_network_is_built_to_check_data(
 
     monkeypatch.setattr(kind.network, "__init__", build)
     before = torch.get_rng_state()
-    kind.check_data(conversations if name in CONVERSATIONS else labels, *kind.preset("compact"))
+    kind.check_data(data_of(name), *kind.preset("compact"))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("name", SISTERS)
-def test_an_outline_says_what_the_network_says(
-    name: str, labels: MultiModalData, conversations: MultiModalData
-) -> None:
-    data = conversations if name in CONVERSATIONS else labels
+def test_an_outline_says_what_the_network_says(name: str, data_of: Callable[[str], MultiModalData]) -> None:
+    data = data_of(name)
     kind = find_system(name)
     assert issubclass(kind.network, SystemModel)
     sizes, config = (data.modalities, len(data.label_names)), kind.preset("compact")[0]
