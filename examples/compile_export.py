@@ -1,7 +1,7 @@
 """torch.compile and torch.export of each operator: python examples/compile_export.py
 
-Each is one node of the graph. Copy `round_trip`: a program that is loaded in another process needs `import mmer_fast`
-before. Layouts of packed batches depend on the lengths, and are made outside of the graph.
+A kernel is a node of the graph. Copy `round_trip`: another process that loads the program needs `import mmer_fast`
+before. Layouts of packed batches are made outside of the graph; so is `mf.perturbed`, whose operators may be inside.
 """
 
 import io
@@ -34,8 +34,7 @@ def make_cases(batch: int) -> dict[str, tuple[Function, Inputs]]:
     torch.manual_seed(0)
     x, lengths, weights = torch.randn(batch, 2, 6, 8), torch.randint(1, 7, (batch,)), torch.rand(batch, 6)
     values, (p, q), bias = torch.randn(batch, 6, 4), torch.randn(2, batch, 5), torch.randn(6, 6)
-    layout = mf.packed_layout(lengths)
-    tokens = mf.pack(x.transpose(1, 2), layout)
+    tokens = mf.pack(x.transpose(1, 2), layout := mf.packed_layout(lengths))
     return {
         "soft_topk": (lambda x, scores: (mf.soft_topk(scores, 2)[..., None] * x).sum(1), (values, values.sum(-1))),
         "temporal_mask": (hide, (values, values.sum(-1), lengths)),
@@ -43,6 +42,7 @@ def make_cases(batch: int) -> dict[str, tuple[Function, Inputs]]:
         "packed_attention": (lambda x, ends: mf.packed_attention(x, x, x, ends), (tokens, layout.cu_seqlens)),
         "scaled_dot_product_attention": (lambda x, b: mf.scaled_dot_product_attention(x, x, x, b), (x, bias)),
         "bernoulli_kl_with_logits": (mf.bernoulli_kl_with_logits, (p, q)),
+        "softmax_kl_with_logits": (mf.softmax_kl_with_logits, (p, q)),
         "perturb_ and restore_": (step, (p, torch.randn(3, 5), torch.ones(3, 5))),
     }
 

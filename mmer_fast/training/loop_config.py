@@ -43,7 +43,7 @@ class LoopConfig:
         selection: validation metric whose best epoch is kept. The last three are those of models that choose one class.
         patience: epochs without a better `selection` after which training ends early, or None: it never does. The
             schedule is that of all `epochs` either way.
-        threshold: probability from which a label is predicted; no effect on models that choose one class.
+        threshold: a label is predicted where its probability is above; no effect on models that choose one class.
         seed: of initialisation, data order and dropout.
         log_every: steps between looks at the losses, from the first of each epoch; RobMMR measures
             ‖∇L_p‖ / ‖∇(L_r + ρ L_m)‖ there.
