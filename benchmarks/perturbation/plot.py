@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
 from benchmarks import drawing
@@ -76,23 +75,6 @@ def draw(result: dict[str, Any], path: Path) -> Path:
     for label, name in zip(grid[0][0].get_yticklabels(), reversed(names), strict=True):
         label.set_color("#6b7280" if colours[name] == _YARD else colours[name])
         label.set_fontweight("bold" if colours[name] == OURS else "normal")
-    _legend(grid[0][-1])
-    title = "Weight perturbation: time of a cycle (norm, perturb, restore), and how many times ours"
+    title = "Weight perturbation: time of a cycle (norm, perturb, restore), and how many times ours\n"
+    title += "Dark: the bits come back, in place. Light: in other memory. Hatched: not exact. Grey: a copy"
     return drawing.finish(figure, title, result, path)
-
-
-def _legend(axes: Axes) -> None:
-    axes.legend(
-        handles=[
-            Patch(color=OURS, label="mmer_fast: the bits come back, in place"),
-            Patch(color=_EXACT, label="the bits come back, in place"),
-            Patch(color=_MOVED, label="the bits come back, in other memory"),
-            Patch(facecolor=_INEXACT, hatch="////", edgecolor="white", lw=0, label="not exact"),
-            Patch(color=_YARD, label="for scale: one copy of the weights"),
-        ],
-        loc="upper right",
-        fontsize=8,
-        frameon=True,
-        edgecolor="none",
-        framealpha=0.9,
-    )
