@@ -127,8 +127,7 @@ def perturb_(
         raise RuntimeError("mmer_fast.perturbed works outside of torch.compile: compile the model, not the block")
     number = operators.scope_number(scope, adaptive)
     operators.check_radius(radius)
-    if inv_scale is not None and not isinstance(inv_scale, Tensor):
-        _validate.number("inv_scale", inv_scale, above=0.0)
+    _check_inv_scale(inv_scale)
     module = module_or_params if isinstance(module_or_params, nn.Module) else None
     if module is not None:
         sharded.drop_gathered(module)
@@ -175,6 +174,14 @@ def perturb_(
     names = tuple(name for name, _ in named)
     handle.info = PerturbationInfo(names, norms, factors, inv_scale, scope == "global")
     return handle
+
+
+def _check_inv_scale(value: float | Tensor | None) -> None:
+    if isinstance(value, Tensor):
+        if _validate.floating_tensor("inv_scale", value).numel() != 1:
+            raise ValueError(f"inv_scale must hold one number, got the shape {tuple(value.shape)}")
+    elif value is not None:
+        _validate.number("inv_scale", value, above=0.0)
 
 
 def _same_device(named: Named, values: Sequence[Tensor]) -> None:

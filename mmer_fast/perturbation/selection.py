@@ -67,6 +67,8 @@ def gradients(named: Named, grads: Grads | None) -> list[Tensor | None]:
             raise ValueError(f"grads must be named as the parameters are, got {', '.join(map(repr, unknown))}")
         found = [grads.get(name) for name, _ in named]
     else:
+        if isinstance(grads, (str, Tensor)) or not isinstance(grads, Iterable):
+            raise TypeError(f"grads must be a sequence of tensors or a mapping by name, got {type(grads).__name__}")
         found = list(grads)
         if len(found) != len(named):
             raise ValueError(f"grads must hold an entry for each of the {len(named)} parameters, got {len(found)}")

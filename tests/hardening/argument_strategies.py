@@ -5,6 +5,7 @@ STRATEGIES["soft_topk"] -> (function, keyword arguments)
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -225,6 +226,40 @@ def perturbation(draw: Any, function: Callable[..., Any]) -> Call:
     return function, draw(disturbed(arguments))
 
 
+def perturbed_(module_or_params: Any, radius: Any, **options: Any) -> list[Tensor]:
+    """What `mf.perturbed` says, and the weights inside of it; behind it they have their bits again, refused or not."""
+    weights = [w for w in module_or_params if isinstance(w, Tensor)] if isinstance(module_or_params, list) else []
+    before = [w.detach().clone() for w in weights]
+    try:
+        with mf.perturbed(module_or_params, radius, **options) as info:
+            return [info.norm, info.factor, *(w.detach().clone() for w in weights)]
+    finally:
+        if not all(w.is_meta or same_bits(w, old) for w, old in zip(weights, before, strict=True)):
+            raise AssertionError("a weight did not come back")
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    a, b = (torch.empty(x.numel(), dtype=x.dtype).copy_(x.detach().flatten()) for x in (a, b))
+    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+perturbed_.__signature__ = inspect.signature(mf.perturbed)  # type: ignore[attr-defined]
+ALSO_NAMED = {perturbed_: {"parameter", "gradient"}}
+"""What errors may name in the place of an argument: one of those in it."""
+
+
+@st.composite
+def perturbed(draw: Any) -> Call:
+    _, arguments = draw(perturbation(ops.perturb_))
+    weights = arguments.pop("params")
+    if isinstance(weights, list):
+        weights = [w.detach().requires_grad_(w.is_floating_point()) if isinstance(w, Tensor) else w for w in weights]
+    arguments["module_or_params"] = weights
+    del arguments["stash"]
+    arguments["inv_scale"] = draw(st.sampled_from([None, 0.5, torch.tensor(0.25)]))
+    return perturbed_, draw(disturbed(arguments))
+
+
 STRATEGIES: dict[str, st.SearchStrategy[Call]] = {
     "soft_topk": soft_topk(mf.soft_topk),
     "temporal_mask": soft_topk(mf.temporal_mask),
@@ -234,5 +269,6 @@ STRATEGIES: dict[str, st.SearchStrategy[Call]] = {
     "divergence": divergence(),
     "grad_reverse": grad_reverse(),
     "packing": packing(),
+    "perturbed": perturbed(),
     **{f.__name__: perturbation(f) for f in (ops.grad_norm, ops.perturb_, ops.restore_)},
 }

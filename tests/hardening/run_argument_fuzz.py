@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from argument_strategies import STRATEGIES, Arguments
+from argument_strategies import ALSO_NAMED, STRATEGIES, Arguments
 from fuzzing import examples
 from hypothesis import HealthCheck, given
 from torch import Tensor
@@ -54,7 +54,7 @@ def describe(function: Callable[..., Any], arguments: Arguments) -> str:
 
 
 def names_an_argument(message: str, function: Callable[..., Any]) -> bool:
-    words = set(inspect.signature(function).parameters) | {"backend"}
+    words = set(inspect.signature(function).parameters) | {"backend"} | ALSO_NAMED.get(function, set())
     return any(re.search(rf"(?<!\w){word}(?!\w)", message) for word in words)
 
 
@@ -112,8 +112,9 @@ def check(function: Callable[..., Any], arguments: Arguments) -> None:
     if in_place or function.__name__ == "grad_norm":  # norms that are not finite need not be so in the same way
         results, expected = ([x.masked_fill(~x.isfinite(), torch.inf) for x in got] for got in (results, expected))
     if in_place:
-        results += list(flat(arguments["params"]))
-        expected += list(flat(untouched["params"]))
+        name = "params" if "params" in arguments else "module_or_params"
+        results += list(flat(arguments[name]))
+        expected += list(flat(untouched[name]))
     assert len(results) == len(expected)
     for got, want in zip(results, expected, strict=True):
         assert close(got, want), f"{got} is not {want}"

@@ -206,6 +206,8 @@ def test_errors_name_what_is_wrong(model: Model) -> None:
     refused(ValueError, r"scope must be one of 'global', 'tensor', 'awp', got 'all'", scope="all")
     refused(ValueError, r"adaptive goes with scope", scope="awp", adaptive=True)
     refused(ValueError, r"inv_scale must be finite and > 0, got 0", inv_scale=0.0)
+    refused(ValueError, r"inv_scale must hold one number, got the shape \(2,\)", inv_scale=torch.ones(2))
+    refused(TypeError, r"inv_scale must be .*got torch.int64", inv_scale=torch.tensor(2))
     refused(
         ValueError,
         r"select='decoder.\*' fits no parameter; there are unused, empty, embedding.weight, ",
@@ -218,6 +220,9 @@ def test_errors_name_what_is_wrong(model: Model) -> None:
     refused(TypeError, r"module_or_params\[1\] must be a tensor, got str", target=[weight, "w"])
     refused(ValueError, r"module_or_params must hold at least one parameter, got none", target=[])
     refused(ValueError, r"grads must hold an entry for each of the 1 parameters, got 2", [weight], grads=[grad] * 2)
+    for grads in (grad, 3, "weight"):
+        text = rf"grads must be a sequence of tensors or a mapping by name, got {type(grads).__name__}"
+        refused(TypeError, text, [weight], grads=grads)
     refused(ValueError, r"grads must be named as the parameters are, got 'nobody'", grads={"nobody": grad})
     refused(ValueError, r"gradient of '0' must have the shape \(6, 6\), got \(6,\)", [weight], grads=[grad[0]])
     refused(TypeError, r"gradient of '0' must be float32, float64", [weight], grads=[grad.long()])
