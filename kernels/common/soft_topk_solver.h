@@ -68,6 +68,15 @@ MMER_HD double soft_topk_logit(double above, double below) { return log(above / 
 MMER_HD double lesser_of(double a, double b) { return a < b ? a : b; }
 MMER_HD double greater_of(double a, double b) { return a > b ? a : b; }
 
+// A pivot for a finite threshold: the nearest number of the compute type. A threshold may lie beyond all floats where
+// scores or tau are nearly so large.
+MMER_HD double round_to_compute(double threshold, bool compute_float) {
+  constexpr double largest = 3.4028234663852886e38;
+  if (!compute_float) return threshold;
+  const double near = threshold > largest ? largest : (threshold < -largest ? -largest : threshold);
+  return static_cast<double>(static_cast<float>(near));
+}
+
 // A temperature whose reciprocal and small multiples the compute type has: below, differences of scores that count as
 // none would grow beyond any bound; above, a threshold would. What is no temperature stays what it is.
 MMER_HD double usable_tau(double tau, bool compute_float) {
@@ -221,10 +230,6 @@ struct ThresholdSolver {
     const double top = (stats.max - pivot) / tau + c, bottom = (stats.min - pivot) / tau + c;
     shift = top < -kWindow ? -kWindow - top : (bottom > kWindow ? kWindow - bottom : 0.0);
     c += shift;
-  }
-
-  MMER_HD static double round_to_compute(double x, bool compute_float) {
-    return compute_float ? static_cast<double>(static_cast<float>(x)) : x;
   }
 
   // c for a row that has nothing but the tied group at v (`equal` entries, 0.5 < k - above) and the next score below

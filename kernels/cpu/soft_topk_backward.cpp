@@ -67,7 +67,7 @@ void backward_row(const SoftTopKBackwardArgs& args, int64_t row, const Scratch<t
   const C* x = stage_scores<S, C>(in, row, length, scratch.buffer(0)).x;
   const C* g = stage_gradient<S, C>(args, row, length, scratch.buffer(1));
   C* w = scratch.buffer(2);
-  const double pivot = static_cast<C>(lambda);
+  const double pivot = round_to_compute(lambda, sizeof(C) == 4);
   const Exponential<C> exponential(pivot, tau, (pivot - lambda) / tau);
   const GradientSums sums = gradient_sweep(x, g, whole_vectors<C>(length), exponential, w);
   double pulled = sums.wg;

@@ -67,9 +67,9 @@ struct Threshold {
     tau = row.tau;
     lambda = live ? sign * args.threshold[r] : INFINITY;
     upstream = live && args.grad_threshold != nullptr ? args.grad_threshold[r] : 0.0;
-    const Compute pivot = static_cast<Compute>(lambda);
-    argument = {pivot, inverse_temperature<Compute>(tau),
-                static_cast<Compute>((static_cast<double>(pivot) - lambda) / tau)};
+    const double pivot = round_to_compute(lambda, sizeof(Compute) == 4);
+    argument = {static_cast<Compute>(pivot), inverse_temperature<Compute>(tau),
+                static_cast<Compute>((pivot - lambda) / tau)};
   }
 
   __device__ __forceinline__ bool finite() const { return fabs(lambda) < INFINITY; }

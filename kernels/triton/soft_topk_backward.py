@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .launch_options import launch_options
-from .soft_topk_math import argument, inverse_temperature, row_sum, sigmoid, usable_tau
+from .soft_topk_math import argument, inverse_temperature, round_to, row_sum, sigmoid, usable_tau
 from .soft_topk_rows import (
     BLOCK_LIMIT,
     compute_dtype,
@@ -37,7 +37,7 @@ def load_threshold(threshold_ptr, i_rows, m_rows, tau, SIGN: tl.constexpr, COMPU
     threshold = tl.load(threshold_ptr + i_rows, mask=m_rows, other=float("inf"))
     finite = tl.abs(threshold) < float("inf")
     threshold = tl.where(finite, SIGN * threshold, 0.0)
-    pivot = threshold.to(COMPUTE).to(tl.float64)
+    pivot = round_to(threshold, COMPUTE)
     return finite, pivot, (pivot - threshold) / tau
 
 

@@ -115,7 +115,9 @@ def logit(above, below):
 
 @triton.jit
 def round_to(value, COMPUTE: tl.constexpr):
-    return value.to(COMPUTE).to(tl.float64)
+    """round_to_compute of soft_topk_solver.h: a number of the compute type, the largest where the value lies beyond."""
+    largest: tl.constexpr = 1.7976931348623157e308 if COMPUTE.is_fp64() else 3.4028234663852886e38
+    return tl.minimum(tl.maximum(value, -largest), largest).to(COMPUTE).to(tl.float64)
 
 
 @triton.jit

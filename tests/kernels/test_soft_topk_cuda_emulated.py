@@ -15,7 +15,7 @@ from cpu_kernel_cases import SIZES, Case, Inputs, cases
 from cuda_emulation import launch
 from cuda_emulation.soft_topk_launch import Machine
 from guarded_memory import GuardPages
-from numpy_oracle import DTYPES, forward
+from numpy_oracle import DTYPES, forward, widen
 from run_cpu_kernels import Run
 
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
@@ -85,6 +85,18 @@ def test_a_cluster_shares_a_row_of_another_dtype(library: Path, dtype: str, n: i
     machine = Machine(library, ranks)
     assert not problems(machine, Case(dtype, n, **variant))
     assert machine.ranks == ranks
+
+
+@pytest.mark.parametrize(("dtype", "n"), [("float32", 1), ("float32", 7), ("bfloat16", 200), ("float32", 1134)])
+def test_thresholds_beyond_all_floats(library: Path, dtype: str, n: int) -> None:
+    run = Run(Machine(library), Inputs(Case(dtype, n, tau=1.5e38)), GuardPages())
+    run.k = 6e-202
+    weights, threshold, certificate = run.forward()
+    assert not widen(weights, dtype).any()
+    assert (threshold > 1e38).all()
+    assert (np.abs(certificate[:, 0]) < 1e-200).all()
+    gradients = run.backward(threshold)
+    assert all(np.isfinite(widen(x, dtype) if x is gradients[0] else x).all() for x in gradients)
 
 
 def test_a_device_without_room_for_large_clusters(library: Path) -> None:

@@ -146,6 +146,25 @@ def test_any_high_temperature_shares_equally(backend, device, dtype):
         assert gradient.abs().max() <= 1e-28
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # of Triton's interpreter
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("k", [6e-202, 1e-100, 1e-60])
+@pytest.mark.parametrize("top", [1.5, 3e38])
+def test_thresholds_beyond_all_floats(backend, device, top, k, largest):
+    """lambda is s - tau logit(k/n), of which float32 holds neither the threshold nor, for large scores, distances."""
+    sign = 1 if largest else -1
+    scores = (sign * torch.tensor([[1.0, top, 1.2]], device=device)).requires_grad_()
+    numbers = [torch.tensor([x], dtype=torch.float64, device=device, requires_grad=True) for x in (k, 3e38)]
+    weights, info = mf.soft_topk(
+        scores, numbers[0], epsilon=numbers[1], largest=largest, return_info=True, backend=backend
+    )
+    assert weights.tolist() == [[0, 0, 0]]
+    assert sign * float(info.threshold.detach()) > 1e38
+    assert float(info.residual.detach()) == pytest.approx(0, abs=1e-50)
+    for gradient in torch.autograd.grad((weights * torch.arange(3, device=device)).sum(), (scores, *numbers)):
+        assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("rows", [1])
 def test_a_million_entries(backend, device, interpreted, rows):
     n = 20_000 if interpreted else 1_000_000
