@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmer_fast.nn.masks import attended_keys, weights_of_attention, with_batch
+from mmer_fast.ops import _validate
+from mmer_fast.ops import attention_checks as checks
 from mmer_fast.ops.attention import masked_attention, packed_attention
 from mmer_fast.ops.attention_checks import drawn_seed
 from mmer_fast.ops.packing import PackedLayout
@@ -73,14 +75,24 @@ class MultiheadAttention(nn.MultiheadAttention):
         it goes through the projections. `forward_packed` has no padding at all.
         """
         self._check(query, key, value)
+        _validate.flag("is_causal", is_causal)
+        _validate.flag("need_weights", need_weights)
+        _validate.flag("average_attn_weights", average_attn_weights)
         batched = query.dim() == 3
         if not batched:
-            given = key_padding_mask, key_weights, lengths, query_lengths
-            key_padding_mask, key_weights, lengths, query_lengths = with_batch(*given)
+            key_padding_mask, key_weights, lengths, query_lengths = with_batch(
+                key_padding_mask=key_padding_mask,
+                key_weights=key_weights,
+                lengths=lengths,
+                query_lengths=query_lengths,
+            )
         q, k, v = (self._split(x) for x in self._project(query, key, value))
         shape = (*q.shape[:3], k.shape[2])
-        keys = attended_keys(key_padding_mask, attn_mask, is_causal, key_weights, lengths, shape)
+        keys = attended_keys(key_padding_mask, attn_mask, is_causal, key_weights, lengths, shape, q.device)
         if self._appends:
+            checks.lengths("lengths", lengths, q, "S", shape[3])
+            of_keys = {"(N, S)": (shape[0], shape[3]), "(N, H, S)": (shape[0], shape[1], shape[3])}
+            checks.key_weights(key_weights, q, of_keys)
             k, v = self._with_appended(k, v)
             keys = keys.followed_by(self._appends, shape, q.device)
 
@@ -141,9 +153,12 @@ class MultiheadAttention(nn.MultiheadAttention):
         """
         if self._appends:
             raise ValueError("forward_packed needs a module without add_bias_kv and add_zero_attn")
+        _validate.flag("is_causal", is_causal)
         layout_k = layout_q if layout_k is None else layout_k
+        check_layout("layout_q", layout_q)
+        check_layout("layout_k", layout_k)
         for name, x, layout in (("query", query, layout_q), ("key", key, layout_k), ("value", value, layout_k)):
-            if x.dim() != 2 or x.shape[0] != layout.total:
+            if _validate.floating_tensor(name, x).dim() != 2 or x.shape[0] != layout.total:
                 raise ValueError(f"{name} must have shape ({layout.total}, E) as its layout says, got {tuple(x.shape)}")
         self._check(query, key, value)
         dropout_p = self.dropout if self.training else 0.0
@@ -170,7 +185,23 @@ class MultiheadAttention(nn.MultiheadAttention):
         """How many keys are appended to those of the caller."""
         return int(self.bias_k is not None) + int(self.add_zero_attn)
 
+    def check_input(self, name: str, x: Tensor) -> None:
+        """Checks what the projections take: a floating tensor of their device and, without autocast, their dtype."""
+        _validate.floating_tensor(name, x)
+        weight = self.out_proj.weight
+        # What is sharded or wrapped is not what the projections see in the end.
+        if torch.compiler.is_compiling() or not _validate.is_plain(weight) or weight.is_meta:
+            return
+        _validate.same_device(name, x, weight, "the parameters")
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
+            raise TypeError(f"{name} must have the dtype {weight.dtype} of the parameters, got {x.dtype}")
+
     def _check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        self.check_input("query", query)
+        if key is not query:
+            self.check_input("key", key)
+        if value is not key:
+            self.check_input("value", value)
         if query.dim() not in (2, 3):
             raise ValueError(f"query must have two or three dimensions, got {tuple(query.shape)}")
         widths = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
@@ -230,3 +261,8 @@ class MultiheadAttention(nn.MultiheadAttention):
                 parts.append(x.new_zeros((batch, heads, 1, width)))
             extended.append(torch.cat(parts, dim=2))
         return extended[0], extended[1]
+
+
+def check_layout(name: str, layout: object) -> None:
+    if not isinstance(layout, PackedLayout):
+        raise TypeError(f"{name} must be a PackedLayout, got {type(layout).__name__}")

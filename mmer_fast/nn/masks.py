@@ -43,7 +43,7 @@ class AttendedKeys(NamedTuple):
             mask = within if mask is None else mask & within
         if causal:
             later = torch.ones(queries, keys, dtype=torch.bool, device=device).triu(1)
-            bias = _sum(bias, additive("attn_mask", later, shape))
+            bias = _sum(bias, additive("attn_mask", later, shape, device))
         return AttendedKeys(
             None if weights is None else F.pad(weights, (0, more), value=1.0),
             None,
@@ -60,49 +60,61 @@ def attended_keys(
     key_weights: Tensor | None,
     lengths: Tensor | None,
     shape: tuple[int, int, int, int],
+    device: torch.device,
 ) -> AttendedKeys:
     """Arguments of `torch.nn.MultiheadAttention.forward` as those of `masked_attention`; `shape` is (N, H, L, S)."""
-    check_key_padding_mask("key_padding_mask", key_padding_mask, (shape[0], shape[3]))
+    check_key_padding_mask("key_padding_mask", key_padding_mask, (shape[0], shape[3]), device)
     mask, bias = None, None
     if key_padding_mask is not None and key_padding_mask.dtype == torch.bool:
         mask = ~key_padding_mask
     elif key_padding_mask is not None:
         bias = key_padding_mask[:, None, None]
     if attn_mask is not None and not is_causal:
-        bias = _sum(bias, additive("attn_mask", attn_mask, shape))
+        bias = _sum(bias, additive("attn_mask", attn_mask, shape, device))
     return AttendedKeys(key_weights, lengths, mask, bias, is_causal)
 
 
-def with_batch(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def with_batch(**tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The arguments of a call without a batch, as a batch of one."""
-    return tuple(None if x is None else x.unsqueeze(0) for x in tensors)
+    for name, x in tensors.items():
+        if x is not None and not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    return tuple(None if x is None else x.unsqueeze(0) for x in tensors.values())
 
 
 def _sum(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else a + b
 
 
-def check_key_padding_mask(name: str, value: Tensor | None, shape: tuple[int, int]) -> None:
+def check_key_padding_mask(name: str, value: Tensor | None, shape: tuple[int, int], device: torch.device) -> None:
     """Checks a padding mask of PyTorch's convention, (N, S) bool or floating."""
     if value is None:
         return
     _validate.bool_or_floating_tensor(name, value)
     if value.shape != shape:
         raise ValueError(f"{name} must have shape (N, S) = {shape}, got {tuple(value.shape)}")
+    _check_device(name, value, device)
 
 
-def additive(name: str, mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+def _check_device(name: str, mask: Tensor, device: torch.device) -> None:
+    if mask.device != device:
+        raise ValueError(f"{name} must be on the device of what attends ({device}), got {mask.device}")
+
+
+def additive(name: str, mask: Tensor, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
     """An attention mask of PyTorch's convention as a bias.
 
     Args:
         name: of the argument.
         mask: ``(L, S)`` or ``(N H, L, S)``, bool (True may not attend) or floating; a bias of four dimensions passes.
         shape: ``(N, H, L, S)``.
+        device: of queries and keys.
 
     Returns:
         ``(1|N, 1|H, L, S)`` floating, 0 and -inf where the mask is bool.
     """
     _validate.bool_or_floating_tensor(name, mask)
+    _check_device(name, mask, device)
     batch, heads, queries, keys = shape
     if mask.dim() == 2 and mask.shape == (queries, keys):
         mask = mask[None, None]

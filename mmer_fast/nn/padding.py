@@ -61,7 +61,7 @@ def find_padding(
     Raises:
         TypeError, ValueError: a wrong dtype, shape, device or length.
     """
-    check_key_padding_mask(name, key_padding_mask, (batch, steps))
+    check_key_padding_mask(name, key_padding_mask, (batch, steps), device)
     hard = key_padding_mask is not None and key_padding_mask.dtype == torch.bool
     if lengths is None and not hard:
         return Padding(None, None)

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmer_fast.nn.attention import check_layout
 from mmer_fast.nn.masks import additive, with_batch
 from mmer_fast.nn.padding import Padding, find_padding, reach
+from mmer_fast.ops import _validate
 from mmer_fast.ops.packing import PackedLayout, pack, unpack
 
 
@@ -44,20 +46,27 @@ class OnTokens(nn.Module):
 
     def _encode(self, src: Tensor, beside: Beside) -> Tensor:
         """From what `forward` was called with to `_run` and back to the shape of `src`, 0 in the padding."""
+        _validate.floating_tensor("src", src)
         if beside.layout is not None:
+            check_layout("layout", beside.layout)
             return self._run(src, _checked(src, beside, beside.layout, self.heads, self.mask_name))
         if src.dim() not in (2, 3):
             raise ValueError(f"src must have two or three dimensions, got {tuple(src.shape)}")
         if src.dim() == 3:
             return self._encode_batch(src, beside)
         mask, padding_mask, is_causal, lengths, key_weights, _ = beside
-        padding_mask, lengths, key_weights = with_batch(padding_mask, lengths, key_weights)
+        padding_mask, lengths, key_weights = with_batch(
+            src_key_padding_mask=padding_mask, lengths=lengths, key_weights=key_weights
+        )
         beside = Beside(mask, padding_mask, is_causal, lengths, key_weights, None)
         batch = 0 if self.batch_first else 1
         return self._encode_batch(src.unsqueeze(batch), beside).squeeze(batch)
 
     def _encode_batch(self, src: Tensor, beside: Beside) -> Tensor:
         batch, steps = src.shape[:2] if self.batch_first else (src.shape[1], src.shape[0])
+        if beside.mask is not None and not beside.is_causal:  # once for all layers, and by the name that it has here
+            mask = additive(self.mask_name, beside.mask, (batch, self.heads, steps, steps), src.device)
+            beside = beside._replace(mask=mask)
         given = beside.padding_mask
         padding = find_padding("src_key_padding_mask", given, beside.lengths, batch, steps, src.device)
         soft = None if given is None or given.dtype == torch.bool else given
@@ -79,9 +88,10 @@ class OnTokens(nn.Module):
         batch, steps = src.shape[:2]
         bias, weights = None, beside.key_weights
         if beside.mask is not None and not beside.is_causal:
-            bias = additive(self.mask_name, beside.mask, (batch, self.heads, steps, steps))
-            bias = padding.positional_bias(bias)
+            bias = padding.positional_bias(beside.mask)
         if weights is not None:
+            _validate.floating_tensor("key_weights", weights)
+            _validate.same_device("key_weights", weights, src, "src")
             if tuple(weights.shape) not in ((batch, steps), (batch, self.heads, steps)):
                 raise ValueError(
                     f"key_weights must have shape (B, T) = {(batch, steps)} or "
@@ -100,7 +110,7 @@ def _checked(src: Tensor, beside: Beside, layout: PackedLayout, heads: int, mask
         raise ValueError("packed tokens have no padding: layout goes without src_key_padding_mask and lengths")
     if src.dim() != 2 or src.shape[0] != layout.total:
         raise ValueError(f"src must have shape ({layout.total}, E) as its layout says, got {tuple(src.shape)}")
-    if beside.mask is None or beside.is_causal:
-        return beside
+    if beside.mask is None or beside.is_causal:  # which says that the mask is the causal one
+        return beside._replace(mask=None)
     shape = (layout.lengths.shape[0], heads, layout.max_seqlen, layout.max_seqlen)
-    return beside._replace(mask=additive(mask_name, beside.mask, shape))
+    return beside._replace(mask=additive(mask_name, beside.mask, shape, src.device))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mmer_fast.nn.attention import MultiheadAttention
 from mmer_fast.nn.masks import is_causal_mask
 from mmer_fast.nn.tokens import Beside, OnTokens
+from mmer_fast.ops import _validate
 from mmer_fast.ops.packing import PackedLayout
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
@@ -103,6 +104,11 @@ class TransformerEncoderLayer(OnTokens):
         Raises:
             TypeError, ValueError: an argument of the wrong dtype or shape; what came and what was expected.
         """
+        _validate.flag("is_causal", is_causal)
+        self.self_attn.check_input("src", src)
+        width = self.self_attn.embed_dim
+        if src.dim() > 0 and src.shape[-1] != width:
+            raise ValueError(f"src must have width {width}, got {tuple(src.shape)}")
         return self._encode(src, Beside(src_mask, src_key_padding_mask, is_causal, lengths, key_weights, layout))
 
     def forward_packed(
@@ -202,7 +208,13 @@ class TransformerEncoder(OnTokens):
         Raises:
             TypeError, ValueError: as there.
         """
-        if is_causal is None:
+        _validate.floating_tensor("src", src)
+        if mask is not None:
+            _validate.bool_or_floating_tensor("mask", mask)
+            _validate.same_device("mask", mask, src, "src")
+        if is_causal is not None:
+            _validate.flag("is_causal", is_causal)
+        else:
             is_causal = mask is not None and not torch.compiler.is_compiling() and is_causal_mask(mask)
         return self._encode(src, Beside(mask, src_key_padding_mask, is_causal, lengths, key_weights, layout))
 

@@ -79,6 +79,13 @@ class SAM(torch.optim.Optimizer):
                 "base_optimizer must be a class or function that makes an optimizer, got an optimizer: "
                 "SAM.around(optimizer) takes one that exists"
             )
+        if not callable(base_optimizer) or (
+            isinstance(base_optimizer, type) and not issubclass(base_optimizer, torch.optim.Optimizer)
+        ):
+            shown = getattr(base_optimizer, "__name__", type(base_optimizer).__name__)
+            raise TypeError(f"base_optimizer must be a class or function that makes an optimizer, got {shown}")
+        if not isinstance(params, Iterable):
+            raise TypeError(f"params must be parameters or parameter groups, got {type(params).__name__}")
         self._start(scope, average_over, backend)
         scope_number(scope, adaptive)
         super().__init__(params, {"rho": rho, "adaptive": adaptive})

@@ -127,7 +127,7 @@ def perturb_(
         raise RuntimeError("mmer_fast.perturbed works outside of torch.compile: compile the model, not the block")
     number = operators.scope_number(scope, adaptive)
     operators.check_radius(radius)
-    _check_inv_scale(inv_scale)
+    inv_scale = _checked_inv_scale(inv_scale)
     module = module_or_params if isinstance(module_or_params, nn.Module) else None
     if module is not None:
         sharded.drop_gathered(module)
@@ -155,6 +155,8 @@ def perturb_(
         slopes = [sharded.local(sharded.aligned_gradient(*pair)) for pair in pairs]
         values = [sharded.local(p) for p in values]
     _same_device(named, values)
+    if isinstance(inv_scale, Tensor) and (inv_scale.is_meta or inv_scale.dim() > 0 or not inv_scale.is_cpu):
+        _validate.same_device("inv_scale", inv_scale, values[0], "the parameters")
     operators.check_distinct({"params": values}, [name for name, _ in named])
     chosen_backend = _backends.select("perturbation", values[0].device.type, backend)
     if average_over is not None:
@@ -176,12 +178,12 @@ def perturb_(
     return handle
 
 
-def _check_inv_scale(value: float | Tensor | None) -> None:
+def _checked_inv_scale(value: float | Tensor | None) -> float | Tensor | None:
     if isinstance(value, Tensor):
         if _validate.floating_tensor("inv_scale", value).numel() != 1:
             raise ValueError(f"inv_scale must hold one number, got the shape {tuple(value.shape)}")
-    elif value is not None:
-        _validate.number("inv_scale", value, above=0.0)
+        return value
+    return None if value is None else _validate.number("inv_scale", value, above=0.0)
 
 
 def _same_device(named: Named, values: Sequence[Tensor]) -> None:

@@ -56,11 +56,15 @@ def gradients(named: Named, grads: Grads | None) -> list[Tensor | None]:
         TypeError, ValueError: a gradient that cannot belong to its parameter.
     """
     if grads is None:
-        # autograd gives leaves what fits them, but for sparse gradients
+        # autograd gives leaves what fits them, but for sparse gradients and dtypes that no step is defined for
         found = [parameter.grad if parameter.requires_grad else None for _, parameter in named]
-        for (name, _), gradient in zip(named, found, strict=True):
-            if gradient is not None and gradient.layout != torch.strided:
+        for (name, parameter), gradient in zip(named, found, strict=True):
+            if gradient is None:
+                continue
+            if gradient.layout != torch.strided:
                 _check_dense(name, gradient)
+            if parameter.dtype not in _validate.FLOATING:
+                _validate.floating_tensor(f"parameter {name!r}", parameter)
         return found
     if isinstance(grads, Mapping):
         if unknown := sorted(set(grads) - {name for name, _ in named}):

@@ -170,7 +170,7 @@ def averaged(grads: Sequence[Tensor], group: Any) -> list[Tensor]:
     """
     import torch.distributed as dist
 
-    if dist.is_available() and group == dist.GroupMember.NON_GROUP_MEMBER:
+    if dist.is_available() and not isinstance(group, Tensor) and group == dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError("average_over must be a process group that this process is in, got one of others")
     if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
         raise TypeError(f"average_over must be a process group, got {type(group).__name__}")

@@ -1,85 +1,21 @@
 """Arguments of the public operators, drawn by hypothesis: what fits together, and then often one that does not.
 
-STRATEGIES["soft_topk"] -> (function, keyword arguments)
+STRATEGIES["soft_topk"] -> (function, keyword arguments); those of what moves weights and of the modules have files of
+their own.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from drawn_tensors import BACKENDS, FLOATS, SIZES, Call, any_shape, disturbed, maybe, tensors
 from hypothesis import strategies as st
-from torch import Tensor
+from module_strategies import MODULE_STRATEGIES
+from weight_strategies import WEIGHT_STRATEGIES
 
 import mmer_fast as mf
-from mmer_fast import ops
-
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-OTHERS = (torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn)
-SIZES = st.integers(0, 5)
-Arguments = dict[str, Any]
-Call = tuple[Callable[..., Any], Arguments]
-
-
-@st.composite
-def laid_out(draw: Any, x: Tensor) -> Tensor:
-    """The same numbers in memory of another layout."""
-    kind = draw(st.sampled_from(["as it is", "transposed", "sliced", "behind an offset", "expanded"]))
-    if kind == "transposed" and x.dim() >= 2:
-        return x.transpose(0, -1).contiguous().transpose(0, -1)
-    if kind == "sliced" and x.dim() >= 1:
-        return torch.stack([x, x], -1).flatten(-2)[..., ::2]
-    if kind == "behind an offset":
-        return torch.cat([x.new_zeros(1), x.reshape(-1)])[1:].view(x.shape)
-    if kind == "expanded" and x.dim() >= 1 and x.shape[0] > 0:
-        return x[:1].expand(x.shape)
-    return x
-
-
-@st.composite
-def tensors(draw: Any, shape: tuple[int, ...], dtype: torch.dtype, low: int = -1, high: int = 5) -> Tensor:
-    """Numbers of a drawn seed: normal ones, now and then with a special one; integers in [low, high]."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
-    if dtype == torch.bool:
-        return draw(laid_out(torch.rand(shape, generator=generator) < 0.7))
-    if not dtype.is_floating_point and not dtype.is_complex:
-        return draw(laid_out(torch.randint(low, max(low, high) + 1, shape, generator=generator).to(dtype)))
-    x = torch.randn(shape, generator=generator)
-    special = draw(st.sampled_from([None] * 6 + [0.0, math.nan, math.inf, -math.inf, 1e-42, 3e38]))
-    if special is not None and x.numel() > 0:
-        x.view(-1)[:: max(1, x.numel() // 2)] = special
-    return draw(laid_out(x.to(dtype)))
-
-
-any_shape = st.lists(SIZES, max_size=4).map(tuple)
-any_tensor = st.tuples(any_shape, st.sampled_from(FLOATS + OTHERS)).flatmap(lambda pair: tensors(*pair))
-elsewhere = any_tensor.map(lambda x: x.to("meta"))
-NUMBERS = (-1, 0, 1, 3, 10**30, -0.5, 0.5, 1e-42, math.nan, math.inf, True)
-junk = st.one_of(
-    any_tensor,
-    elsewhere,
-    st.sampled_from(NUMBERS),
-    st.sampled_from([None, "x", b"", (), object, "cpu", "reference", "cuda", "newton"]),
-    st.lists(any_tensor, max_size=2),
-)
-
-
-@st.composite
-def disturbed(draw: Any, arguments: Arguments) -> Arguments:
-    """In half of all cases one argument is something else."""
-    if draw(st.booleans()):
-        arguments[draw(st.sampled_from(sorted(arguments)))] = draw(junk)
-    return arguments
-
-
-def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.one_of(st.none(), strategy)
-
-
-BACKENDS = st.sampled_from([None, None, "cpu", "reference"])
 
 
 @st.composite
@@ -205,61 +141,6 @@ def packing(draw: Any) -> Call:
     return pack, draw(disturbed(arguments))
 
 
-@st.composite
-def perturbation(draw: Any, function: Callable[..., Any]) -> Call:
-    shapes = draw(st.lists(any_shape, min_size=1, max_size=3))
-    dtype = draw(st.sampled_from(FLOATS))
-    params = [draw(tensors(shape, dtype)) for shape in shapes]
-    lists = {
-        "params": params,
-        "grads": [draw(tensors(shape, draw(st.sampled_from(FLOATS)))) for shape in shapes],
-        "stash": [torch.empty(w.shape, dtype=w.dtype) for w in params],
-    }
-    options = {"scope": draw(st.sampled_from(["global", "tensor", "awp"])), "adaptive": draw(st.booleans())}
-    arguments: Arguments = {"backend": draw(BACKENDS)}
-    if function is ops.restore_:
-        arguments |= {name: lists[name] for name in ("params", "stash")}
-    elif function is ops.grad_norm:
-        arguments |= {name: lists[name] for name in ("params", "grads")} | options
-    else:
-        arguments |= lists | options | {"radius": draw(st.sampled_from([0, 0.5, 1e3]))}
-    return function, draw(disturbed(arguments))
-
-
-def perturbed_(module_or_params: Any, radius: Any, **options: Any) -> list[Tensor]:
-    """What `mf.perturbed` says, and the weights inside of it; behind it they have their bits again, refused or not."""
-    weights = [w for w in module_or_params if isinstance(w, Tensor)] if isinstance(module_or_params, list) else []
-    before = [w.detach().clone() for w in weights]
-    try:
-        with mf.perturbed(module_or_params, radius, **options) as info:
-            return [info.norm, info.factor, *(w.detach().clone() for w in weights)]
-    finally:
-        if not all(w.is_meta or same_bits(w, old) for w, old in zip(weights, before, strict=True)):
-            raise AssertionError("a weight did not come back")
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    a, b = (torch.empty(x.numel(), dtype=x.dtype).copy_(x.detach().flatten()) for x in (a, b))
-    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
-
-
-perturbed_.__signature__ = inspect.signature(mf.perturbed)  # type: ignore[attr-defined]
-ALSO_NAMED = {perturbed_: {"parameter", "gradient"}}
-"""What errors may name in the place of an argument: one of those in it."""
-
-
-@st.composite
-def perturbed(draw: Any) -> Call:
-    _, arguments = draw(perturbation(ops.perturb_))
-    weights = arguments.pop("params")
-    if isinstance(weights, list):
-        weights = [w.detach().requires_grad_(w.is_floating_point()) if isinstance(w, Tensor) else w for w in weights]
-    arguments["module_or_params"] = weights
-    del arguments["stash"]
-    arguments["inv_scale"] = draw(st.sampled_from([None, 0.5, torch.tensor(0.25)]))
-    return perturbed_, draw(disturbed(arguments))
-
-
 STRATEGIES: dict[str, st.SearchStrategy[Call]] = {
     "soft_topk": soft_topk(mf.soft_topk),
     "temporal_mask": soft_topk(mf.temporal_mask),
@@ -269,6 +150,6 @@ STRATEGIES: dict[str, st.SearchStrategy[Call]] = {
     "divergence": divergence(),
     "grad_reverse": grad_reverse(),
     "packing": packing(),
-    "perturbed": perturbed(),
-    **{f.__name__: perturbation(f) for f in (ops.grad_norm, ops.perturb_, ops.restore_)},
+    **WEIGHT_STRATEGIES,
+    **MODULE_STRATEGIES,
 }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import mmer_fast as mf
 from mmer_fast import ops
 from mmer_fast.ops import dropout_add_layer_norm  # noqa: F401  defines the operators of the models
+from mmer_fast.ops.linear import linear as linear_layer
 from mmer_fast.ops.self_attention import self_attention as fused_self_attention
 
 WIDTH = 8
@@ -101,6 +102,19 @@ def self_attention(n: int) -> list[Tensor]:
     return _with_gradients([out], x, weight, bias)
 
 
+def linear(n: int) -> list[Tensor]:
+    """The helper of the models that takes oneDNN where that is faster; every n here is large enough for it.
+
+    On whole numbers, whose sums are exact in any order: that of torch's products changes with the number of threads.
+    """
+    draw = _Draws()
+    x, weight, bias, upstream = (
+        draw(*shape).detach().round().requires_grad_() for shape in ((512 + n, 224), (224, 224), (224,), (512 + n, 224))
+    )
+    out = linear_layer(x, weight, bias)
+    return [out.detach(), *torch.autograd.grad(out, (x, weight, bias), upstream.detach())]
+
+
 def scaled_dot_product_attention(n: int) -> list[Tensor]:
     draw = _Draws()
     q, k, v, bias = draw(2, n, WIDTH), draw(2, n, WIDTH), draw(2, n, WIDTH), draw(n, n)
@@ -157,6 +171,7 @@ CALLS: dict[str, Callable[[int], list[Tensor]]] = {
         masked_attention,
         packed_attention,
         self_attention,
+        linear,
         scaled_dot_product_attention,
         divergences,
         perturbation_of_lists,

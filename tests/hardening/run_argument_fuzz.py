@@ -1,9 +1,9 @@
-"""Calls the public operators with whatever hypothesis draws, in a process of its own, which a crash may end.
+"""Calls the public operators and modules with what hypothesis draws, in a process of its own, which a crash may end.
 
     python run_argument_fuzz.py LAST
 
-Prints one line of JSON, ``{operator: what was wrong, or null}``. The file LAST has the call that is being made: after a
-crash, the one that did it.
+Prints one line of JSON, ``{name: what was wrong, or null}``, with the names of STRATEGIES. The file LAST has the call
+that is being made: after a crash, the one that did it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from argument_strategies import ALSO_NAMED, STRATEGIES, Arguments
+from argument_strategies import STRATEGIES
+from drawn_tensors import Arguments, flat
 from fuzzing import examples
 from hypothesis import HealthCheck, given
 from torch import Tensor
+from weight_strategies import ALSO_NAMED
 
 import mmer_fast as mf
 
@@ -32,22 +34,16 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 4e-2, tor
 ERRORS = (TypeError, ValueError, mf.BackendUnavailable)
 
 
-def flat(value: Any) -> Iterator[Tensor]:
-    """The tensors in an argument or a result."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from flat(item)
-
-
 def describe(function: Callable[..., Any], arguments: Arguments) -> str:
     def shown(value: Any) -> str:
         if isinstance(value, Tensor):
             values = "" if value.is_meta else f" {value.tolist()}"
+            values += f" grad {shown(value.grad)}" if value.is_leaf and value.grad is not None else ""
             return f"<{value.dtype} {tuple(value.shape)} strides {value.stride()} on {value.device}{values}>"
         if isinstance(value, (tuple, list)):
             return f"[{', '.join(map(shown, value))}]"
+        if isinstance(value, dict):
+            return f"{{{', '.join(f'{name!r}: {shown(item)}' for name, item in value.items())}}}"
         return repr(value)
 
     return f"{function.__name__}({', '.join(f'{name}={shown(value)}' for name, value in arguments.items())})"
@@ -66,7 +62,8 @@ def reference(function: Callable[..., Any], arguments: Arguments) -> Any:
 def comparable(function: Callable[..., Any], arguments: Arguments) -> bool:
     """Whether the backends promise the same: not of random numbers, nor where float32 overflows on the way."""
     drawn = arguments.get("dropout_p") and arguments["seed"] is None
-    squares = "attention" in function.__name__ or arguments.get("solver") == "sinkhorn"
+    products = any(kind in function.__name__.lower() for kind in ("attention", "transformer"))
+    squares = products or arguments.get("solver") == "sinkhorn"
     floating = [x for x in flat(list(arguments.values())) if x.is_floating_point() and not x.is_meta]
     moderate = all(bool((x.double().abs() < 1e15).all()) for x in floating)
     return not drawn and (moderate or not squares)

@@ -129,6 +129,8 @@ class TestPacked:
         assert torch.equal(mf.unpack(out, layout, T), expected if batch_first else expected.transpose(0, 1))
         causal = module.forward_packed(mf.pack(x, layout), layout, is_causal=True)
         assert (causal - module(mf.pack(x, layout), LATER.clone(), is_causal=False, layout=layout)).abs().max() <= 1e-12
+        # In torch's way: the mask is there, and the flag says that it is the causal one.
+        assert torch.equal(causal, module(mf.pack(x, layout), LATER.clone(), is_causal=True, layout=layout))
 
     def test_runs_through_the_hooks_of_the_layers(self):
         module, _ = stacks()
