@@ -4,7 +4,8 @@
 its maker's. So both flush where the call comes before the first parallel work, and one where it comes after. Either
 way the results are finite and within the tolerance of the float64 reference, which flushes nothing. A second call gives
 the same: to the bit where both flush; where one does, but for what subnormal numbers add, since it is not fixed which
-of the two takes which part of attention.
+of the two takes which part of attention. Key weights that are subnormal for one thread and 0 for the other are summed
+in other ways by the two, which are rounded otherwise.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from mmer_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 SMALLEST = torch.finfo(torch.float32).smallest_normal
 TOLERANCE = 2e-5  # of float32, relative to the largest entry or 1
 SUBNORMAL_SUMS = 1e-30  # more than any sum of subnormal numbers here
+ROUNDING = 1e-6  # of sums whose order, or whose scale, is another
 
 Function = Callable[..., Tensor]
 
@@ -148,7 +150,8 @@ def test_results_are_those_of_the_reference_and_of_the_call_before(name: str, bo
     for got, again, want in zip(first, second, expected, strict=True):
         assert got.isfinite().all()
         assert (got.double() - want.double()).abs().max() <= TOLERANCE * max(1.0, float(want.abs().max()))
-        assert (got - again).abs().max() <= SUBNORMAL_SUMS
+        apart = ROUNDING * max(1.0, float(want.abs().max())) if name == "masked_attention" else SUBNORMAL_SUMS
+        assert (got - again).abs().max() <= apart
     if both:
         assert same_bits(first, second)
 
