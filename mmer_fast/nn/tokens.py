@@ -46,7 +46,8 @@ class OnTokens(nn.Module):
 
     def _encode(self, src: Tensor, beside: Beside) -> Tensor:
         """From what `forward` was called with to `_run` and back to the shape of `src`, 0 in the padding."""
-        _validate.floating_tensor("src", src)
+        if beside.is_causal:  # in torch's way: it says that the mask is the causal one
+            beside = beside._replace(mask=None)
         if beside.layout is not None:
             check_layout("layout", beside.layout)
             return self._run(src, _checked(src, beside, beside.layout, self.heads, self.mask_name))
@@ -64,7 +65,7 @@ class OnTokens(nn.Module):
 
     def _encode_batch(self, src: Tensor, beside: Beside) -> Tensor:
         batch, steps = src.shape[:2] if self.batch_first else (src.shape[1], src.shape[0])
-        if beside.mask is not None and not beside.is_causal:  # once for all layers, and by the name that it has here
+        if beside.mask is not None:  # once for all layers, and by the name that it has here
             mask = additive(self.mask_name, beside.mask, (batch, self.heads, steps, steps), src.device)
             beside = beside._replace(mask=mask)
         given = beside.padding_mask
@@ -87,7 +88,7 @@ class OnTokens(nn.Module):
         src = src if self.batch_first else src.transpose(0, 1)
         batch, steps = src.shape[:2]
         bias, weights = None, beside.key_weights
-        if beside.mask is not None and not beside.is_causal:
+        if beside.mask is not None:
             bias = padding.positional_bias(beside.mask)
         if weights is not None:
             _validate.floating_tensor("key_weights", weights)
@@ -110,7 +111,7 @@ def _checked(src: Tensor, beside: Beside, layout: PackedLayout, heads: int, mask
         raise ValueError("packed tokens have no padding: layout goes without src_key_padding_mask and lengths")
     if src.dim() != 2 or src.shape[0] != layout.total:
         raise ValueError(f"src must have shape ({layout.total}, E) as its layout says, got {tuple(src.shape)}")
-    if beside.mask is None or beside.is_causal:  # which says that the mask is the causal one
-        return beside._replace(mask=None)
+    if beside.mask is None:
+        return beside
     shape = (layout.lengths.shape[0], heads, layout.max_seqlen, layout.max_seqlen)
     return beside._replace(mask=additive(mask_name, beside.mask, shape, src.device))

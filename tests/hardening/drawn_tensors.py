@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from public_calls import same_bits
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -92,10 +93,5 @@ def bits_kept(weights: Sequence[Tensor]) -> Iterator[None]:
     try:
         yield
     finally:
-        if not all(w.is_meta or _same_bits(w, old) for w, old in zip(weights, before, strict=True)):
+        if not all(w.is_meta or same_bits([w], [old]) for w, old in zip(weights, before, strict=True)):
             raise AssertionError("a weight has other bits afterwards")
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    a, b = (torch.empty(x.numel(), dtype=x.dtype).copy_(x.detach().flatten()) for x in (a, b))
-    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))

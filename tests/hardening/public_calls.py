@@ -190,4 +190,5 @@ def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 def _bytes(x: Tensor) -> Tensor:
-    return x.detach().reshape(-1).view(torch.uint8)
+    """Of any layout: what has no entry may have strides that no view of bytes can have."""
+    return torch.empty(x.numel(), dtype=x.dtype).copy_(x.detach().flatten()).view(torch.uint8)
