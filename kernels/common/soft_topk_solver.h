@@ -15,9 +15,10 @@
 // 3. Where the row is a staircase at the scale of tau (spread/tau > kStaircase) or two steps did not come near, the
 //    k-th largest score is selected by radix (three counting sweeps), and step 2 goes on from there. Where step 2 has
 //    no answer, because what is active cannot make up the difference, two exponentials have (saturated_step).
-// 4. Once |step| <= final_step the cubic Taylor polynomial of S, whose coefficients the sums give, is solved for the
-//    last step; its remainder is below rounding. The weights are sigma there: computed afresh, or moved from the last
-//    sweep's own by the same cubic (last_step).
+// 4. Once |step| <= final_step the Taylor polynomial of S, whose coefficients the sums give, is solved for the last
+//    step; its remainder is below rounding. The weights are sigma there: computed afresh, or moved from the last
+//    sweep's own by last_step. The polynomial is a cubic; a backend whose first sweep takes further sums where near()
+//    says that they will do (SigmoidSums::high) has degree 7, which ends most such rows after that sweep.
 //
 // At most 10 sweeps in all on the families of tests/ops/test_soft_topk_convergence.py.
 #pragma once
@@ -44,12 +45,17 @@ struct RowStats {
 struct SigmoidSums {
   double upper = 0;        // entries with t >= 0
   double d = 0;            // sum d
-  double W = 0;            // sum w           = S'
+  double W = 0;            // sum w           S'   = W
   double wT = 0;           // sum w T         S''  = W - 2 wT
   double ww = 0;           // sum w^2         S''' = W - 6 ww
   double active = 0;       // entries with |t| <= kActive
   double outer_upper = 0;  // entries with t > kActive
   double outer_d = 0;      // sum d over entries with |t| > kActive
+  bool high = false;       // whether those below were summed too
+  double wwT = 0;          // sum w^2 T       S4 = W - 2 wT - 12 ww + 24 wwT
+  double www = 0;          // sum w^3         S5 = W - 30 ww + 120 www
+  double wwwT = 0;         // sum w^3 T       S6 = W - 2 wT - 60 ww + 120 wwT + 360 www - 720 wwwT
+  double wwww = 0;         // sum w^4         S7 = W - 126 ww + 1680 www - 5040 wwww
 
   MMER_HD double residual(double k) const { return (upper - k) + d; }
 };
@@ -101,12 +107,14 @@ struct ThresholdSolver {
   enum class Action { kSweep, kSelect, kOutput };
 
   double k = 0, n = 0, tau = 1;
-  double final_step = 0.02;  // kFinal: 0.02 for float32 sums, 1e-3 for float64
+  double final_step = 0.02;  // Newton's, for float32 sums; 1e-3 for float64. The remainder is 1e-8 of a weight at most
+  double high_step = 0.33;   // the same with high sums; 0.03 for float64
   double pivot = 0;          // p, representable in the compute type
   double c = 0, lo = 0, hi = 0;
-  double last_step = 0;    // of c, after the last sigmoid sweep; |last_step| <= final_step
+  double last_step = 0;    // of c, after the last sigmoid sweep; about final_step or, with high sums, high_step at most
   double shift = 0;        // in c, of a Sinkhorn sweep (move_into_window)
   double logit_share = 0;  // logit(k/n)
+  double spread = 0;       // variance of the scores, in units of tau^2
   int sweeps = 0;          // over the row's scores, of any kind
   int trials = 0;
   bool selected = false;
@@ -120,13 +128,14 @@ struct ThresholdSolver {
     tau = tau_;
     n = stats.finite;
     final_step = compute_float ? 0.02 : 1e-3;
+    high_step = compute_float ? 0.33 : 0.03;
     sweeps = 1;
     const bool bad = stats.poisoned || !(k >= 0) || !(k <= stats.valid) || !(tau > 0) || !(tau < INFINITY);
     if (bad) return saturate(NAN, NAN);
     if (k == 0) return saturate(0.0, INFINITY);
     if (k >= n) return saturate(1.0, -INFINITY);
     const double L = logit_share = soft_topk_logit(k, n - k);
-    const double z = stats.var / (tau * tau);
+    const double z = spread = stats.var / (tau * tau);
     double lambda = stats.mean - tau * L * sqrt(1.0 + 0.39269908169872414 * z);
     const double lo_lambda = stats.min - tau * L, hi_lambda = stats.max - tau * L;
     if (!(lambda >= lo_lambda && lambda <= hi_lambda)) lambda = 0.5 * lo_lambda + 0.5 * hi_lambda;
@@ -185,16 +194,16 @@ struct ThresholdSolver {
     const double scale = lesser_of(1.0, lesser_of(k, n - k));
     if (fabs(r) <= (compute_float ? 1e-8 : 1e-16) * scale || sweeps >= kMaxSweeps) return Action::kOutput;
 
-    // Near the end Newton's step is as good as Halley's, and needs no logarithm: the cubic finishes.
+    // Near the end Newton's step is as good as Halley's, and needs no logarithm: the polynomial finishes.
     const double newton = -r / s.W;
-    if (fabs(newton) <= final_step) {
-      last_step = taylor_step(s, r, newton);
+    if (fabs(newton) <= (s.high ? high_step : final_step)) {
+      last_step = s.high ? septic_step(s, r, newton) : cubic_step(s, r, newton);
       c += last_step;
       return Action::kOutput;
     }
     double step = halley(s, r, s.outer_upper, s.outer_d, s.active);
     if (!(step == step) && s.active < n) step = saturated_step(s, r);
-    if (fabs(step) <= kTaylor) step = taylor_step(s, r, step);
+    if (fabs(step) <= kTaylor) step = cubic_step(s, r, step);
     const bool inside = c + step >= lo && c + step <= hi;
     if (!selected && (!inside || (trials >= kTrials && fabs(step) > kSettling))) {
       if (inside) c += step;
@@ -213,6 +222,10 @@ struct ThresholdSolver {
     repivot(compute_float);
     return Action::kSweep;
   }
+
+  // Whether the first guess is likely to lie within high_step: as the quantile of a sample does from that of the
+  // distribution, it misses by some 1.2 sqrt(spread/n).
+  MMER_HD bool near() const { return trials == 0 && spread < 0.06 * n; }
 
   MMER_HD double threshold() const { return saturated ? threshold_fill : pivot - (c - shift) * tau; }
 
@@ -294,13 +307,32 @@ struct ThresholdSolver {
   }
 
   // Solves S + W d + (W - 2 wT) d^2/2 + (W - 6 ww) d^3/6 = k near `guess`.
-  MMER_HD static double taylor_step(const SigmoidSums& s, double r, double guess) {
+  MMER_HD static double cubic_step(const SigmoidSums& s, double r, double guess) {
     const double d2 = s.W - 2 * s.wT, d3 = s.W - 6 * s.ww;
     double d = guess;
     for (int i = 0; i < 3; ++i) {
       const double f = r + d * (s.W + d * (0.5 * d2 + d * (d3 / 6)));
       const double slope = s.W + d * (d2 + 0.5 * d * d3);
       if (slope > 0.25 * s.W) d -= f / slope;
+    }
+    return d;
+  }
+
+  // Solves S + W d + ... + S7 d^7/7! = k from Newton's step: a step of Chebyshev, then two of Newton.
+  MMER_HD static double septic_step(const SigmoidSums& s, double r, double newton) {
+    const double even = s.W - 2 * s.wT, mixed = s.ww - 2 * s.wwT;
+    const double a1 = s.W, a2 = even / 2, a3 = (s.W - 6 * s.ww) / 6, a4 = (even - 12 * mixed) / 24;
+    const double a5 = (s.W - 30 * s.ww + 120 * s.www) / 120;
+    const double a6 = (even - 60 * mixed + 360 * (s.www - 2 * s.wwwT)) / 720;
+    const double a7 = (s.W - 126 * s.ww + 1680 * s.www - 5040 * s.wwww) / 5040;
+    const double bend = newton * a2 / a1;
+    double d = newton * (1 - bend * (1 - 2 * bend));
+    for (int i = 0; i < 2; ++i) {
+      const double dd = d * d, dddd = dd * dd;
+      const double f = ((r + d * a1) + dd * (a2 + d * a3)) + dddd * ((a4 + d * a5) + dd * (a6 + d * a7));
+      const double slope =
+          ((a1 + d * (2 * a2)) + dd * (3 * a3 + d * (4 * a4))) + dddd * ((5 * a5 + d * (6 * a6)) + dd * (7 * a7));
+      if (slope > 0.25 * a1) d -= f / slope;
     }
     return d;
   }

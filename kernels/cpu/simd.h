@@ -256,20 +256,68 @@ inline double max_lanes(Vec<T, kCount> a) {
 }
 
 // v held within [-bound, bound].
+#if defined(__AVX512F__)
+constexpr int kSmallerMagnitude = 2;  // with the sign of the first
+MMER_INLINE Native<float>::V native_clamp(Native<float>::V v, float bound) {
+  return _mm512_range_ps(v, _mm512_set1_ps(bound), kSmallerMagnitude);
+}
+MMER_INLINE Native<double>::V native_clamp(Native<double>::V v, double bound) {
+  return _mm512_range_pd(v, _mm512_set1_pd(bound), kSmallerMagnitude);
+}
+#else
+template <class V, class T>
+MMER_INLINE V native_clamp(V v, T bound) {
+  const V top = bound - V{};
+  return native_greater(native_lesser(v, top), -top);
+}
+#endif
 template <class T, int kCount>
 MMER_INLINE Vec<T, kCount> clamp(Vec<T, kCount> v, T bound) {
-  return greater(lesser(v, broadcast<T, kCount>(bound)), broadcast<T, kCount>(-bound));
+  MMER_EACH v.v[u] = native_clamp(v.v[u], bound);
+  return v;
 }
 
-// p 2^n, n + 1.5 * 2^(mantissa bits) in `shifted`.
-template <int kCount>
-MMER_INLINE Vec<float, kCount> times_power_of_2(Vec<float, kCount> p, Vec<float, kCount> shifted) {
-  MMER_EACH p.v[u] *= (Native<float>::V)(((Native<float>::I)shifted.v[u] - 0x4B400000 + 127) << 23);
-  return p;
+// The integer n nearest to u, |u| < 2^20: as a mark of it, the number itself, and in p 2^n.
+#if defined(__AVX512F__)
+MMER_INLINE Native<float>::V mark_nearest(Native<float>::V u) { return _mm512_roundscale_ps(u, 0); }
+MMER_INLINE Native<double>::V mark_nearest(Native<double>::V u) { return _mm512_roundscale_pd(u, 0); }
+template <class V>
+MMER_INLINE V marked(V mark) {
+  return mark;
 }
-template <int kCount>
-MMER_INLINE Vec<double, kCount> times_power_of_2(Vec<double, kCount> p, Vec<double, kCount> shifted) {
-  MMER_EACH p.v[u] *= (Native<double>::V)(((Native<double>::I)shifted.v[u] - 0x4338000000000000 + 1023) << 52);
+MMER_INLINE Native<float>::V times_power_of_2(Native<float>::V p, Native<float>::V mark) {
+  return _mm512_scalef_ps(p, mark);
+}
+MMER_INLINE Native<double>::V times_power_of_2(Native<double>::V p, Native<double>::V mark) {
+  return _mm512_scalef_pd(p, mark);
+}
+#else
+constexpr float kRoundFloat = 12582912.0f;         // 1.5 * 2^23: a sum with it is an integer, held in its low bits
+constexpr double kRoundDouble = 6755399441055744;  // 1.5 * 2^52
+MMER_INLINE Native<float>::V mark_nearest(Native<float>::V u) { return u + kRoundFloat; }
+MMER_INLINE Native<double>::V mark_nearest(Native<double>::V u) { return u + kRoundDouble; }
+MMER_INLINE Native<float>::V marked(Native<float>::V mark) { return mark - kRoundFloat; }
+MMER_INLINE Native<double>::V marked(Native<double>::V mark) { return mark - kRoundDouble; }
+MMER_INLINE Native<float>::V times_power_of_2(Native<float>::V p, Native<float>::V mark) {
+  return p * (Native<float>::V)(((Native<float>::I)mark - 0x4B400000 + 127) << 23);
+}
+MMER_INLINE Native<double>::V times_power_of_2(Native<double>::V p, Native<double>::V mark) {
+  return p * (Native<double>::V)(((Native<double>::I)mark - 0x4338000000000000 + 1023) << 52);
+}
+#endif
+template <class T, int kCount>
+MMER_INLINE Vec<T, kCount> mark_nearest(Vec<T, kCount> a) {
+  MMER_EACH a.v[u] = mark_nearest(a.v[u]);
+  return a;
+}
+template <class T, int kCount>
+MMER_INLINE Vec<T, kCount> marked(Vec<T, kCount> mark) {
+  MMER_EACH mark.v[u] = marked(mark.v[u]);
+  return mark;
+}
+template <class T, int kCount>
+MMER_INLINE Vec<T, kCount> times_power_of_2(Vec<T, kCount> p, Vec<T, kCount> mark) {
+  MMER_EACH p.v[u] = times_power_of_2(p.v[u], mark.v[u]);
   return p;
 }
 
@@ -280,21 +328,21 @@ template <int kCount>
 MMER_INLINE Vec<float, kCount> exp2_bounded(Vec<float, kCount> u) {
   using V = Vec<float, kCount>;
   u = clamp(u, 110.0f);
-  const V shifted = u + 12582912.0f;  // 1.5 * 2^23: rounds to an integer, held in the low bits
-  const V g = u - (shifted - 12582912.0f);
+  const V mark = mark_nearest(u);
+  const V g = u - marked(mark);
   const V g2 = g * g;
   const V low = 1.0f + g * 0.693147181f;
   const V middle = 0.240226464f + g * 0.0555032866f;
   const V high = (0.00961848884f + g * 0.00133999446f) + g2 * 0.000153458001f;
-  return times_power_of_2(low + g2 * (middle + g2 * high), shifted);
+  return times_power_of_2(low + g2 * (middle + g2 * high), mark);
 }
 
 template <int kCount>
 MMER_INLINE Vec<double, kCount> exp2_bounded(Vec<double, kCount> u) {
   using V = Vec<double, kCount>;
   u = clamp(u, 1000.0);
-  const V shifted = u + 6755399441055744.0;  // 1.5 * 2^52
-  const V g = u - (shifted - 6755399441055744.0);
+  const V mark = mark_nearest(u);
+  const V g = u - marked(mark);
   const V g2 = g * g, g4 = g2 * g2;
   const V a = (1.0 + g * 0.6931471805599453) + g2 * (0.2402265069591007 + g * 0.055504108664821576);
   const V b =
@@ -302,7 +350,7 @@ MMER_INLINE Vec<double, kCount> exp2_bounded(Vec<double, kCount> u) {
   const V c =
       (1.3215486790144305e-06 + g * 1.0178086009239696e-07) + g2 * (7.054911620801121e-09 + g * 4.44553827187081e-10);
   const V e = 2.5678435993488196e-11 + g * 1.3691488853904124e-12;
-  return times_power_of_2(a + g4 * (b + g4 * (c + g4 * e)), shifted);
+  return times_power_of_2(a + g4 * (b + g4 * (c + g4 * e)), mark);
 }
 
 // Storage types: bits in, float out, and back with round-to-nearest-even.

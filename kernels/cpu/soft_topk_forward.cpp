@@ -37,7 +37,8 @@ class Row {
     const StagedRow<C> staged = stage_scores<S, C>(args.in, row, length_, scratch.buffer(kBuffers * slot));
     x_ = staged.x;
     stats_ = row_stats(x_, length_, staged.valid);
-    sweeper_ = Sweeper<C>(x_, length_, scratch.buffer(kBuffers * slot + 1), scratch.buffer(kBuffers * slot + 2));
+    sweeper_ =
+        Sweeper<C>(x_, length_, scratch.buffer(kBuffers * slot + 1), weights(scratch.buffer(kBuffers * slot + 2)));
   }
 
   void start() {
@@ -71,21 +72,19 @@ class Row {
   }
 
   void write() const {
-    const SoftTopKRows& in = args_->in;
-    S* out = static_cast<S*>(args_->weights) + row_ * in.cols;
-    store_zeros(out, length_, in.cols);
+    S* const out = this->out();
+    store_zeros(out, length_, args_->in.cols);
     double residual;
     if (solver_.saturated) {
       write_saturated(out);
       residual = solver_.fill * stats_.finite - k();
     } else {
-      const C factor = static_cast<C>(factor_);
-      const double total = write_weights(sweeper_.weights(), length_, solver_.last_step, factor, out);
+      const double total = write_moved(out);
       residual = args_->sinkhorn_iterations > 0 ? solver_.sinkhorn_residual(total) : total - k();
     }
     args_->threshold[row_] = sign() * solver_.threshold();
     args_->certificate[2 * row_] = residual;
-    args_->certificate[2 * row_ + 1] = in.cols > 0 ? solver_.sweeps : 0;
+    args_->certificate[2 * row_ + 1] = args_->in.cols > 0 ? solver_.sweeps : 0;
   }
 
  private:
@@ -94,6 +93,15 @@ class Row {
     return usable_tau(args_->in.tau != nullptr ? args_->in.tau[row_] : args_->in.tau_value, kFloat);
   }
   double sign() const { return args_->in.largest ? 1.0 : -1.0; }
+  S* out() const { return static_cast<S*>(args_->weights) + row_ * args_->in.cols; }
+
+  // Where sweeps write T: the output itself, where whole vectors of it belong to the row, else scratch.
+  C* weights(C* scratch) const {
+    if constexpr (sizeof(S) == sizeof(C)) {
+      if (whole_vectors<C>(length_) == length_) return out();
+    }
+    return scratch;
+  }
 
   void iterate_sinkhorn() {
     for (int64_t t = 0; t < args_->sinkhorn_iterations && !solver_.saturated; ++t) {
@@ -102,6 +110,14 @@ class Row {
       factor_ = k() / sum_T;
       if (t + 1 < args_->sinkhorn_iterations) solver_.sinkhorn_step(sum_T, sum_U, stats_);
     }
+  }
+
+  double write_moved(S* out) const {
+    const C* const T = sweeper_.weights();
+    const C factor = static_cast<C>(factor_);
+    const double d = solver_.last_step;
+    if (std::fabs(d) <= solver_.final_step) return write_weights(T, length_, MovedLittle<C>(d), factor, out);
+    return write_weights(T, length_, Moved<C>(d), factor, out);
   }
 
   // A row without a root: every finite entry gets solver.fill, 0 or 1, or every valid one NaN.

@@ -14,6 +14,11 @@ constexpr int64_t kBlock = 16 * Vec<C>::kLanes;
 template <class C>
 constexpr C kNothing = sizeof(C) == 4 ? C(1e-29) : C(1e-297);
 
+// Slopes whose powers are nothing beside the others'. As subnormal numbers they would be slow; a masked product, which
+// AVX-512 has, is not taken.
+template <class C>
+constexpr C kFaint = sizeof(C) == 4 ? C(1e-9) : C(1e-70);
+
 inline int64_t block_end(int64_t start, int64_t block, int64_t end) {
   return start + block < end ? start + block : end;
 }
@@ -53,12 +58,17 @@ class Sweeper {
 
   // Writes T and returns the sums that the solver needs.
   SigmoidSums sums(const ThresholdSolver& solver) {
-    const bool fresh = !reaches(solver);
+    const bool fresh = !reaches(solver), high = kHighPays && fresh && solver.near();
     if (fresh) rebase(solver);
+    ready_ = !high;  // few rows need another sweep after that one
     const Exponential<C> exponential(solver.pivot, solver.tau, solver.c);
     const C shift = static_cast<C>(fresh ? 1.0 : std::exp(solver.c - base_c_));
-    if (solver.selected) return fresh ? sums<true, true>(exponential, shift) : sums<true, false>(exponential, shift);
-    SigmoidSums result = fresh ? sums<false, true>(exponential, shift) : sums<false, false>(exponential, shift);
+    if (solver.selected) {
+      return fresh ? sums<kPlateau | kFresh>(exponential, shift) : sums<kPlateau>(exponential, shift);
+    }
+    SigmoidSums result = high    ? sums<kFresh | kHigh>(exponential, shift)
+                         : fresh ? sums<kFresh>(exponential, shift)
+                                 : sums<0>(exponential, shift);
     result.active = solver.n;  // before selection the whole row counts as one plateau
     return result;
   }
@@ -85,6 +95,7 @@ class Sweeper {
  private:
   using V = Vec<C>;
   static constexpr double kReach = 8.0;
+  static constexpr bool kHighPays = kVectorBytes == 64;      // fewer than 32 registers do not hold so many sums
   static constexpr double kActiveEdge = 2980.9579870417283;  // e^kActive
   static_assert(ThresholdSolver::kActive == 8.0, "kActiveEdge is its exponential");
 
@@ -98,20 +109,24 @@ class Sweeper {
     base_c_ = solver.c;
   }
 
-  template <bool kPlateau, bool kFresh>
+  // What a sweep does beside T and the sums up to ww: takes exponentials, sums over the plateau, sums up to wwww.
+  static constexpr int kFresh = 1, kPlateau = 2, kHigh = 4;
+
+  template <int kKind>
   SigmoidSums sums(const Exponential<C>& exponential, C shift) const {
     SigmoidSums sums;
     const C* const x = x_;
     C *const q_row = q_, *const T_row = T_;
     constexpr C one = 1, edge = static_cast<C>(kActiveEdge);
+    sums.high = (kKind & kHigh) != 0;
     for (int64_t start = 0; start < padded_; start += kBlock<C>) {
       const int64_t end = block_end(start, kBlock<C>, padded_);
-      Accumulator<C> upper, d, W, wT, ww, active, outer_upper, outer_d;
+      Accumulator<C> upper, d, W, wT, ww, wwT, www, wwwT, wwww, active, outer_upper, outer_d;
       for (int64_t i = start; i < end; i += Vec<C>::kLanes) {
         V q;
-        if constexpr (kFresh) {
+        if constexpr ((kKind & kFresh) != 0) {
           q = exponential(load(x + i));
-          store(q_row + i, q);
+          if constexpr ((kKind & kHigh) == 0) store(q_row + i, q);
         } else {
           q = load(q_row + i) * shift;
         }
@@ -124,8 +139,17 @@ class Sweeper {
         d.add(to_nearest);
         W.add(w);
         wT.add_product(w, T);
-        ww.add_product(w, w);
-        if constexpr (kPlateau) {
+        if constexpr ((kKind & kHigh) == 0) {
+          ww.add_product(w, w);
+        } else {
+          const V w2 = where(w > kFaint<C>, w * w), w3 = w2 * w;
+          ww.add(w2);
+          wwT.add_product(w2, T);
+          www.add(w3);
+          wwwT.add_product(w3, T);
+          wwww.add_product(w2, w2);
+        }
+        if constexpr ((kKind & kPlateau) != 0) {
           const Mask<C> near = (q <= edge) & (q * edge >= one);
           active.count(near);
           outer_upper.count(q > edge);
@@ -137,7 +161,13 @@ class Sweeper {
       sums.W += W.total();
       sums.wT += wT.total();
       sums.ww += ww.total();
-      if constexpr (kPlateau) {
+      if constexpr ((kKind & kHigh) != 0) {
+        sums.wwT += wwT.total();
+        sums.www += www.total();
+        sums.wwwT += wwwT.total();
+        sums.wwww += wwww.total();
+      }
+      if constexpr ((kKind & kPlateau) != 0) {
         sums.active += active.total();
         sums.outer_upper += outer_upper.total();
         sums.outer_d += outer_d.total();
@@ -153,22 +183,44 @@ class Sweeper {
   double base_pivot_ = 0, base_c_ = 0;
 };
 
-// The weights from the last sweep's T, moved by d = solver.last_step through the cubic
-//     sigma(t + d) = T + w d + w (1 - 2T) d^2/2 + w (1 - 6w) d^3/6,   w = T (1 - T),
-// times `factor` (Sinkhorn's). Returns sum T before the factor.
-template <class S, class C>
-double write_weights(const C* T_in, int64_t length, double step, C factor, S* out) {
+// The weights from the last sweep's T, moved by d = solver.last_step:   w = T (1 - T),
+//     sigma(t + d) = T + w (e^d - 1) / (1 + T (e^d - 1))
+template <class C>
+struct Moved {
+  C growth;
+  explicit Moved(double d) : growth(static_cast<C>(std::expm1(d))) {}
+  MMER_INLINE Vec<C> operator()(Vec<C> T) const {
+    const Vec<C> w = T - T * T;
+    return T + w * growth * reciprocal(T * growth + C(1));
+  }
+};
+
+// For small d, cheaper:
+//     sigma(t + d) = T + w d + w (1 - 2T) d^2/2 + w (1 - 6w) d^3/6
+template <class C>
+struct MovedLittle {
+  C first, second, third;
+  explicit MovedLittle(double d)
+      : first(static_cast<C>(d + d * d / 2 + d * d * d / 6)),
+        second(static_cast<C>(d * d)),
+        third(static_cast<C>(d * d * d)) {}
+  MMER_INLINE Vec<C> operator()(Vec<C> T) const {
+    const Vec<C> w = T - T * T;
+    return T + w * (first - T * second - w * third);
+  }
+};
+
+// Writes the moved weights times `factor` (Sinkhorn's). Returns their sum before the factor.
+template <class S, class C, class Move>
+double write_weights(const C* T_in, int64_t length, Move move, C factor, S* out) {
   using V = Vec<C>;
-  const C first = static_cast<C>(step + step * step / 2 + step * step * step / 6);
-  const C second = static_cast<C>(step * step), third = static_cast<C>(step * step * step);
   const int64_t padded = whole_vectors<C>(length);
   double total = 0;
   for (int64_t start = 0; start < padded; start += kBlock<C>) {
     const int64_t end = block_end(start, kBlock<C>, padded);
     Accumulator<C> sum;
     store_row<C>(out, start, end, length, [&](int64_t i) MMER_INLINE_LAMBDA {
-      const V T = load(T_in + i), w = T - T * T;
-      const V moved = T + w * (first - T * second - w * third);
+      const V moved = move(load(T_in + i));
       const V kept = where(moved > kNothing<C>, moved);
       sum.add(kept);
       return kept * factor;

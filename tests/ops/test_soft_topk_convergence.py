@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 
 import pytest
+import soft_topk_oracle as oracle
 import torch
 from torch import Tensor
 
 import mmer_fast as mf
+from mmer_fast import _extension
 
 MOST_SWEEPS = {"cpu": 10, "cuda": 11, "triton": 11}  # 11: selection in float64 sweeps once more
 EPSILONS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -110,3 +112,22 @@ def test_a_million_entries(dtype: torch.dtype, compiled: str, device: str) -> No
     epsilon = torch.tensor([epsilon for _, epsilon in cases], dtype=torch.float64, device=device)
     k = torch.full_like(epsilon, 0.07 * n)
     _assert_solved(torch.stack(rows).to(device, dtype), k, epsilon, [name for name, _ in cases], compiled)
+
+
+@compiled_backends
+@pytest.mark.parametrize(
+    ("dtype", "n", "epsilon", "tolerance"),
+    [(torch.float32, 512, 0.1, 3e-7), (torch.float64, 4096, 1.0, 2e-15)],
+    ids=["float32", "float64"],
+)
+def test_rows_of_spread_scores_with_a_near_first_guess(
+    dtype: torch.dtype, n: int, epsilon: float, tolerance: float, compiled: str, device: str
+) -> None:
+    """The first guess is up to 0.4 (float64: 0.02) of tau away, about as far as the polynomial of degree 7 reaches."""
+    scores = torch.randn(256, n, generator=torch.Generator().manual_seed(0)).sigmoid().to(device, dtype)
+    weights, info = mf.soft_topk(scores, 0.4 * n, epsilon=epsilon, return_info=True, backend=compiled)
+    torch.testing.assert_close(
+        weights.cpu().double(), oracle.soft_topk(scores, 0.4 * n, epsilon), rtol=0, atol=tolerance
+    )
+    if compiled == "cpu" and _extension.cpu_isa() == "avx512":
+        assert (info.sweeps == 2).double().mean() > 0.9  # the statistics, and one pass of sums
