@@ -182,7 +182,8 @@ class NinjaBuild(build_ext):
         older = write_older_glibc(build_folder)
         link = ["-lgcc"]  # static, before libgcc_s.so, which has the conversions of float16 only since 12
         link += ["-Wl,--as-needed", *(quote(library) for library in older), "-ldl", "-lrt", "-lpthread"]
-        link += [f"-L{quote(torch_folder / 'lib')}", "-ltorch", "-ltorch_cpu", "-Wl,--no-as-needed"]
+        # libtorch leads to the weak symbol of cuda_stream.h, for which the linker alone would not keep it.
+        link += [f"-L{quote(torch_folder / 'lib')}", "-ltorch_cpu", "-Wl,--no-as-needed", "-ltorch"]
         link.append(f"-Wl,--version-script={quote(exports)}")
         edges: list[tuple[str, Path, str]] = []
         if cuda:

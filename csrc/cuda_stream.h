@@ -1,5 +1,6 @@
 // The CUDA side of the bindings. The stream comes from a symbol that only a CUDA libtorch exports: declared weak, so
-// that one library loads on a CPU torch and a CUDA torch alike.
+// that one library loads on a CPU torch and a CUDA torch alike. It is found by way of libtorch.so, which the library
+// therefore names among those it needs though it takes nothing else from it.
 #pragma once
 
 #ifdef MMER_WITH_CUDA
