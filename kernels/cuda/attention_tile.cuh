@@ -104,10 +104,12 @@ __device__ __forceinline__ void accumulated_left(uint32_t (&r)[4], const float (
   }
 }
 
-// x to high + low, both TF32, rounded to nearest. A NaN is in `low` at least.
+// x to high + low, both TF32, rounded to nearest. A NaN is in `low` at least: there it has all bits but the sign, as
+// GPUs make it, which rounded like a number would become -0.
 __device__ __forceinline__ void split(uint32_t x, uint32_t& high, uint32_t& low) {
   high = (x + 0x1000u) & 0xFFFFE000u;
-  low = (float_bits(bits_float(x) - bits_float(high)) + 0x1000u) & 0xFFFFE000u;
+  const int rest = static_cast<int>(float_bits(bits_float(x) - bits_float(high)));
+  low = (static_cast<uint32_t>(min(rest, 0x7FFFEFFF)) + 0x1000u) & 0xFFFFE000u;
 }
 
 template <class T, int kSteps, int kTiles, class Left, class Right>

@@ -205,10 +205,13 @@ def test_padding_may_hold_nan(machine: Machine, dtype: torch.dtype, exact: bool)
 @pytest.mark.parametrize("where", ["k", "v", "m"])
 def test_nan_in_a_key_that_counts_shows(machine: Machine, dtype: torch.dtype, where: str) -> None:
     case = replace(qkv(dtype, 1, 1, 1, 5, 70, 16), key_weights=torch.rand(1, 70))
-    {"k": case.k[0, 0], "v": case.v[0, 0], "m": case.key_weights[0]}[where][69] = NAN
+    nan = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(F32)  # a GPU's own, all bits but the sign
+    {"k": case.k[0, 0], "v": case.v[0, 0], "m": case.key_weights[0]}[where][69] = nan
     got = run(machine, case, torch.ones_like(case.q), None)
     assert got.out.isnan().all()
     assert got.grads["q"].isnan().all()
+    assert got.grads["k"].isnan().all()
+    assert got.grads["v"].isnan().all() or where == "v"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

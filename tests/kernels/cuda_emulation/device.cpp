@@ -18,8 +18,12 @@ using emulation::float_to_half;
 using emulation::half_to_float;
 using emulation::kLanes;
 
+// As a GPU makes it: integer arithmetic that takes it for a number carries into its sign.
+float nan_of_a_gpu() { return bits_float(0x7FFFFFFFu); }
+
 float truncated(double x) {
   const float nearest = static_cast<float>(x);
+  if (std::isnan(nearest)) return nan_of_a_gpu();
   if (!std::isfinite(nearest) || std::fabs(static_cast<double>(nearest)) <= std::fabs(x)) return nearest;
   return std::nextafter(nearest, 0.0f);
 }
@@ -160,6 +164,7 @@ void copy_wait() {
 
 float exp2_fast(float x) {
   const float y = std::exp2(x);
+  if (std::isnan(y)) return nan_of_a_gpu();
   return y < 0x1p-126f ? 0.0f : y;
 }
 
