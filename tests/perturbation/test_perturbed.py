@@ -254,8 +254,8 @@ def test_no_host_synchronisation() -> None:
     before = snapshot(model)
     with mf.perturbed(model, 0.1):
         pass
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         with mf.perturbed(model, 0.1):
             model(torch.ones(4, 64, device="cuda")).sum().backward()
     finally:

@@ -72,8 +72,8 @@ def test_a_step_waits_for_nothing(device: torch.device) -> None:
     step, batch = FastStep(make_model(torch.float32, **values).to(device), config), make_batch(dtype=torch.float32)
     run(step, batch.to(device))  # compiles, and makes what is made once
     batch = batch.to(device)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         run(step, batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
