@@ -119,6 +119,11 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribut
 }
 
 template <class... Parameters>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Parameters...)) {
+  return attributes->ptxVersion = __CUDA_ARCH__ / 10, cudaSuccess;
+}
+
+template <class... Parameters>
 cudaError_t cudaOccupancyMaxActiveClusters(int* count, void (*)(Parameters...), const cudaLaunchConfig_t* config) {
   return *count = emulation::cluster_of(*config) <= emulation::resident_cluster(), cudaSuccess;
 }
