@@ -23,6 +23,7 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
 }
 
 inline void check_launch(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) cudaGetLastError();  // takes it: the next launch asks for the last error too
   STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
 }
 
