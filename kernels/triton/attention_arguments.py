@@ -1,7 +1,8 @@
 """What the attention kernels take: tensors with their strides, and the checks that need no kernel.
 
 The records are passed to kernels as they are: Triton specialises on their None pointers and constants, so that an
-option that is not used costs nothing.
+option that is not used costs nothing. One may hold others only before constants of its own: Triton 3.6 forgets a
+stride of 1, which it takes for a constant, in a record inside another one without.
 """
 
 from __future__ import annotations
@@ -78,10 +79,9 @@ class Inputs(NamedTuple):
     CHUNK: tl.constexpr  # columns of a row that enter a product at a time
 
 
-class Outputs(NamedTuple):
-    """What the backward kernels know of the forward pass's outputs."""
+class Statistics(NamedTuple):
+    """What the backward kernels know of each query."""
 
-    grad: Array  # do: [B, H, L, D], packed [Tq, H, D]
     lse: Any  # [B, H, L], packed [Tq, H], contiguous: in base 2, +inf for a query without a key, whose e are then 0
     delta: Any  # as lse: sum_d do o - dL/dlse
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
-from .attention_arguments import Outputs, inputs_of, token_array
+from .attention_arguments import Statistics, inputs_of, token_array
 from .attention_backward_bias import launch_bias
 from .attention_backward_keys import launch_keys
 from .attention_blocks import (
@@ -35,8 +35,9 @@ from .attention_tiles import tile_for
 
 @triton.jit(do_not_specialize=["blocks"])
 def attention_backward_queries_kernel(
-    inputs, outputs, out_ptr, lse_ptr, grad_lse_ptr, grad_q_ptr, blocks, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):
+    inputs, grad, statistics, out_ptr, lse_ptr, grad_lse_ptr, grad_q_ptr, blocks,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """dq and delta of BLOCK_M queries of one head."""
     i_program = tl.program_id(0)
     i_start = (i_program % blocks) * BLOCK_M
@@ -54,15 +55,15 @@ def attention_backward_queries_kernel(
     lse = tl.load(lse_ptr + i_rows, mask=m_queries, other=float("-inf")) * LOG2E
     m_some = m_queries & (lse != float("-inf"))  # what comes for a query without a key counts for nothing, NaN too
     lse = tl.where(m_some, lse, float("inf"))
-    q_rows, do_rows = rows_at(inputs.q, b, h, first + i_start), rows_at(outputs.grad, b, h, first + i_start)
+    q_rows, do_rows = rows_at(inputs.q, b, h, first + i_start), rows_at(grad, b, h, first + i_start)
     b_do = load_rows(do_rows, m_queries, inputs.WIDTH, inputs.BLOCK_D)
     b_o = load_rows((out_ptr + row * inputs.WIDTH, step * inputs.WIDTH), m_queries, inputs.WIDTH, inputs.BLOCK_D)
     delta = tl.sum(b_do.to(tl.float32) * b_o.to(tl.float32), axis=1)
     if grad_lse_ptr is not None:
         delta -= tl.load(grad_lse_ptr + i_rows, mask=m_queries, other=0.0)
     delta = tl.where(m_some, delta, 0.0)
-    tl.store(outputs.lse + i_rows, lse, mask=m_room)
-    tl.store(outputs.delta + i_rows, delta, mask=m_room)
+    tl.store(statistics.lse + i_rows, lse, mask=m_room)
+    tl.store(statistics.delta + i_rows, delta, mask=m_room)
 
     b_q = load_rows(q_rows, m_queries, inputs.WIDTH, inputs.BLOCK_D)
     end = tl.where(i_start < count, key_count, 0)
@@ -113,22 +114,22 @@ def attention_backward(
     grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     tokens = (k.shape[0], q.shape[1]) if packed else (batch, q.shape[1], max_keys)
     grad_weights = torch.empty(tokens if need_weights else 0, dtype=torch.float32, device=q.device)
-    outputs = Outputs(token_array(grad_out, packed), torch.empty_like(lse), torch.empty_like(lse))
+    grad, statistics = token_array(grad_out, packed), Statistics(torch.empty_like(lse), torch.empty_like(lse))
     tile = tile_for("queries", q.dtype, q.shape[-1], max_queries, max_keys)
     blocks = triton.cdiv(max_queries, tile.queries)
     with torch.cuda.device_of(q):
         if lse.numel() > 0:
             attention_backward_queries_kernel[(batch * inputs.heads * blocks,)](
-                inputs, outputs, out.contiguous(), lse.contiguous(),
+                inputs, grad, statistics, out.contiguous(), lse.contiguous(),
                 None if grad_lse is None else grad_lse.contiguous(), grad_q, blocks,
                 BLOCK_M=tile.queries, BLOCK_N=tile.keys, **tile.options,
             )  # fmt: skip
         if grad_k.numel() > 0 or grad_weights.numel() > 0:
             tile = tile_for("keys", q.dtype, q.shape[-1], max_queries, max_keys)
-            launch_keys(inputs, outputs, grad_k, grad_v, grad_weights, exact_zero_weight_grad, batch, tile)
+            launch_keys(inputs, grad, statistics, grad_k, grad_v, grad_weights, exact_zero_weight_grad, batch, tile)
         if need_bias and bias is not None:
             tile = tile_for("bias", q.dtype, q.shape[-1], max_queries, max_keys)
-            grad_bias = launch_bias(inputs, outputs, bias, batch, tile)
+            grad_bias = launch_bias(inputs, grad, statistics, bias, batch, tile)
         else:
             grad_bias = torch.empty(0, dtype=torch.float32, device=q.device)
     return grad_q, grad_k, grad_v, grad_weights, grad_bias

@@ -14,7 +14,7 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
-from .attention_arguments import Inputs, Outputs
+from .attention_arguments import Array, Inputs, Statistics
 from .attention_blocks import (
     load_keys,
     load_rows,
@@ -32,7 +32,7 @@ PROGRAMS = 1024  # that fill a large GPU; slices are added until there are as ma
 
 @triton.jit
 def attention_backward_bias_kernel(
-    inputs, outputs, grad_bias_ptr, grad_samples, grad_heads, grad_queries, query_blocks, key_blocks,
+    inputs, grad, statistics, grad_bias_ptr, grad_samples, grad_heads, grad_queries, query_blocks, key_blocks,
     shared_heads, shared_blocks, terms, terms_per_slice,
     PER_QUERY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -61,12 +61,12 @@ def attention_backward_bias_kernel(
             m_queries = i_first + tl.arange(0, BLOCK_M) < count
             row, step = rows_of(inputs.queries, first, i_first, b, h, inputs.heads)
             b_m, m_keys = load_keys(inputs, b, h, key_first, i_start, key_count, False, BLOCK_N)
-            q_rows, do_rows = rows_at(inputs.q, b, h, first + i_first), rows_at(outputs.grad, b, h, first + i_first)
+            q_rows, do_rows = rows_at(inputs.q, b, h, first + i_first), rows_at(grad, b, h, first + i_first)
             k_rows, v_rows = rows_at(inputs.k, b, g, key_first + i_start), rows_at(inputs.v, b, g, key_first + i_start)
             b_q = load_rows(q_rows, m_queries, inputs.WIDTH, inputs.BLOCK_D)
             b_k = load_rows(k_rows, m_keys, inputs.WIDTH, inputs.BLOCK_D)
             b_qk = row_products(inputs, q_rows, m_queries, b_q, k_rows, m_keys, b_k)
-            lse, delta = load_statistics(outputs, row, step, m_queries)
+            lse, delta = load_statistics(statistics, row, step, m_queries)
             b_do = load_rows(do_rows, m_queries, inputs.WIDTH, inputs.BLOCK_D)
             b_v = load_rows(v_rows, m_keys, inputs.WIDTH, inputs.BLOCK_D)
             b_dp = row_products(inputs, do_rows, m_queries, b_do, v_rows, m_keys, b_v)
@@ -82,7 +82,9 @@ def attention_backward_bias_kernel(
         tl.store(grad_bias_ptr + i_row * inputs.keys.longest + i_keys, tl.sum(b_db, axis=0), mask=m_keys)
 
 
-def launch_bias(inputs: Inputs, outputs: Outputs, bias: Tensor, batch: int, tile: Tile) -> Tensor:
+def launch_bias(
+    inputs: Inputs, grad: Array, statistics: Statistics, bias: Tensor, batch: int, tile: Tile
+) -> Tensor:  # fmt: skip
     """dL/db, contiguous, of the bias's shape ``[1|B, 1|H, 1|L, S]``."""
     if bias.numel() == 0:
         return torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
@@ -98,7 +100,7 @@ def launch_bias(inputs: Inputs, outputs: Outputs, bias: Tensor, batch: int, tile
     slices = triton.cdiv(max(terms, 1), terms_per_slice)
     partial = torch.empty((slices, *bias.shape), dtype=torch.float32, device=bias.device)
     attention_backward_bias_kernel[(slices * owners,)](
-        inputs, outputs, partial, samples, heads, queries, query_blocks, key_blocks,
+        inputs, grad, statistics, partial, samples, heads, queries, query_blocks, key_blocks,
         shared_heads, shared_blocks, terms, terms_per_slice,
         PER_QUERY=per_query, BLOCK_M=tile.queries, BLOCK_N=tile.keys, **tile.options,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
-from .attention_arguments import Inputs, Outputs
+from .attention_arguments import Array, Inputs, Statistics
 from .attention_blocks import (
     exponentials,
     kept,
@@ -35,7 +35,7 @@ from .attention_tiles import Tile
 
 @triton.jit(do_not_specialize=["blocks"])
 def attention_backward_keys_kernel(
-    inputs, outputs, grad_k_ptr, grad_v_ptr, grad_weights_ptr, blocks,
+    inputs, grad, statistics, grad_k_ptr, grad_v_ptr, grad_weights_ptr, blocks,
     GROUP: tl.constexpr, EXACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dk, dv and dm of BLOCK_N keys of one key head."""
@@ -67,7 +67,7 @@ def attention_backward_keys_kernel(
             m_queries = i_first + i_cols < count
             # As m_count, but of the turn, so that what it loads is read again and not held in registers.
             m_here = i_start + i_rows < tl.where(i_first < end, key_count, 0)
-            q_rows, do_rows = rows_at(inputs.q, b, h, first + i_first), rows_at(outputs.grad, b, h, first + i_first)
+            q_rows, do_rows = rows_at(inputs.q, b, h, first + i_first), rows_at(grad, b, h, first + i_first)
             b_q = load_rows(q_rows, m_queries, inputs.WIDTH, inputs.BLOCK_D)
             b_kq = row_products(inputs, k_rows, m_here, b_k, q_rows, m_queries, b_q)
             b_x = scores(
@@ -75,7 +75,7 @@ def attention_backward_keys_kernel(
                 m_queries[None, :], m_keys[:, None],
             )  # fmt: skip
             row, step = rows_of(inputs.queries, first, i_first, b, h, inputs.heads)
-            lse, delta = load_statistics(outputs, row, step, m_queries)
+            lse, delta = load_statistics(statistics, row, step, m_queries)
             b_e = exponentials(inputs, b_x, lse[None, :])
             m_some = m_queries & (lse != float("inf"))
             b_do = load_rows(do_rows, m_some, inputs.WIDTH, inputs.BLOCK_D)
@@ -103,13 +103,13 @@ def attention_backward_keys_kernel(
 
 
 def launch_keys(
-    inputs: Inputs, outputs: Outputs, grad_k: Tensor, grad_v: Tensor, grad_weights: Tensor, exact: bool, batch: int,
-    tile: Tile,
+    inputs: Inputs, grad: Array, statistics: Statistics, grad_k: Tensor, grad_v: Tensor, grad_weights: Tensor,
+    exact: bool, batch: int, tile: Tile,
 ) -> None:  # fmt: skip
     """Fills grad_k, grad_v ``[B, Hk, S, D]`` and, unless it is empty, grad_weights ``[B, H, S]``."""
     blocks = triton.cdiv(inputs.keys.longest, tile.keys)
     attention_backward_keys_kernel[(batch * inputs.key_heads * blocks,)](
-        inputs, outputs, grad_k, grad_v, grad_weights if grad_weights.numel() > 0 else None, blocks,
+        inputs, grad, statistics, grad_k, grad_v, grad_weights if grad_weights.numel() > 0 else None, blocks,
         GROUP=inputs.heads // inputs.key_heads, EXACT=bool(exact),
         BLOCK_M=tile.queries, BLOCK_N=tile.keys, **tile.options,
     )  # fmt: skip

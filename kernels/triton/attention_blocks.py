@@ -173,11 +173,11 @@ def narrow(b_x, dtype: tl.constexpr):
 
 
 @triton.jit
-def load_statistics(outputs, row, step, m_queries):
+def load_statistics(statistics, row, step, m_queries):
     """lse in base 2 and delta; 0 beyond the queries that count, whose do = 0 makes every gradient 0."""
     i_row = tl.arange(0, m_queries.shape[0]) * step
-    lse = tl.load(outputs.lse + row + i_row, mask=m_queries, other=0.0)
-    return lse, tl.load(outputs.delta + row + i_row, mask=m_queries, other=0.0)
+    lse = tl.load(statistics.lse + row + i_row, mask=m_queries, other=0.0)
+    return lse, tl.load(statistics.delta + row + i_row, mask=m_queries, other=0.0)
 
 
 @triton.jit
