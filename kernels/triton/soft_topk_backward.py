@@ -203,9 +203,10 @@ def soft_topk_backward(
     if not shape.chunked:
         kernel = soft_topk_backward_block
         constants["ROWS"] = shape.rows
-    kernel[(triton.cdiv(rows, shape.rows),)](
-        grad_weights, scores, threshold, grad_threshold, tau, lengths, mask, grad_scores, grad_k, grad_tau,
-        tau_bits, rows, cols, grad_weights.stride(0), scores.stride(0), mask_stride,
-        **constants,
-    )  # fmt: skip
+    with torch.cuda.device_of(scores):
+        kernel[(triton.cdiv(rows, shape.rows),)](
+            grad_weights, scores, threshold, grad_threshold, tau, lengths, mask, grad_scores, grad_k, grad_tau,
+            tau_bits, rows, cols, grad_weights.stride(0), scores.stride(0), mask_stride,
+            **constants,
+        )  # fmt: skip
     return grad_scores, grad_k, grad_tau

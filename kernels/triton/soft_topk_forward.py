@@ -333,9 +333,10 @@ def soft_topk_forward(
     if not shape.chunked:
         kernel = soft_topk_forward_block
         constants["ROWS"] = shape.rows
-    kernel[(triton.cdiv(rows, shape.rows),)](
-        scores, weights, threshold, certificate, k, tau, lengths, mask,
-        bits_of(k_value), tau_bits, rows, cols, scores.stride(0), mask_stride, sinkhorn_iterations,
-        **constants,
-    )  # fmt: skip
+    with torch.cuda.device_of(scores):
+        kernel[(triton.cdiv(rows, shape.rows),)](
+            scores, weights, threshold, certificate, k, tau, lengths, mask,
+            bits_of(k_value), tau_bits, rows, cols, scores.stride(0), mask_stride, sinkhorn_iterations,
+            **constants,
+        )  # fmt: skip
     return weights, threshold, certificate
