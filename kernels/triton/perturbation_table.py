@@ -28,6 +28,7 @@ CHUNK = 4096  # entries of the shortest chunk
 STEP_CHUNK = 16384  # and of the longest one of a step
 PROGRAMS = 1024  # about as many partial norms as each program of a step adds up, however many entries there are
 CACHED = 32  # plans kept
+SPARE = 2**16  # numbers of page-locked memory that are kept for CUDA graphs, at least
 
 
 class Launch(NamedTuple):
@@ -49,14 +50,15 @@ class Plan(NamedTuple):
 
 _cache: OrderedDict[tuple, Plan] = OrderedDict()
 _captured: dict[int, Plan] = {}  # in CUDA graphs, which keep bare addresses: never freed
+_spare: Tensor | None = None  # page-locked memory for the tables that a CUDA graph copies: a capture may lock none
 _lock = threading.Lock()
 
 
 def plan_of(weights: Sequence[Tensor], grads: Sequence[Tensor], stash: Sequence[Tensor], one_group: bool) -> Plan:
     """The tables for flat tensors on the current device; any list may be empty, the others have the same lengths.
 
-    A CUDA graph can capture the call after one with the same tensors. Without one it captures the copy of the table
-    too, where torch can pin memory in a capture.
+    A CUDA graph can capture a call after one with as many tensors of the same sizes. Where those were at other
+    addresses, it captures the copy of the table too.
     """
     lists = (weights, grads, stash)
     device = (grads or weights)[0].device
@@ -78,7 +80,16 @@ def plan_of(weights: Sequence[Tensor], grads: Sequence[Tensor], stash: Sequence[
         _join(plan, *plan.copied)
     if capturing:
         _captured[id(plan)] = plan
+    elif device.type == "cuda":
+        _keep_spare(4 * plan.memory[0].numel())
     return plan
+
+
+def _keep_spare(numbers: int) -> None:
+    global _spare
+    if _spare is None or _spare.numel() < numbers:
+        with _lock:
+            _spare = torch.empty(max(numbers, SPARE), dtype=torch.int64, pin_memory=True)
 
 
 def _join(plan: Plan, stream: torch.cuda.Stream, event: torch.cuda.Event) -> None:
@@ -142,9 +153,19 @@ def _records(addresses: np.ndarray, widths: np.ndarray, sizes: np.ndarray, chunk
 def _upload(host: Tensor, device: torch.device, capturing: bool) -> tuple[tuple[Tensor, ...], tuple | None]:
     if device.type != "cuda":
         return (host.to(device),), None
-    pinned = host.pin_memory()
+    pinned = _pinned(host, capturing)
     memory = pinned.to(device, non_blocking=True)
     if capturing:
         return (memory, pinned), None
     stream = torch.cuda.current_stream()
     return (memory,), (stream, stream.record_event())
+
+
+def _pinned(host: Tensor, capturing: bool) -> Tensor:
+    """A copy in page-locked memory; in a capture of what calls before it have left, as far as that goes."""
+    global _spare
+    with _lock:
+        if not capturing or _spare is None or _spare.numel() < host.numel():
+            return host.pin_memory()
+        taken, _spare = _spare[: host.numel()], _spare[host.numel() :]
+    return taken.copy_(host)

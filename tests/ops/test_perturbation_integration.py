@@ -174,3 +174,31 @@ def test_cuda_graph(device: str, backend: str) -> None:
         torch.testing.assert_close(norm, expected, rtol=1e-6, atol=0.0)
         torch.testing.assert_close(inside, case.before[0] + 0.5 / expected.float() * case.grads[0])
         assert case.restored()
+
+
+def test_cuda_graph_of_tensors_that_are_new(device: str, backend: str) -> None:
+    """A capture may neither lock memory nor wait, and gradients computed in it are at addresses of their own."""
+    if device != "cuda" or backend == "reference":
+        pytest.skip("CUDA graphs are for CUDA kernels")
+    case = drawn(device, shapes=[(1000,), (17, 5)])
+
+    def cycle() -> torch.Tensor:
+        grads = [g * 2.0 for g in case.grads]
+        norm = ops.perturb_(case.params, grads, case.stash, 0.5, backend=backend)[0]
+        ops.restore_(case.params, case.stash, backend=backend)
+        return norm
+
+    cycle()
+    torch.cuda.synchronize()
+    graphs = [torch.cuda.CUDAGraph() for _ in range(2)]
+    norms = []
+    for graph in graphs:
+        with torch.cuda.graph(graph):
+            norms.append(cycle())
+    case.grads[0].mul_(3.0)
+    expected = 2.0 * ops.grad_norm(case.grads, backend="reference")
+    for graph, norm in zip(graphs, norms, strict=True):
+        graph.replay()
+        torch.cuda.synchronize()
+        torch.testing.assert_close(norm, expected, rtol=1e-6, atol=0.0)
+        assert case.restored()
