@@ -158,9 +158,11 @@ def test_thresholds_beyond_all_floats(backend, device, top, k, largest):
     weights, info = mf.soft_topk(
         scores, numbers[0], epsilon=numbers[1], largest=largest, return_info=True, backend=backend
     )
-    assert weights.tolist() == [[0, 0, 0]]
+    # The solver ends between thresholds of which one has weights of 0, the next one of the smallest subnormal: which of
+    # them it returns is a matter of rounding.
+    assert float(weights.detach().max()) <= 1.5e-45
     assert sign * float(info.threshold.detach()) > 1e38
-    assert float(info.residual.detach()) == pytest.approx(0, abs=1e-50)
+    assert float(info.residual.detach()) == pytest.approx(0, abs=1.5e-45)
     for gradient in torch.autograd.grad((weights * torch.arange(3, device=device)).sum(), (scores, *numbers)):
         assert gradient.isfinite().all()
 
