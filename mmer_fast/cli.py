@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the command line without the program's name; None takes that of the process.
 
     Raises:
-        SystemExit: 0 on success, 1 when training fails, 2 on bad input, 130 when interrupted,
+        SystemExit: 0 on success, 1 when training fails or memory runs out, 2 on bad input, 130 when interrupted,
             143 when terminated by SIGTERM while training.
     """
     missing = [package for name, package in TRAIN_PACKAGES.items() if importlib.util.find_spec(name) is None]
@@ -44,18 +44,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from mmer_fast.training.commands import app
     from mmer_fast.training.distributed import ProcessFailed, WorldError
     from mmer_fast.training.errors import TrainingError
+    from mmer_fast.training.memory import shortage
     from mmer_fast.training.run import RunError
 
     try:
         app(args=None if arguments is None else list(arguments), prog_name="mmer-fast")
     except (DataError, RunError, CheckpointError, WorldError, ShapeError, NoBackendError) as error:
         _fail(str(error), 2)
-    except (TrainingError, WriteError, WrongResultError) as error:
+    except (TrainingError, WriteError, WrongResultError, FloatingPointError) as error:
         _fail(str(error), 1)
     except ProcessFailed as error:
         if error.reported:
             raise SystemExit(1) from None
         _fail(str(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        cause = shortage(error)
+        if cause is None:
+            raise
+        _fail(f"memory ran out: {cause}", 1)
 
 
 def _fail(message: str, code: int) -> None:

@@ -152,7 +152,7 @@ def _compute(
     analysis: RunAnalysis, model: Network, header: Mapping[str, Any], data: MultiModalData, cache: DataCache
 ) -> None:
     split, threshold = data.splits[SPLIT], header["threshold"]
-    probabilities_nk = predict_probabilities(model, split)
+    probabilities_nk = predict_probabilities(model, split, header["evaluation_batch_size"])
     labels_nk = torch.from_numpy(split.labels)
     analysis.labels = label_results(probabilities_nk, labels_nk, data.label_names, threshold)
     analysis.calibration = calibration(probabilities_nk, labels_nk)

@@ -255,13 +255,15 @@ class Run:
         """
         loaded = self.load(data)
         self._check_labels(loaded)
-        return evaluate(self.model, _split(loaded, split), threshold=self._best[1]["threshold"])
+        header = self._best[1]
+        options = {"threshold": header["threshold"], "batch_size": header["evaluation_batch_size"]}
+        return evaluate(self.model, _split(loaded, split), **options)
 
     def predict(self, data: DataSource | None = None, split: str = "test") -> Predictions:
         """Label probabilities of a split; arguments and errors as in `evaluate`, whatever labels the data has."""
         part = _split(self.load(data), split)
         header = self._best[1]
-        probabilities = predict_probabilities(self.model, part).numpy()
+        probabilities = predict_probabilities(self.model, part, header["evaluation_batch_size"]).numpy()
         names, threshold = header["label_names"], header["threshold"]
         return Predictions(probabilities, names, threshold, identifiers(part), self.model.outputs)
 

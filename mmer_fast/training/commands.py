@@ -74,6 +74,10 @@ RunOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", or "auto": cuda if there is one.')]
+BatchOption = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=1, help="Samples computed at a time; the default is that of the training."),
+]
 SplitOption = Annotated[SplitName, typer.Option(help="Which part of the data.")]
 ModelOption = Annotated[
     str | None,
@@ -172,6 +176,7 @@ def evaluate(
     data: DataOption,
     split: SplitOption = SplitName.test,
     device: DeviceOption = "auto",
+    batch_size: BatchOption = None,
     conditions: Annotated[
         bool, typer.Option("--conditions", help="Measure with every combination of modalities missing.")
     ] = False,
@@ -181,6 +186,7 @@ def evaluate(
     model, header, loaded = _model_and_data(run, data, device)
     if loaded.label_names != header["label_names"]:
         raise RunError(f"{data}: expected the labels {header['label_names']}; got {loaded.label_names}")
+    options = {"threshold": header["threshold"], "batch_size": batch_size or header["evaluation_batch_size"]}
     if conditions:
         from mmer_fast.systems.mmin.evaluation import evaluate_conditions  # no system is imported unasked
 
@@ -189,13 +195,13 @@ def evaluate(
         absent = [name for name in model.modalities if not any(s.lengths[name].any() for s in loaded.splits.values())]
         if absent:
             raise RunError(f"--conditions: expected all modalities in {data}, got none of {', '.join(absent)}")
-        table = evaluate_conditions(model, loaded.splits[split.value], threshold=header["threshold"])
+        table = evaluate_conditions(model, loaded.splits[split.value], **options)
         if as_json:
             typer.echo(json.dumps(table.columns(), indent=2))
         else:
             Console().print(conditions_table(table.columns(), table.titles, f"{run}: {split.value}, by what is there"))
         return
-    result = evaluate_split(model, loaded.splits[split.value], threshold=header["threshold"])
+    result = evaluate_split(model, loaded.splits[split.value], **options)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
@@ -210,6 +216,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="A .csv, .npz or .jsonl file for the label probabilities.")],
     split: SplitOption = SplitName.test,
     device: DeviceOption = "auto",
+    batch_size: BatchOption = None,
 ) -> None:
     """Write the probability of every label for every sample of a split."""
     check_suffix(out)
@@ -217,7 +224,8 @@ def predict(
         raise RunError(f"--out: cannot write to the directory {out.absolute().parent}")
     model, header, loaded = _model_and_data(run, data, device)
     part = loaded.splits[split.value]
-    probabilities_nk = predict_probabilities(model, part).numpy()
+    size = batch_size or header["evaluation_batch_size"]
+    probabilities_nk = predict_probabilities(model, part, size).numpy()
     names, threshold = header["label_names"], header["threshold"]
     Predictions(probabilities_nk, names, threshold, identifiers(part), model.outputs).write(out)
     weights = origin_in_words(header)

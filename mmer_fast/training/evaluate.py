@@ -21,6 +21,7 @@ from mmer_fast.models.network import Network
 from mmer_fast.models.outputs import Outputs
 from mmer_fast.ops.lengths import length_mask
 from mmer_fast.training.distributed import ALONE, World
+from mmer_fast.training.loop_config import EVALUATION_BATCH
 from mmer_fast.training.order import batches, sorted_batches
 
 PLANTED = "planted_"
@@ -38,7 +39,7 @@ def same_draws(seed: int = 0) -> Iterator[None]:
         yield
 
 
-def predict_logits(model: Network, split: Split, batch_size: int = 256, world: World = ALONE) -> Tensor:
+def predict_logits(model: Network, split: Split, batch_size: int = EVALUATION_BATCH, world: World = ALONE) -> Tensor:
     """Label logits (N, K), float32 on the CPU, in the order of the split. Leaves the model in eval mode.
 
     The processes of `world` compute whole batches in turns, so the logits are those of one process; each gets all.
@@ -55,7 +56,7 @@ def predict_logits(model: Network, split: Split, batch_size: int = 256, world: W
     return world.sum(logits_nk)
 
 
-def predict_probabilities(model: Network, split: Split, batch_size: int = 256) -> Tensor:
+def predict_probabilities(model: Network, split: Split, batch_size: int = EVALUATION_BATCH) -> Tensor:
     """Label probabilities (N, K), float32 on the CPU, in the order of the split. Leaves the model in eval
     mode.
     """
@@ -67,7 +68,7 @@ def evaluate(
     split: Split,
     *,
     threshold: float = 0.5,
-    batch_size: int = 256,
+    batch_size: int = EVALUATION_BATCH,
     recognition_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     world: World = ALONE,
 ) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def _metrics(probabilities_nk: Tensor, labels_nk: Tensor, threshold: float, outp
 
 
 @torch.inference_mode()
-def mask_recall(model: RobMMR, split: Split, batch_size: int = 256) -> dict[str, dict[str, float]]:
+def mask_recall(model: RobMMR, split: Split, batch_size: int = EVALUATION_BATCH) -> dict[str, dict[str, float]]:
     """Recall at k of the temporal masks against planted units, for each modality with an extra
     `planted_<modality>`.
 

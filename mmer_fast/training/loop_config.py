@@ -13,6 +13,9 @@ SELECTIONS = ("micro_f1", "macro_f1", "accuracy")
 CLASS_SELECTIONS = ("weighted_f1", "overall_accuracy", "unweighted_accuracy")
 """Metrics that are defined where exactly one class holds."""
 
+EVALUATION_BATCH = 256
+"""Samples that are computed at a time where nothing is learned."""
+
 Model = TypeVar("Model")
 Train = TypeVar("Train", bound="LoopConfig")
 
@@ -35,6 +38,8 @@ class LoopConfig:
         accumulation: micro-batches that the gradients of a step are summed over, a divisor of `batch_size`: each has
             `batch_size` / `accumulation` samples, which is what has to fit into memory. With σ > 0 RobMMR's APP
             perturbs each along its own g (`mmer_fast.training.accumulation`).
+        evaluation_batch_size: samples that validation, test and report compute at a time, at least one whole dialogue
+            where dialogues stay together; changes no more than how sums are rounded.
         bucket_by_length: put samples of similar length into a batch (`epoch_batches`), which leaves less
             padding.
         schedule: unit in which warm-up and cosine advance, "iteration" or "epoch".
@@ -61,6 +66,7 @@ class LoopConfig:
     epochs: int = 10
     batch_size: int = 64
     accumulation: int = 1
+    evaluation_batch_size: int = EVALUATION_BATCH
     bucket_by_length: bool = False
     schedule: Literal["iteration", "epoch"] = "iteration"
     warmup: int = 10
@@ -78,7 +84,7 @@ class LoopConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require(self, "learning_rate", self.learning_rate > 0, "positive")
-        for name in ("epochs", "batch_size", "log_every"):
+        for name in ("epochs", "batch_size", "evaluation_batch_size", "log_every"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         divides = self.accumulation >= 1 and self.batch_size % self.accumulation == 0
         require(self, "accumulation", divides, f"a divisor of batch_size={self.batch_size}")

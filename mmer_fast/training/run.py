@@ -31,15 +31,19 @@ from mmer_fast.training.checkpoint import CheckpointError, read_json, read_tenso
 from mmer_fast.training.config import TrainConfig
 from mmer_fast.training.data_parallel import prepare
 from mmer_fast.training.distributed import ALONE, World
+from mmer_fast.training.errors import TrainingError
 from mmer_fast.training.evaluate import evaluate, mask_recall
 from mmer_fast.training.graphed_step import check_place
-from mmer_fast.training.loop_config import LoopConfig, config_to_json
+from mmer_fast.training.loop_config import EVALUATION_BATCH, LoopConfig, config_to_json
+from mmer_fast.training.memory import Shortage, evaluation_size, smaller_evaluation, unless_short
 from mmer_fast.training.systems import ROBMMR, System, find_system
 from mmer_fast.training.trainer import BEST_FILE, PREVIOUS_FILE, STATE_FILE, Observer, Trainer
 
 CONFIG_FILE, METRICS_FILE, CURVES_FILE, LOG_FILE = "config.json", "metrics.json", "curves.png", "train.log"
-UNCOMPARED = {"train.checkpoint_every", "train.workers", "data.source"}
-"""Settings that may change between the start of a run and its resumption: they leave the result alone."""
+UNCOMPARED = {"train.checkpoint_every", "train.evaluation_batch_size", "train.workers", "data.source"}
+"""Settings that may change between the start of a run and its resumption: they leave the result alone, or all but the
+last digits of its metrics.
+"""
 
 
 class RunError(ValueError):
@@ -147,7 +151,9 @@ def train_run(
     Raises:
         RunError: the configuration does not go with `device` or `world`.
         WorldError: configuration, data or saved state differ between its processes.
-        TrainingError, Terminated: as `Trainer.fit`.
+        TrainingError: as `Trainer.fit`; or, when training has ended, memory runs out or a logit is not finite in the
+            evaluation of the best model.
+        Terminated: as `Trainer.fit`.
         CheckpointError: the state in the directory, or the best model so far, cannot be read.
     """
     _check_place(config, device, world)
@@ -159,6 +165,7 @@ def train_run(
     prepare(model, world)
     world.seed_draws(config.train.seed)
     header = {"system": config.system, "model": config_to_json(config.model), "threshold": config.train.threshold}
+    header["evaluation_batch_size"] = config.train.evaluation_batch_size
     header |= {key: config.data[key] for key in ("modalities", "label_names")}
     trainer = Trainer(model, config.train, data, directory, header, observer, world)
     trainer.resume()
@@ -169,15 +176,40 @@ def train_run(
     results = {
         "selection": config.train.selection,
         "best_epoch": trainer.progress.best_epoch,
-        "train": evaluate(best, data.splits["train"], threshold=config.train.threshold, world=world),
-        "valid": evaluate(best, data.splits["valid"], threshold=config.train.threshold, world=world),
-        "test": evaluate(best, data.splits["test"], threshold=config.train.threshold, world=world),
-        "mask_recall": mask_recall(best, data.splits["test"]) if isinstance(best, RobMMR) else {},
+        **{name: _measured(best, data.splits[name], name, config.train, world) for name in ("train", "valid", "test")},
+        "mask_recall": _recall(best, data.splits["test"], config.train) if isinstance(best, RobMMR) else {},
         "history": history,
     }
     if world.first:
         write_json(directory / METRICS_FILE, results)
     return results
+
+
+def _measured(model: Network, split: Split, name: str, config: LoopConfig, world: World) -> dict[str, Any]:
+    """The metrics of the best model on a split of this name."""
+    options: dict[str, Any] = {"threshold": config.threshold, "batch_size": config.evaluation_batch_size}
+    try:
+        return unless_short(lambda: evaluate(model, split, world=world, **options))
+    except FloatingPointError as error:
+        raise TrainingError(f"{error} on the {name} split, of the best model; training has ended") from None
+    except Shortage as short:
+        raise _short_of_memory(
+            f"the evaluation of the best model on the {name} split", short, split, model, config
+        ) from None
+
+
+def _recall(model: RobMMR, split: Split, config: LoopConfig) -> dict[str, dict[str, float]]:
+    try:
+        return unless_short(lambda: mask_recall(model, split, config.evaluation_batch_size))
+    except Shortage as short:
+        raise _short_of_memory("the recall of the masks on the test split", short, split, model, config) from None
+
+
+def _short_of_memory(what: str, cause: Shortage, split: Split, model: Network, config: LoopConfig) -> TrainingError:
+    return TrainingError(
+        f"memory ran out in {what}: {cause}; {evaluation_size(split, config, model.group)}; training has ended and its "
+        f"state is saved: --resume evaluates again; it needs less with {smaller_evaluation(split, config, model.group)}"
+    )
 
 
 def _check_place(config: RunConfig, device: torch.device, world: World) -> None:
@@ -203,7 +235,8 @@ def _check_place(config: RunConfig, device: torch.device, world: World) -> None:
 
 
 def load_best(directory: Path, device: torch.device) -> tuple[Network, dict[str, Any]]:
-    """The best model of a run in eval mode, and its header: system, model, modalities, label_names, threshold.
+    """The best model of a run in eval mode, and its header: system, model, modalities, label_names, threshold,
+    evaluation_batch_size.
 
     The header also says where the weights come from (`mmer_fast.training.origin`), unless the file is an older one.
 
@@ -214,6 +247,7 @@ def load_best(directory: Path, device: torch.device) -> tuple[Network, dict[str,
     tensors, header = read_tensors(path, device, advice="restore a copy of it, or train again in another directory")
     try:
         header.setdefault("system", ROBMMR)
+        header.setdefault("evaluation_batch_size", EVALUATION_BATCH)
         system = find_system(header["system"])
         config: Any = config_from_dict(system.model_config, header["model"])
         model = system.build(header["modalities"], len(header["label_names"]), config)

@@ -50,7 +50,14 @@ from mmer_fast.training.finite import (
 )
 from mmer_fast.training.loader import dead_workers_named, training_batches
 from mmer_fast.training.loop_config import LoopConfig
-from mmer_fast.training.memory import shortage, smaller_settings, step_size
+from mmer_fast.training.memory import (
+    Shortage,
+    evaluation_size,
+    smaller_evaluation,
+    smaller_settings,
+    step_size,
+    unless_short,
+)
 from mmer_fast.training.order import epoch_batches, steps_per_epoch
 from mmer_fast.training.origin import ORIGIN, origin
 from mmer_fast.training.schedule import learning_rate
@@ -148,8 +155,8 @@ class Trainer:
         With `TrainConfig.patience` the last epoch may be an earlier one than `TrainConfig.epochs`.
 
         Raises:
-            TrainingError: a loss or a weight is no longer finite, memory runs out in a step, a file cannot be written,
-                or a worker of `TrainConfig.workers` has died.
+            TrainingError: a loss or a weight is no longer finite, memory runs out in a step or in validation, a file
+                cannot be written, or a worker of `TrainConfig.workers` has died.
             Terminated: SIGTERM came; the state is saved.
         """
         with self.termination:
@@ -253,23 +260,21 @@ class Trainer:
             raise CheckpointError(f"{path} does not hold this model: {differing[0]} differs; {advice}")
 
     def _train_epoch(self) -> None:
-        progress, config = self.progress, self.config
-        self.model.start_epoch(progress.epoch)
+        self.model.start_epoch(self.progress.epoch)
         self.model.train()
+        try:
+            unless_short(self._train_rest_of_epoch)
+        except Shortage as short:
+            self._stop_short_of_memory(str(short))
+
+    def _train_rest_of_epoch(self) -> None:
+        progress, config = self.progress, self.config
         remaining = self._batches_of(progress.epoch)[progress.step :]
         micro_batches = [micro_batches_of(indices_b, config, self.model.group) for indices_b in remaining]
         own = [torch.cat([self.world.part(indices_b) for indices_b in parts]) for parts in micro_batches]
         extras = self.model.training_extras
-        cause: str | None = None
-        try:
-            with closing(training_batches(self.train_split, own, self.device, config.workers, extras)) as batches:
-                self._train_on(zip(remaining, micro_batches, batches, strict=True))
-        except RuntimeError as error:
-            cause = shortage(error)
-            if cause is None:
-                raise
-        if cause is not None:  # not before the error is gone, and with it what the step holds
-            self._stop_short_of_memory(cause)
+        with closing(training_batches(self.train_split, own, self.device, config.workers, extras)) as batches:
+            self._train_on(zip(remaining, micro_batches, batches, strict=True))
 
     def _train_on(self, batches: Iterable[tuple[Tensor, Sequence[Tensor], Batch]]) -> None:
         """Steps on batches: sample indices, those of the micro-batches, this rank's samples."""
@@ -388,6 +393,42 @@ class Trainer:
             f"a new run needs less with {' or '.join(smaller_settings(config, whole=group is not None))}"
         )
 
+    def _validate(self) -> dict[str, Any]:
+        """The metrics of the model as it is on the validation split."""
+        config, loss = self.config, self.algorithm.recognition_loss
+        options: dict[str, Any] = {"threshold": config.threshold, "batch_size": config.evaluation_batch_size}
+        try:
+            valid = unless_short(
+                lambda: evaluate(self.model, self.valid_split, recognition_loss=loss, world=self.world, **options)
+            )
+        except FloatingPointError as error:  # of finite weights that overflow
+            self._stop(f"{error} on the validation split", None, self.progress.step)
+        except Shortage as short:
+            self._stop_validation_short_of_memory(str(short))
+        valid.pop("shift", None)
+        return valid
+
+    def _stop_validation_short_of_memory(self, cause: str) -> NoReturn:
+        """End training between the last step of an epoch and its validation, from where it can go on."""
+        split, config, group = self.valid_split, self.config, self.model.group
+        raise TrainingError(
+            f"memory ran out in the validation after epoch {self.progress.epoch + 1}: {cause}; "
+            f"{evaluation_size(split, config, group)}; {self._save_for_validation()}; it needs less with "
+            f"{smaller_evaluation(split, config, group)}"
+        )
+
+    def _save_for_validation(self) -> str:
+        """Write the state, unless other processes would have to come together for it; in words what there is."""
+        if self.world.group is not None:
+            return self._saved_before("--resume goes on")
+        try:
+            self.save()
+        except TrainingError as error:
+            return str(error)
+        except (MemoryError, RuntimeError):
+            return f"there is no memory to write the state; {self._saved_before('--resume goes on')}"
+        return "the state is saved: --resume goes on with the validation"
+
     def _rank(self, record: dict[str, Any]) -> tuple[bool, float]:
         """What the best epoch has most of: any epoch with the whole network is better than one of pretraining."""
         return not record.get("pretraining", False), record["valid"][self.config.selection]
@@ -399,14 +440,7 @@ class Trainer:
     def _finish_epoch(self) -> None:
         progress, config = self.progress, self.config
         self._check_state()
-        loss = self.algorithm.recognition_loss
-        try:
-            valid = evaluate(
-                self.model, self.valid_split, threshold=config.threshold, recognition_loss=loss, world=self.world
-            )
-        except FloatingPointError as error:  # of finite weights that overflow
-            self._stop(f"{error} on the validation split", None, progress.step)
-        valid.pop("shift", None)
+        valid = self._validate()
         ratios = progress.gradient_ratios
         last_step = (progress.epoch + 1) * self.steps_per_epoch - 1
         record: dict[str, Any] = {

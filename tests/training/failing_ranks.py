@@ -19,14 +19,20 @@ PATIENCE = 6  # seconds of `--timeout` where a rank hangs
 IMPORTS = ["mmer_fast.training.commands", "mmer_fast.report", "matplotlib.pyplot"]
 
 
-def starve(step: int) -> None:
+def fail(step: int) -> None:
     if step == 3:
-        raise MemoryError("a test wants the memory")
+        raise ValueError("a test wants it")
 
 
 def fill(step: int) -> None:
     if step == 3:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def fill_in_validation(step: int) -> None:
+    from mmer_fast.training import trainer
+
+    trainer.evaluate = lambda *_, **__: fill(3)  # type: ignore[assignment]
 
 
 def hang(step: int) -> None:

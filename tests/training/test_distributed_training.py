@@ -13,7 +13,7 @@ import process_group
 import pytest
 import torch
 import torch.distributed as dist
-from failing_ranks import IMPORTS, PATIENCE, die, fill, go_on, hang, starve, warn
+from failing_ranks import IMPORTS, PATIENCE, die, fail, fill, fill_in_validation, go_on, hang, warn
 from failing_ranks import train as train_processes
 from small_training import small_data
 
@@ -91,9 +91,9 @@ def test_torchrun_trains_on_the_command_line(data: Path, tmp_path: Path) -> None
 
 
 def test_an_exception_on_one_rank_ends_all(data: Path, tmp_path: Path) -> None:
-    codes, errors = train_processes(options(data, tmp_path / "run", "--fsdp"), [go_on, starve], tmp_path)
+    codes, errors = train_processes(options(data, tmp_path / "run", "--fsdp"), [go_on, fail], tmp_path)
     assert codes == [1, 1]
-    assert errors[1].splitlines()[-1] == "MemoryError: a test wants the memory"
+    assert errors[1].splitlines()[-1] == "ValueError: a test wants it"
     assert errors[0] == ""
 
 
@@ -106,6 +106,17 @@ def test_memory_that_runs_out_on_one_rank_ends_all(data: Path, tmp_path: Path) -
     assert len(errors[1].splitlines()) == 1
     assert errors[0] == ""
     assert not (tmp_path / "run" / FAILED_FILE).exists()
+
+
+def test_memory_that_runs_out_in_the_validation_of_one_rank_ends_all(data: Path, tmp_path: Path) -> None:
+    arguments = options(data, tmp_path / "run", "--checkpoint-every", "3")
+    codes, errors = train_processes(arguments, [go_on, fill_in_validation], tmp_path)
+    assert codes == [1, 1]
+    assert errors[1].startswith("mmer-fast: error: memory ran out in the validation after epoch 1: CUDA out of memory")
+    assert "; the state saved before is whole: --resume goes on; it needs less with --set evaluation_" in errors[1]
+    assert len(errors[1].splitlines()) == 1
+    assert errors[0] == ""
+    assert read_tensors(tmp_path / "run" / STATE_FILE)[1]["step"] == 3
 
 
 def test_a_rank_that_hangs_ends_all(data: Path, tmp_path: Path) -> None:

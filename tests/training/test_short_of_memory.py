@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from shortages import FOR_THE_CPU, ON_A_DEVICE, fill_a_device, fill_the_memory
 from small_training import TRAIN, Silent, small_data, train
 
 from mmer_fast import cli
@@ -19,30 +21,9 @@ from mmer_fast.training.checkpoint import read_tensors
 from mmer_fast.training.errors import TrainingError
 from mmer_fast.training.finite import is_finite
 from mmer_fast.training.loop_config import LoopConfig
-from mmer_fast.training.memory import shortage, smaller_settings, step_size
+from mmer_fast.training.memory import Shortage, shortage, smaller_settings, step_size, unless_short
 from mmer_fast.training.order import epoch_batches
 from mmer_fast.training.trainer import FAILED_FILE, STATE_FILE
-
-BYTES = 2**50  # more than there are addresses
-ON_A_DEVICE = (
-    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.50 GiB is free."
-)
-ADVICE = (
-    " Including non-PyTorch memory, this process has 77.60 GiB memory in use. If reserved but unallocated memory is "
-    "large try setting PYTORCH_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
-)
-FOR_THE_CPU = (
-    f"DefaultCPUAllocator: can't allocate memory: you tried to allocate {BYTES} bytes. "
-    "Error code 12 (Cannot allocate memory)"
-)
-
-
-def fill_a_device() -> None:
-    raise torch.OutOfMemoryError(ON_A_DEVICE + ADVICE)
-
-
-def fill_the_memory() -> None:
-    torch.empty(BYTES, dtype=torch.uint8)
 
 
 def fail_in_step(monkeypatch: pytest.MonkeyPatch, number: int, fail: Callable[[], Any]) -> None:
@@ -177,10 +158,12 @@ def test_the_command_ends_with_a_line(
             FOR_THE_CPU,
         ),
         (RuntimeError("The size of tensor a (2) must match the size of tensor b (3)"), None),
+        (MemoryError("Unable to allocate 2.00 GiB for an array"), "Unable to allocate 2.00 GiB for an array"),
+        (MemoryError(), "out of memory"),
         (RuntimeError(), None),
     ],
 )
-def test_what_torch_says(error: RuntimeError, said: str | None) -> None:
+def test_what_is_said(error: Exception, said: str | None) -> None:
     assert shortage(error) == said
 
 
@@ -211,3 +194,20 @@ def test_the_size_of_a_step_is_that_of_its_samples() -> None:
         f"3 sample(s) in 2 micro-batches; audio up to {audio.max()} long, {audio.sum()} tokens; "
         f"video up to {video.max()} long, {video.sum()} tokens"
     )
+
+
+class Large:
+    """What a step holds."""
+
+
+def test_what_was_held_is_free_when_the_shortage_is_heard_of() -> None:
+    held: list[weakref.ref[Large]] = []
+
+    def compute() -> None:
+        large = Large()
+        held.append(weakref.ref(large))
+        fill_a_device()
+
+    with pytest.raises(Shortage, match=r"^CUDA out of memory"):
+        unless_short(compute)
+    assert held[0]() is None
