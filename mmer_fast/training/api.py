@@ -73,7 +73,8 @@ def train(
 ) -> Run:
     """Train a model and leave a run in a directory, `report.html` for people included.
 
-    In a script that torchrun started, its processes train together; each has to call this, and see the directory.
+    In a script that torchrun started, its processes train together; each has to call this, and see the directory. The
+    report is written by the first, for which the others do not wait.
 
     Args:
         data: a data set, a path that `mmer_fast.data.load` reads, or "synthetic".
@@ -119,7 +120,9 @@ def train(
         if world.first:
             directory.mkdir(parents=True, exist_ok=True)
         console = Console(quiet=not show)
-        train_and_report(run, loaded, directory, world.device, console, tensorboard=tensorboard, world=world)
+        results = train_shown(run, loaded, directory, world.device, console, tensorboard=tensorboard, world=world)
+    if world.first:  # the others do not wait for it, who would lose patience where it takes long
+        draw(results, loaded, directory, world)
     return Run(directory, world.device)
 
 
@@ -136,7 +139,7 @@ def configured_run(kind: System, configs: Configs, data: MultiModalData) -> RunC
     return RunConfig(*configs, describe_data(data), kind.name)
 
 
-def train_and_report(
+def train_shown(
     config: RunConfig,
     data: MultiModalData,
     directory: Path,
@@ -146,7 +149,7 @@ def train_and_report(
     tensorboard: bool = False,
     world: World = ALONE,
 ) -> dict[str, Any]:
-    """Train, or go on training, in a directory, showing progress; then draw the curves and write the report.
+    """Train, or go on training, in a directory, showing progress.
 
     Args:
         config: of the run.
@@ -166,8 +169,6 @@ def train_and_report(
     """
     if not world.first:
         return train_run(config, data, directory, device, Observers([]), world)
-    from mmer_fast.report import plot_curves, write_report  # matplotlib only where something is drawn
-
     steps = steps_per_epoch(data.splits["train"], config.train, config.kind.network.group)
     with ExitStack() as stack:
         observers: list[Observer] = []
@@ -189,9 +190,24 @@ def train_and_report(
             display.say(f"stopped early after epoch {ended} of {training.epochs}: {reason}")
         for line in recall_lines(results["mask_recall"]):
             display.say(line)
-    plot_curves(results["history"], directory / CURVES_FILE, best_epoch=results["best_epoch"])
-    write_report([directory], directory / REPORT_FILE, data=data, device=device, world=world)
     return results
+
+
+def draw(results: dict[str, Any], data: MultiModalData, directory: Path, world: World = ALONE) -> None:
+    """Draw the curves of a run that has ended and write its report; nothing is exchanged with other processes.
+
+    Args:
+        results: of `train_shown`.
+        data, directory: it had.
+        world: the processes that have trained the run, which may have ended; the first calls this.
+
+    Raises:
+        WriteError: a file cannot be written.
+    """
+    from mmer_fast.report import plot_curves, write_report  # matplotlib only where something is drawn
+
+    plot_curves(results["history"], directory / CURVES_FILE, best_epoch=results["best_epoch"])
+    write_report([directory], directory / REPORT_FILE, data=data, device=world.device, world=world)
 
 
 class Run:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +19,7 @@ from mmer_fast.data import commands as data_commands
 from mmer_fast.models.network import Network
 from mmer_fast.report.tables import shift_names
 from mmer_fast.systems.registry import NAMES
-from mmer_fast.training.api import REPORT_FILE, configured_run, train_and_report
+from mmer_fast.training.api import REPORT_FILE, configured_run, draw, train_shown
 from mmer_fast.training.display import conditions_table, metrics_table
 from mmer_fast.training.distributed import TIMEOUT, World, joined
 from mmer_fast.training.errors import Terminated
@@ -158,7 +160,13 @@ def train(
             check_same(stored, run)
         if world.first:
             make_directory(out)
-        _train_and_show(run, loaded, out, tensorboard, world)
+        console = Console()
+        with _end_explained(out, world):
+            results = train_shown(run, loaded, out, world.device, console, tensorboard=tensorboard, world=world)
+    if world.first:  # the others do not wait for it, who would lose patience where it takes long
+        with _end_explained(out, world):
+            draw(results, loaded, out, world)
+        _show(results, loaded, out, console)
 
 
 @app.command("config")
@@ -236,10 +244,11 @@ def predict(
 data_commands.register(app)
 
 
-def _train_and_show(config: RunConfig, data: MultiModalData, out: Path, tensorboard: bool, world: World) -> None:
-    console = Console()
+@contextmanager
+def _end_explained(out: Path, world: World) -> Iterator[None]:
+    """Around a training: where it ends before its time, the first process says how to go on."""
     try:
-        results = train_and_report(config, data, out, world.device, console, tensorboard=tensorboard, world=world)
+        yield
     except KeyboardInterrupt:
         if world.first:
             typer.echo(f"interrupted; go on with: mmer-fast train --out {out} --resume", err=True)
@@ -248,8 +257,9 @@ def _train_and_show(config: RunConfig, data: MultiModalData, out: Path, tensorbo
         if world.first:
             typer.echo(f"{terminated}; go on with: mmer-fast train --out {out} --resume", err=True)
         raise
-    if not world.first:
-        return
+
+
+def _show(results: dict[str, Any], data: MultiModalData, out: Path, console: Console) -> None:
     title = f"epoch {results['best_epoch']} of {len(results['history'])}, best validation {results['selection']}"
     console.print(metrics_table({name: results[name] for name in ("valid", "test")}, title, shift_names(data.source)))
     console.print(f"written to {out}; to look at: {out / REPORT_FILE}", soft_wrap=True, highlight=False)

@@ -182,6 +182,7 @@ def train_run(
     }
     if world.first:
         write_json(directory / METRICS_FILE, results)
+    world.wait()  # until it can be read everywhere
     return results
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,7 +18,9 @@ import torch.distributed as dist
 from small_training import MODEL, Silent, StopAt, run_config, small_data
 from worlds import NO_DROPOUT, double, double_model, world_of
 
+from mmer_fast.training import run as run_module
 from mmer_fast.training import trainer as trainer_module
+from mmer_fast.training.checkpoint import write_json
 from mmer_fast.training.data_parallel import prepare
 from mmer_fast.training.distributed import ALONE, World, WorldError
 from mmer_fast.training.loader import training_batches
@@ -124,6 +127,19 @@ def resumption_gives_the_same_bits(rank: int, size: int) -> None:
             assert json.loads((folder / "whole" / "metrics.json").read_text()) == whole  # on every rank
             names = {"config.json", "metrics.json", "model.safetensors", PREVIOUS_FILE, STATE_FILE}
             assert {path.name for path in (folder / "whole").iterdir()} == names
+
+
+def the_metrics_can_be_read_everywhere_when_training_returns(rank: int, size: int) -> None:
+    """However long the first rank takes to write them."""
+
+    def slowly(path: Path, value: Any) -> None:
+        time.sleep(1)
+        write_json(path, value)
+
+    with pytest.MonkeyPatch.context() as patch, shared_folder() as folder:
+        patch.setattr(run_module, "write_json", slowly)
+        results = run(world_of(rank, size), folder / "run", Silent())
+        assert json.loads((folder / "run" / "metrics.json").read_text()) == results
 
 
 def a_damaged_state_gives_way_to_the_one_before(rank: int, size: int) -> None:

@@ -40,6 +40,21 @@ def hang(step: int) -> None:
         time.sleep(2 * PATIENCE)
 
 
+def write_slowly(step: int) -> None:
+    """The report takes longer than the others have patience."""
+    from mmer_fast.report import document
+
+    analyse = document.analyse
+    if step == 0:
+        document.analyse = lambda *given, **options: time.sleep(2 * PATIENCE) or analyse(*given, **options)
+
+
+def fail_to_write(step: int) -> None:
+    from mmer_fast.report import document
+
+    document.analyse = lambda *_, **__: fail(3)  # type: ignore[assignment, return-value]
+
+
 def die(step: int) -> None:
     if step == 3:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -13,7 +13,19 @@ import process_group
 import pytest
 import torch
 import torch.distributed as dist
-from failing_ranks import IMPORTS, PATIENCE, die, fail, fill, fill_in_validation, go_on, hang, warn
+from failing_ranks import (
+    IMPORTS,
+    PATIENCE,
+    die,
+    fail,
+    fail_to_write,
+    fill,
+    fill_in_validation,
+    go_on,
+    hang,
+    warn,
+    write_slowly,
+)
 from failing_ranks import train as train_processes
 from small_training import small_data
 
@@ -41,6 +53,7 @@ CHECKS = [
     "steps:presets_step_on_shards",
     "runs:an_epoch_has_the_losses_of_one_process",
     "runs:resumption_gives_the_same_bits",
+    "runs:the_metrics_can_be_read_everywhere_when_training_returns",
     "runs:a_damaged_state_gives_way_to_the_one_before",
     "runs:resumption_across_worlds",
     "runs:what_shards_cannot_is_refused",
@@ -130,6 +143,21 @@ def test_a_rank_that_hangs_ends_all(data: Path, tmp_path: Path) -> None:
     assert len(errors[0].splitlines()) == 1
     assert errors[1] == ""
     assert read_tensors(tmp_path / "run" / STATE_FILE)[1]["step"] == 3
+
+
+def test_a_report_that_takes_longer_than_the_timeout_fails_nobody(data: Path, tmp_path: Path) -> None:
+    arguments = options(data, tmp_path / "run", "--timeout", str(PATIENCE))
+    codes, errors = train_processes(arguments, [write_slowly, go_on], tmp_path)
+    assert (codes, errors) == ([0, 0], ["", ""])
+    assert {"metrics.json", "curves.png", "report.html"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_a_report_that_fails_is_an_error_of_the_process_that_writes_it(data: Path, tmp_path: Path) -> None:
+    codes, errors = train_processes(options(data, tmp_path / "run"), [fail_to_write, go_on], tmp_path)
+    assert codes == [1, 0]
+    assert errors[0].splitlines()[-1] == "ValueError: a test wants it"
+    assert errors[1] == ""
+    assert (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_a_killed_rank_ends_all_and_the_training_resumes(data: Path, tmp_path: Path) -> None:

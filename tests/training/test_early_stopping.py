@@ -12,7 +12,7 @@ from rich.console import Console
 from small_training import Silent, run_config, small_data, small_model
 
 from mmer_fast.training import trainer as trainer_module
-from mmer_fast.training.api import train_and_report
+from mmer_fast.training.api import draw, train_shown
 from mmer_fast.training.trainer import Trainer
 
 SCORES = (0.1, 0.5, 0.5, 0.4, 0.6, 0.6, 0.2, 0.3)
@@ -70,7 +70,8 @@ def test_the_reason_is_said_and_the_report_has_the_epochs_that_there_were(tmp_pa
     data = small_data()
     config = run_config(data, epochs=8, patience=2, checkpoint_every=0)
     out = io.StringIO()
-    results = train_and_report(config, data, tmp_path, torch.device("cpu"), Console(file=out, width=200))
+    results = train_shown(config, data, tmp_path, torch.device("cpu"), Console(file=out, width=200))
+    draw(results, data, tmp_path)
     line = "stopped early after epoch 4 of 8: no better validation micro_f1 in 2 epochs"
     assert line in out.getvalue()
     assert line in (tmp_path / "train.log").read_text()
