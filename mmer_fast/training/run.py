@@ -169,13 +169,14 @@ def train_run(
     header |= {key: config.data[key] for key in ("modalities", "label_names")}
     trainer = Trainer(model, config.train, data, directory, header, observer, world)
     trainer.resume()
-    world.agree({"epoch": trainer.progress.epoch, "step": trainer.progress.step})
+    progress, on_disk = trainer.progress, trainer.best
+    world.agree({"epoch": progress.epoch, "step": progress.step, "best model": on_disk})
     history = trainer.fit()
     world.wait()  # until the best model is on disk
     best, _ = load_best(directory, device)
     results = {
         "selection": config.train.selection,
-        "best_epoch": trainer.progress.best_epoch,
+        "best_epoch": progress.best_epoch,
         **{name: _measured(best, data.splits[name], name, config.train, world) for name in ("train", "valid", "test")},
         "mask_recall": _recall(best, data.splits["test"], config.train) if isinstance(best, RobMMR) else {},
         "history": history,

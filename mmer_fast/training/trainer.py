@@ -23,13 +23,13 @@ from mmer_fast.models.network import Network
 from mmer_fast.training.accumulation import accumulate_gradients, micro_batches_of
 from mmer_fast.training.algorithm1 import StepResult
 from mmer_fast.training.augmentation import augmented
+from mmer_fast.training.best import Best, is_better, read_best
 from mmer_fast.training.checkpoint import (
     CheckpointError,
     load_optimizer_tensors,
     optimizer_tensors,
     random_states,
     read_last_state,
-    read_tensors,
     restore_random_states,
     section,
     with_prefix,
@@ -138,6 +138,8 @@ class Trainer:
         )
         self.steps_per_epoch = steps_per_epoch(self.train_split, config, model.group)
         self.progress = Progress()
+        self.best: Best | None = None
+        """What is in `BEST_FILE`; after `resume` it may be of the epoch under way (`mmer_fast.training.best`)."""
         self.sums = self._no_sums()
         self.state_is_whole = False
         """Whether `STATE_FILE` is known to be whole: written or read by this trainer. A damaged one replaces none."""
@@ -219,12 +221,13 @@ class Trainer:
         Where it is damaged or missing and the one before it is whole, that one is taken, with a UserWarning.
 
         Raises:
-            CheckpointError: no state can be read, or the best model that it speaks of is missing or damaged.
+            CheckpointError: no state can be read, or the best model that it speaks of is missing, damaged or another.
             WorldError: some processes could read the last state, others not.
         """
         saved = read_last_state(self.directory / STATE_FILE, self.directory / PREVIOUS_FILE)
         self.world.agree({"saved state": saved and saved.path.name})
         if saved is None:
+            self.best = self._read_best()
             return False
         path, tensors = saved.path, saved.tensors
         try:
@@ -237,8 +240,7 @@ class Trainer:
             restore_random_states(section(tensors, "random"), self.world)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path} is not a state of this training: {error}") from None
-        if self.progress.best_epoch is not None:
-            self._check_best(self.progress.best_epoch)
+        self.best = self._read_best()
         self.state_is_whole = not saved.unusable
         if saved.unusable and self.world.first:
             epoch, step = self.progress.epoch, self.progress.step
@@ -246,18 +248,10 @@ class Trainer:
             warnings.warn(f"{saved.unusable}; going on from the state before it, {path}, after {place}", stacklevel=2)
         return True
 
-    def _check_best(self, epoch: int) -> None:
-        """Find out now, and not when training has ended, that the best model so far, of this epoch, is lost."""
-        path = self.directory / BEST_FILE
-        what = f"the best model so far, of epoch {epoch}"
-        advice = f"it is {what}: restore a copy of it, or start a new run in another directory"
-        if not path.exists():
-            raise CheckpointError(f"{path} is missing: {what}; restore a copy of it, or start a new run")
-        found = {name: tensor.shape for name, tensor in read_tensors(path, advice=advice)[0].items()}
-        expected = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
-        differing = sorted(n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n))
-        if differing:
-            raise CheckpointError(f"{path} does not hold this model: {differing[0]} differs; {advice}")
+    def _read_best(self) -> Best | None:
+        progress = self.progress
+        expected, path = self.model.state_dict(), self.directory / BEST_FILE
+        return read_best(path, expected, progress.history, progress.best_epoch, self.config.selection)
 
     def _train_epoch(self) -> None:
         self.model.start_epoch(self.progress.epoch)
@@ -429,10 +423,6 @@ class Trainer:
             return f"there is no memory to write the state; {self._saved_before('--resume goes on')}"
         return "the state is saved: --resume goes on with the validation"
 
-    def _rank(self, record: dict[str, Any]) -> tuple[bool, float]:
-        """What the best epoch has most of: any epoch with the whole network is better than one of pretraining."""
-        return not record.get("pretraining", False), record["valid"][self.config.selection]
-
     def _record_ratio(self, ratio: Tensor | None) -> None:
         if ratio is not None and bool(ratio.isfinite()):
             self.progress.gradient_ratios.append(float(ratio))
@@ -453,13 +443,28 @@ class Trainer:
         if self.model.pretraining:
             record["pretraining"] = True
         progress.history.append(record)
-        best = progress.best_epoch
-        if best is None or self._rank(record) > self._rank(progress.history[best - 1]):
-            progress.best_epoch = record["epoch"]
-            # Before the state, so that no state ever speaks of a best model that is not on disk.
-            header = {**self.header, ORIGIN: origin(record, config, self.steps_per_epoch)}
-            self._write(BEST_FILE, gathered(self.model.state_dict()), header)
+        progress.best_epoch = self._keep_if_better(record)
         progress.epoch, progress.step, progress.gradient_ratios = progress.epoch + 1, 0, []
         self.sums = self._no_sums()
         self.save()
         self.observer.on_epoch(record)
+
+    def _keep_if_better(self, record: dict[str, Any]) -> int:
+        """Write the model of the epoch that `record`, the last of the history, is of, if it is better than the one on
+        disk; the epoch of the one that is then there.
+        """
+        config, best, epoch = self.config, self.best, record["epoch"]
+        value = record["valid"][config.selection]
+        if is_better(self.progress.history, best, config.selection):
+            # Before the state, so that no state ever speaks of a best model that is not on disk.
+            header = {**self.header, ORIGIN: origin(record, config, self.steps_per_epoch)}
+            self._write(BEST_FILE, gathered(self.model.state_dict()), header)
+            best = self.best = Best(epoch, value)
+        elif best is not None and best.epoch == epoch and self.world.first:
+            warnings.warn(
+                f"epoch {epoch}, trained again, has a validation {config.selection} of {value:.4f}; the model that was "
+                f"saved of it before has {best.value:.4f} and is kept",
+                stacklevel=2,
+            )
+        assert best is not None  # of no model a first one is better
+        return best.epoch
