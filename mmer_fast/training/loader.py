@@ -3,6 +3,9 @@
 Workers are forked, so they read the arrays of the split where they lie, memory-mapped files included: nothing is copied
 or pickled on the way there. Batches come back through shared memory, in order, and draw no random numbers: training has
 the same bits with any number of workers.
+
+Evaluation has no workers, with which it takes longer: a batch is cut out of memory in less time than it is fetched from
+another process, and all batches of a small split in less than it takes to start one.
 """
 
 from __future__ import annotations
@@ -33,11 +36,12 @@ def training_batches(
         split: a validated split.
         indices: of the samples of each batch.
         device: where the batches go; to a CUDA device through page-locked memory where there are workers.
-        workers: processes, each of which prepares up to two batches ahead; 0: this one, each batch when asked for. A
-            daemonic process, which may have no children, does so too.
+        workers: processes, each of which prepares up to two batches ahead, at most one for each batch after the first;
+            0: this one, each batch when asked for. A daemonic process, which may have no children, does so too.
         extras: names of the extras that batches have.
     """
-    if workers == 0 or multiprocessing.current_process().daemon:
+    workers = min(workers, len(indices) - 1)
+    if workers <= 0 or multiprocessing.current_process().daemon:
         return batches(split, indices, device, extras)
     return _batches_of_workers(SequenceDataset(split, extras), indices, device, workers)
 

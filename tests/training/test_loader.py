@@ -84,6 +84,24 @@ def test_the_workers_read_the_mapped_arrays_and_not_this_process(tmp_path: Path)
     assert os.getpid() % 2**20 not in readers
 
 
+@pytest.mark.parametrize(("batches", "processes"), [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2)])
+def test_no_more_processes_start_than_can_run_ahead(
+    monkeypatch: pytest.MonkeyPatch, batches: int, processes: int
+) -> None:
+    started = 0
+    fork = os.fork
+
+    def counted() -> int:
+        nonlocal started
+        started += 1
+        return fork()
+
+    monkeypatch.setattr(os, "fork", counted)
+    indices = [torch.tensor([i]) for i in range(batches)]
+    assert len(list(training_batches(small_data().splits["train"], indices, CPU, 2))) == batches
+    assert started == processes
+
+
 class KillsInTheSecondEpoch(SequenceDataset):
     """Kills the process of the worker that cuts the last batch of the second epoch."""
 
