@@ -75,14 +75,32 @@ def _batches_of_workers(
         multiprocessing_context="fork",
         generator=torch.Generator(),  # the seed of the workers is not drawn from training's generator
     )
-    with _sigterm_blocked(), warnings.catch_warnings():  # Python 3.12 warns of threads; the workers only index arrays
-        warnings.filterwarnings("ignore", r".*use of fork\(\) may lead to deadlocks", DeprecationWarning)
-        prepared: Any = iter(loader)
+    prepared = _started(loader)
     try:
         for batch in prepared:
             yield batch.to(device, non_blocking=True)
     finally:  # not when the last reference goes: workers do not hear SIGTERM, by which Python would end them at exit
         prepared._shutdown_workers()
+
+
+def _started(loader: DataLoader[Batch]) -> Any:
+    """The iterator of a loader, with its workers: all or none."""
+    others = multiprocessing.active_children()
+    try:
+        with _sigterm_blocked(), warnings.catch_warnings():
+            # Python 3.12 warns of threads; the workers only index arrays.
+            warnings.filterwarnings("ignore", r".*use of fork\(\) may lead to deadlocks", DeprecationWarning)
+            return iter(loader)
+    except OSError as error:  # no memory for one more process, too many of them, or too many open files
+        for worker in multiprocessing.active_children():
+            if worker not in others:  # it would not hear the SIGTERM by which Python ends it at exit, and waits for it
+                worker.kill()
+                worker.join()
+        cause = error.strerror or str(error)
+        raise TrainingError(
+            f"a process that loads data cannot be started: {cause}; go on by --resume with fewer workers (now "
+            f"{loader.num_workers}; 0 needs no such process)"
+        ) from None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmer_fast.data import Split
 from mmer_fast.training.config import TrainConfig
+from mmer_fast.training.errors import TrainingError
 from mmer_fast.training.loop_config import LoopConfig
 from mmer_fast.training.order import sorted_batches
 
@@ -38,6 +39,8 @@ def unless_short(compute: Callable[[], Result]) -> Result:
     """
     try:
         return compute()
+    except TrainingError:  # says so already
+        raise
     except (MemoryError, RuntimeError) as error:
         cause = shortage(error)
         if cause is None:

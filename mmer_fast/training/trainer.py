@@ -206,9 +206,12 @@ class Trainer:
             return
         keep = None if previous is None else self.directory / previous
         try:
-            write_tensors(self.directory / name, tensors, header, keep_previous_as=keep)
+            unless_short(lambda: write_tensors(self.directory / name, tensors, header, keep_previous_as=keep))
         except WriteError as error:
             raise TrainingError(f"{error}; {self._saved_before('go on by --resume')}") from None
+        except Shortage as short:
+            what = f"memory ran out while {self.directory / name} was written: {short}"
+            raise TrainingError(f"{what}; {self._saved_before('--resume goes on where more is free')}") from None
 
     def _saved_before(self, advice: str) -> str:
         """Whether there is a state to go on from, in words, and if so the advice."""
@@ -419,8 +422,6 @@ class Trainer:
             self.save()
         except TrainingError as error:
             return str(error)
-        except (MemoryError, RuntimeError):
-            return f"there is no memory to write the state; {self._saved_before('--resume goes on')}"
         return "the state is saved: --resume goes on with the validation"
 
     def _record_ratio(self, ratio: Tensor | None) -> None:

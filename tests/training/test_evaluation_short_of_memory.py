@@ -104,7 +104,9 @@ def test_a_state_that_cannot_be_written_does_not_hide_the_cause(
 
     fail_in_call(monkeypatch, trainer_module, "evaluate", 2, fail)
     message = stops(tmp_path, checkpoint_every=3)
-    assert "there is no memory to write the state; the state saved before is whole: --resume goes on; it " in message
+    assert f"memory ran out in the validation after epoch 2: {ON_A_DEVICE[:-1]}; " in message
+    short = f"memory ran out while {tmp_path / STATE_FILE} was written: out of memory; the state saved before is whole"
+    assert f"; {short}: --resume goes on where more is free; it needs less with " in message
     monkeypatch.undo()
     check_resumption(tmp_path, whole, 1)
 
@@ -187,6 +189,35 @@ def test_the_size_may_change_on_resumption_and_files_without_it_are_read(tmp_pat
     del header["evaluation_batch_size"]
     write_tensors(tmp_path / BEST_FILE, tensors, header)
     assert load_best(tmp_path, CPU)[1]["evaluation_batch_size"] == 256
+
+
+@pytest.mark.parametrize(("call", "name"), [(1, STATE_FILE), (3, BEST_FILE), (4, STATE_FILE)])
+def test_memory_that_runs_out_while_a_file_is_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path, call: int, name: str
+) -> None:
+    """In the state after step 2, the best model and the state after it."""
+    fail_in_call(monkeypatch, trainer_module, "write_tensors", call, fill_the_memory)
+    message = stops(tmp_path, checkpoint_every=2)
+    assert message.startswith(f"memory ran out while {tmp_path / name} was written: {FOR_THE_CPU}; ")
+    saved = "no state was saved before" if call == 1 else "the state saved before is whole: --resume goes on where more"
+    assert f"; {saved}" in message
+    assert not (tmp_path / FAILED_FILE).exists()
+    check_resumption(tmp_path, whole, 8 if call == 1 else 4)
+
+
+def test_logits_that_are_not_finite_end_a_command_with_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], whole: Path
+) -> None:
+    def infinite(*_: Any) -> torch.Tensor:
+        return torch.full((20, 6), torch.inf)
+
+    data = tmp_path / "small.npz"
+    write_npz(small_data(), data)
+    monkeypatch.setattr(evaluate_module, "predict_logits", infinite)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["evaluate", "--run", str(whole), "--data", str(data), "--device", "cpu"])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "mmer-fast: error: the model's logits are not finite\n"
 
 
 def test_any_command_that_runs_out_of_memory_ends_with_a_line(

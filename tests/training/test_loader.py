@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import multiprocessing
 import os
 import signal
@@ -100,6 +102,34 @@ def test_no_more_processes_start_than_can_run_ahead(
     indices = [torch.tensor([i]) for i in range(batches)]
     assert len(list(training_batches(small_data().splits["train"], indices, CPU, 2))) == batches
     assert started == processes
+
+
+# What torch has half begun complains when it is collected, which is only printed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_worker_that_cannot_be_started_is_one_line_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forks, fork = 0, os.fork
+
+    def failing() -> int:
+        nonlocal forks
+        forks += 1
+        if forks > 1:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return fork()
+
+    monkeypatch.setattr(os, "fork", failing)
+    with pytest.raises(TrainingError) as error:
+        train(tmp_path / "run", Silent(), workers=2)
+    monkeypatch.undo()
+    assert not multiprocessing.active_children()
+    assert str(error.value) == (
+        f"a process that loads data cannot be started: {os.strerror(errno.ENOMEM)}; go on by --resume with fewer "
+        "workers (now 2; 0 needs no such process)"
+    )
+    del error
+    gc.collect()
+    assert train(tmp_path / "run", Silent()) == train(tmp_path / "whole", Silent())
 
 
 class KillsInTheSecondEpoch(SequenceDataset):
