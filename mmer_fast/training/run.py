@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import tempfile
 import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.errors import TrainingError
 from mmer_fast.training.evaluate import evaluate, mask_recall
 from mmer_fast.training.graphed_step import check_place
+from mmer_fast.training.lock import locked
 from mmer_fast.training.loop_config import EVALUATION_BATCH, LoopConfig, config_to_json
 from mmer_fast.training.memory import Shortage, evaluation_size, smaller_evaluation, unless_short
 from mmer_fast.training.systems import ROBMMR, System, find_system
@@ -149,7 +151,7 @@ def train_run(
             directory that all of them see; the first writes, and all return the same.
 
     Raises:
-        RunError: the configuration does not go with `device` or `world`.
+        RunError: the configuration does not go with `device` or `world`, or another process trains in the directory.
         WorldError: configuration, data or saved state differ between its processes.
         TrainingError: as `Trainer.fit`; or, when training has ended, memory runs out or a logit is not finite in the
             evaluation of the best model.
@@ -157,9 +159,19 @@ def train_run(
         CheckpointError: the state in the directory, or the best model so far, cannot be read.
     """
     _check_place(config, device, world)
-    if world.first:
-        remove_partial_files(directory)
-        write_json(directory / CONFIG_FILE, config.to_json())
+    with locked(directory) if world.first else nullcontext(True) as alone:
+        if not all(world.gather_objects(alone)):
+            raise RunError(f"{directory}: another process trains there; wait for its end, or choose another directory")
+        if world.first:
+            remove_partial_files(directory)
+            write_json(directory / CONFIG_FILE, config.to_json())
+        return _train(config, data, directory, device, observer, world)
+
+
+def _train(
+    config: RunConfig, data: MultiModalData, directory: Path, device: torch.device, observer: Observer, world: World
+) -> dict[str, Any]:
+    """The training proper, as `train_run`, in a directory that is ready."""
     model = build_model(config, device)
     model.fit(data.splits["train"])
     prepare(model, world)

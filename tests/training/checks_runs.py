@@ -24,6 +24,7 @@ from mmer_fast.training.checkpoint import write_json
 from mmer_fast.training.data_parallel import prepare
 from mmer_fast.training.distributed import ALONE, World, WorldError
 from mmer_fast.training.loader import training_batches
+from mmer_fast.training.lock import locked
 from mmer_fast.training.order import batches
 from mmer_fast.training.run import RunConfig, RunError, describe_data, train_run
 from mmer_fast.training.trainer import PREVIOUS_FILE, STATE_FILE, Trainer
@@ -140,6 +141,13 @@ def the_metrics_can_be_read_everywhere_when_training_returns(rank: int, size: in
         patch.setattr(run_module, "write_json", slowly)
         results = run(world_of(rank, size), folder / "run", Silent())
         assert json.loads((folder / "run" / "metrics.json").read_text()) == results
+
+
+def a_directory_in_which_others_train_is_refused_by_all(rank: int, size: int) -> None:
+    with shared_folder() as folder, locked(folder) if rank == 0 else nullcontext():
+        with pytest.raises(RunError, match="another process trains there"):
+            train_run(run_config(small_data()), small_data(), folder, CPU, Silent(), world_of(rank, size))
+        assert not list(folder.iterdir())
 
 
 def a_damaged_state_gives_way_to_the_one_before(rank: int, size: int) -> None:

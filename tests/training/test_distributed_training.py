@@ -54,6 +54,7 @@ CHECKS = [
     "runs:an_epoch_has_the_losses_of_one_process",
     "runs:resumption_gives_the_same_bits",
     "runs:the_metrics_can_be_read_everywhere_when_training_returns",
+    "runs:a_directory_in_which_others_train_is_refused_by_all",
     "runs:a_damaged_state_gives_way_to_the_one_before",
     "runs:resumption_across_worlds",
     "runs:what_shards_cannot_is_refused",
