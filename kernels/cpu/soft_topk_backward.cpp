@@ -24,9 +24,10 @@ GradientSums gradient_sweep(const C* x, const C* g, int64_t padded, const Expone
     for (int64_t i = start; i < end; i += Vec<C>::kLanes) {
       const V xi = load(x + i);
       const Mask<C> finite = xi > -infinity<C>();
-      const V t = where(finite, exponential.log2(xi));  // in units of log 2
-      const V slope = Sigmoid<C>(exp2_bounded(t)).slope();
-      const V w = where(finite & (slope > kNothing<C>), slope);
+      const V log2 = where(finite, exponential.log2(xi));
+      const V slope = Sigmoid<C>(exp2_bounded(log2)).slope();
+      const Mask<C> sloped = finite & (slope > kNothing<C>);
+      const V w = where(sloped, slope), t = where(sloped, log2);  // a large t has no slope and may have overflowed
       const V wg = w * where(finite, load(g + i));
       store(w_out + i, w);
       sw.add(w);

@@ -19,7 +19,7 @@ struct GradientSums {
   double w = 0, wg = 0, wt = 0, wgt = 0;
 };
 
-// w and t of an entry; both 0 where it takes no part.
+// w and t of an entry; both 0 where it takes no part, or lies so far off that w is 0: t may have overflowed there.
 template <typename Compute>
 struct Slope {
   Compute w, t;
@@ -28,6 +28,7 @@ struct Slope {
     const bool finite = x > -infinity<Compute>();
     t = finite ? argument(x) : Compute(0);
     w = finite ? Sigmoid<Compute>(t).w : Compute(0);
+    t = w > 0 ? t : Compute(0);
   }
 };
 
