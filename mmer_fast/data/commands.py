@@ -13,7 +13,7 @@ from rich.table import Table
 from mmer_fast.data.containers import MultiModalData
 from mmer_fast.data.errors import DataError
 from mmer_fast.data.inspection import replace_not_finite, summarise
-from mmer_fast.data.loading import FORMATS, GENERATORS, named, read_unchecked
+from mmer_fast.data.loading import FORMATS, GENERATORS, named, read_unchecked, validated
 from mmer_fast.data.npz import write_npz
 from mmer_fast.data.safetensors_file import write_safetensors
 from mmer_fast.data.synthetic import make_synthetic
@@ -21,7 +21,11 @@ from mmer_fast.data.synthetic import make_synthetic
 OWN_SUFFIXES = (".npz", ".safetensors")
 _NAMES = ", ".join(FORMATS)
 
-SourceArgument = Annotated[str, typer.Argument(metavar="IN", help='A data file or folder, "synthetic" or "dialogues".')]
+_GENERATED = ", ".join(f'"{name}"' for name in GENERATORS)
+
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="IN", help=f"A data file or folder, or generated: {_GENERATED}.")
+]
 FormatOption = Annotated[
     str | None, typer.Option("--format", help=f"What IN is: {_NAMES}. Default: found out from IN.")
 ]
@@ -51,7 +55,7 @@ def convert(
     found, data = _read(source, format)
     if replace_nonfinite:
         replace_not_finite(data)
-    data.check()
+    validated(data)
     if out.suffix.lower() == ".npz":
         _write(out, lambda: write_npz(data, out, compress=compress))
     else:

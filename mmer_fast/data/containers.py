@@ -127,7 +127,8 @@ def _check_labels(name: str, split: Split, n_labels: int) -> None:
     labels = split.labels
     if labels.dtype != np.uint8 or labels.ndim != 2 or labels.shape[1] != n_labels:
         raise DataError(
-            f"{name} labels: expected uint8 of shape (N, {n_labels}); got {labels.dtype} of shape {labels.shape}"
+            f"{name} labels: expected uint8 of shape (N, {n_labels}), a column for each of the {n_labels} label names; "
+            f"got {labels.dtype} of shape {labels.shape}"
         )
     if len(labels) == 0:
         raise DataError(f"{name} labels: expected at least one sample; got none")
@@ -159,7 +160,10 @@ def _check_modality(name: str, split: Split, modality: str, size: int) -> None:
             first = first or f"sample {block.start + i}, step {t}"
             bad += int(np.sum(~finite))
     if bad:
-        raise DataError(f"{key}: expected finite values; got {bad} others, first in {first}")
+        raise DataError(
+            f"{key}: expected finite values; got {bad} others, first in {first} "
+            "(mmer-fast convert IN OUT --replace-nonfinite sets them to 0)"
+        )
     for block in blocks(values):
         padding = np.arange(steps) >= lengths[block, None]
         if values[block][padding].any():

@@ -53,7 +53,10 @@ def assemble(path: Path, arrays: dict[str, np.ndarray], label_names: list[str] |
 def _refuse_unknown_keys(path: Path, arrays: dict[str, np.ndarray]) -> None:
     for key in arrays:
         if not key.startswith(tuple(f"{split}_" for split in SPLITS)):
-            raise DataError(f"{path}: unknown key {key}; expected label_names or {{split}}_{{modality}} and the like")
+            raise DataError(
+                f"{path}: unknown key {key}; expected label_names, or {{split}}_{{modality}} and the like for the "
+                f"splits {', '.join(SPLITS)}"
+            )
 
 
 def _modalities(path: Path, arrays: dict[str, np.ndarray]) -> list[str]:
@@ -112,11 +115,14 @@ def _read_split(
 
 def _labels(path: Path, key: str, values: np.ndarray) -> np.ndarray:
     if values.ndim != 2 or values.dtype.kind not in "buif":
-        raise DataError(f"{path}: key {key}: expected (N, K) of 0 and 1; got {values.dtype} of shape {values.shape}")
+        raise DataError(
+            f"{path}: key {key}: expected (N, K) of 0 and 1, a column for each label; got {values.dtype} of shape "
+            f"{values.shape}"
+        )
     with np.errstate(invalid="ignore"):
         wrong = values[(values != 0) & (values != 1)]
     if wrong.size:
-        raise DataError(f"{path}: key {key}: expected only 0 and 1; got {wrong[0]}")
+        raise DataError(f"{path}: key {key}: expected only 0 and 1, a column for each label; got {wrong[0]}")
     return values.astype(np.uint8)
 
 

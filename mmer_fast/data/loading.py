@@ -46,8 +46,20 @@ def load(
             one that the data set lacks.
     """
     generate = GENERATORS.get(str(source))
-    data = read_unchecked(source, format)[1].check() if generate is None else generate(seed)
+    data = validated(read_unchecked(source, format)[1]) if generate is None else generate(seed)
     return data if modalities is None else data.select(modalities)
+
+
+def validated(data: MultiModalData) -> MultiModalData:
+    """``data``, once it is found to be usable.
+
+    Raises:
+        DataError: what `MultiModalData.check` finds, and in which file.
+    """
+    try:
+        return data.check()
+    except DataError as error:
+        raise DataError(f"{data.source}: {error}") from None
 
 
 def read_unchecked(path: str | Path, format: str | None = None) -> tuple[Format, MultiModalData]:

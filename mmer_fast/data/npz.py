@@ -86,7 +86,9 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         try:
             archive = np.load(file, allow_pickle=False)
         except Exception as error:  # a damaged file can raise anything
-            raise DataError(f"{path}: not a readable .npz file ({str(error)[:200]})") from error
+            # What is no archive NumPy takes for a pickle, and says how to load it unsafely.
+            reason = "it is no zip archive" if "allow_pickle" in str(error) else str(error)[:200]
+            raise DataError(f"{path}: not a readable .npz file ({reason})") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise DataError(f"{path}: expected an .npz archive; got a single array")
         for key in archive.files:
@@ -94,6 +96,11 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                 values = _large(file, archive, key)
                 arrays[key] = archive[key] if values is None else values
             except Exception as error:
+                if "allow_pickle" in str(error):
+                    raise DataError(
+                        f"{path}: key {key}: expected numbers or strings; got Python objects, which are not read "
+                        "(rows of different lengths: pad them to one, and say how many steps count)"
+                    ) from error
                 raise DataError(f"{path}: key {key} cannot be read ({str(error)[:200]})") from error
             if not isinstance(arrays[key], np.ndarray):
                 raise DataError(f"{path}: {key}: expected an array (.npy); got another kind of file")

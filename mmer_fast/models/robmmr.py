@@ -291,7 +291,10 @@ def check_outline(modalities: Mapping[str, int], labels: int) -> None:
         raise ValueError(f"modalities must map at least one name to a size of at least 1, got {dict(modalities)}")
     for name in modalities:
         if not name or "." in name or hasattr(nn.ModuleDict, name):
-            raise ValueError(f"modality {name!r} cannot name a submodule (it must not hold a dot); rename it")
+            raise ValueError(
+                f"modality {name!r} cannot name a submodule (it must not be empty, hold a dot or be an attribute of "
+                "torch.nn.ModuleDict); rename it"
+            )
     if labels < 1:
         raise ValueError(f"labels must be at least 1, got {labels}")
 

@@ -106,6 +106,7 @@ WRONG = {
     "modality": (lambda a: a.pop("test_audio"), "missing key test_audio"),
     "extra modality": (lambda a: a.update(test_smell=a["test_audio"]), "missing key train_smell"),
     "unknown key": (lambda a: a.update(ids=np.arange(3)), "unknown key ids"),
+    "unknown split": (lambda a: a.update(val_text=a["valid_text"]), "unknown key val_text; .* train, valid, test"),
     "N": (
         lambda a: a.update(train_text=a["train_text"][1:]),
         "train_text: expected 4 samples, as many as labels; got 3",
@@ -117,17 +118,17 @@ WRONG = {
     "dtype": (lambda a: a.update(train_text=np.ones((4, 5, 3), int)), "train_text: .* floats; got int64"),
     "object array": (
         lambda a: a.update(train_text=np.array([[1], [1, 2]], object)),
-        "key train_text cannot be read .*allow_pickle",
+        "key train_text: expected numbers or strings; got Python objects.* pad them",
     ),
     "label value": (
         lambda a: a.update(test_labels=np.full((3, 2), 0.5)),
-        "test_labels: expected only 0 and 1; got 0.5",
+        "test_labels: expected only 0 and 1, a column for each label; got 0.5",
     ),
-    "label NaN": (lambda a: a.update(test_labels=np.full((3, 2), np.nan)), "expected only 0 and 1; got nan"),
+    "label NaN": (lambda a: a.update(test_labels=np.full((3, 2), np.nan)), "expected only 0 and 1, .*; got nan"),
     "label rank": (lambda a: a.update(test_labels=np.zeros(3)), r"test_labels: expected \(N, K\) of 0 and 1"),
     "label count": (
         lambda a: a.update(test_labels=np.zeros((3, 5))),
-        r"test labels: .*\(N, 2\); got .*\(3, 5\)",
+        r"test labels: .*\(N, 2\), a column for each of the 2 label names; got .*\(3, 5\)",
     ),
     "length > T": (
         lambda a: a.update(test_text_lengths=np.array([1, 6, 2])),
@@ -145,7 +146,7 @@ WRONG = {
     ),
     "NaN": (
         lambda a: a["valid_audio"].__setitem__((1, 2, 0), np.nan),
-        "valid audio: expected finite .* sample 1, step 2",
+        "valid audio: expected finite .* sample 1, step 2 .*--replace-nonfinite",
     ),
     "names count": (lambda a: a.update(label_names=np.array(["x"])), r"train labels: .*\(N, 1\)"),
     "names dtype": (lambda a: a.update(label_names=np.arange(2)), r"label_names: expected \(K,\) strings"),
@@ -174,7 +175,7 @@ def test_load_names_the_file_and_what_is_wrong_with_it(tmp_path):
     (tmp_path / "table.csv").write_text("a,b")
     for name, message in {
         "cut.npz": "not a readable .npz",
-        "noise.npz": "not a readable .npz",
+        "noise.npz": r"not a readable .npz file \(it is no zip archive\)",
         "empty.npz": "not a readable .npz",
         "flipped.npz": "key train_text cannot be read .*CRC",
         "single.npz": "got a single array",

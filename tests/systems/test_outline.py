@@ -48,6 +48,7 @@ def test_an_outline_says_what_the_network_says(name: str, data_of: Callable[[str
     [
         ("mmgcn", {"audio": 4}, 0, {}, "labels must be at least 1"),
         ("m3er", {"a.b": 4, "video": 3}, 3, {}, "modality 'a.b' cannot name a submodule"),
+        ("lstm", {"type": 4}, 3, {}, "or be an attribute of torch.nn.ModuleDict"),
         ("br", {"audio": 0}, 3, {}, "a size of at least 1"),
         ("lstm", {}, 3, {}, "at least one name"),
         ("mult", {"audio": 4}, 3, {}, "modalities must be at least two for MulT, got audio"),
