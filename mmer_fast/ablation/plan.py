@@ -246,6 +246,4 @@ def _check_stored(run: PlannedRun) -> None:
     try:
         check_same(RunConfig.read(run.directory), run.config)
     except RunError as error:
-        raise RunError(
-            f"{run.directory} ({run.label}): {error}; choose another --out, or remove that directory"
-        ) from None
+        raise RunError(f"{run.directory} ({run.label}): {error}") from None

@@ -89,7 +89,7 @@ PresetOption = Annotated[
     str | None,
     typer.Option(
         help="compact: small, for a CPU. authors: as their code does it. Some systems have more; RobMMR: paper, as "
-        "published. Default: that of --config, else compact; on --resume that of the run."
+        "published. Default: that of --config or of the run that is resumed, else compact."
     ),
 ]
 ConfigOption = Annotated[

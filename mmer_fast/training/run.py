@@ -118,7 +118,10 @@ def check_same(stored: RunConfig, asked: RunConfig) -> None:
     differing = [key for key in sorted(old | new) if key not in UNCOMPARED and old.get(key) != new.get(key)]
     if differing:
         listed = "; ".join(f"{key}: the run has {old.get(key)!r}, asked for {new.get(key)!r}" for key in differing)
-        raise RunError(f"cannot resume with another configuration or other data ({listed})")
+        raise RunError(
+            f"cannot resume with another configuration or other data ({listed}); leave these as they were, choose "
+            "another --out, or remove that directory"
+        )
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
