@@ -7,7 +7,7 @@ fraction of what the registered one does, and torch.func can differentiate no op
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class Differentiable:
         torch.library.register_vmap(qualified(name), batch)
 
         class Eager(torch.autograd.Function):
+            jvp = _refuses_forward_mode(name)
+
             @staticmethod
             def forward(ctx: Any, *arguments: Any) -> Any:
                 output = _below_autograd(operator, arguments)
@@ -51,6 +53,8 @@ class Differentiable:
                 return differentiate(ctx, *grads)
 
         class Transformable(torch.autograd.Function):
+            jvp = _refuses_forward_mode(name)
+
             @staticmethod
             def forward(*arguments: Any) -> Any:
                 return operator(*arguments)
@@ -79,6 +83,18 @@ class Differentiable:
         if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
             return self._eager.apply(*arguments)
         return _below_autograd(self.operator, arguments)
+
+
+def _refuses_forward_mode(name: str) -> Any:
+    """The ``jvp`` of a Function that has none: it says which derivatives there are."""
+
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        raise NotImplementedError(
+            f"{name} has no forward-mode derivative, which torch.func.jvp, jacfwd and hessian ask for; "
+            "torch.func.vjp, grad and jacrev work, and jacrev of jacrev is the Hessian"
+        )
+
+    return staticmethod(jvp)
 
 
 def _below_autograd(operator: Any, arguments: Arguments) -> Any:

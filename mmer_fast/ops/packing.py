@@ -192,6 +192,7 @@ def pack(x: Tensor | Sequence[Tensor], layout: PackedLayout) -> Tensor:
         (total, ...).
 
     Raises:
+        TypeError: `layout` is no `PackedLayout`.
         ValueError: as many tensors as the layout has no modalities; a batch that is not the layout's; fewer time steps
             than a sample is long; tensors that differ in dtype, device or the shape of a token.
     """
@@ -217,9 +218,12 @@ def unpack(
         (B, T, ...); a tuple of them, one for each modality, where the layout has several.
 
     Raises:
-        TypeError: a T that is no integer.
+        TypeError: `packed` is no tensor, `layout` no `PackedLayout`, or a T no integer.
         ValueError: tokens that are not as many as the layout's; a T below the longest sample.
     """
+    _check_layout(layout)
+    if not isinstance(packed, Tensor):
+        raise TypeError(f"packed must be a torch.Tensor, got {type(packed).__name__}")
     if packed.dim() == 0 or packed.shape[0] != layout.total:
         raise ValueError(f"packed must have shape ({layout.total}, ...) as its layout says, got {tuple(packed.shape)}")
     wanted_lengths = _padded_lengths(padded_lengths, layout.modalities)
@@ -263,7 +267,13 @@ def _check_lengths(name: str, value: object, first: Tensor) -> None:
         )
 
 
+def _check_layout(layout: object) -> None:
+    if not isinstance(layout, PackedLayout):
+        raise TypeError(f"layout must be a PackedLayout, which packed_layout makes, got {type(layout).__name__}")
+
+
 def _as_batches(x: Tensor | Sequence[Tensor], layout: PackedLayout) -> list[Tensor]:
+    _check_layout(layout)
     batches = [x] if isinstance(x, Tensor) else _validate.tensors("x", x)
     if len(batches) != layout.modalities:
         raise ValueError(f"x must be {layout.modalities} tensors, one for each modality, got {len(batches)}")

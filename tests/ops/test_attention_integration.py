@@ -155,6 +155,16 @@ def test_func_transforms(backend, device):
     assert torch.equal(jacobian[0, :, 1], torch.zeros_like(jacobian[0, :, 1]))
 
 
+def test_forward_mode_is_refused_by_name(backend, device):
+    q = torch.randn(1, 1, 3, 4, device=device)
+    with pytest.raises(NotImplementedError, match=r"attention_forward.* has no forward-mode derivative"):
+        torch.func.jvp(lambda x: mf.masked_attention(x, x, x, backend=backend), (q,), (q,))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(q.requires_grad_(), q)
+        with pytest.raises(NotImplementedError, match=r"attention_forward.* has no forward-mode derivative"):
+            mf.masked_attention(dual, dual, dual, backend=backend)
+
+
 def test_seeds_come_from_the_generator_of_torch(backend, device):
     q, k, v = qkv(torch.float32, 1, 2, 2, 5, 30, 8, device)
     runs = []

@@ -142,10 +142,18 @@ def test_bad_packed():
     layout = mf.packed_layout(*LENGTHS)
     with pytest.raises(ValueError, match=r"packed must have shape \(16, ...\) as its layout says, got \(15, 2\)"):
         mf.unpack(torch.zeros(15, 2), layout)
+    with pytest.raises(TypeError, match=r"packed must be a torch\.Tensor, got list"):
+        mf.unpack([torch.zeros(16, 2)], layout)
     with pytest.raises(ValueError, match=r"padded_lengths\[1\] must be >= 5, the longest sample, got 4"):
         mf.unpack(torch.zeros(16, 2), layout, 4)
     with pytest.raises(ValueError, match=r"padded_lengths must have 2 entries, got 1"):
         mf.unpack(torch.zeros(16, 2), layout, [9])
+
+
+@pytest.mark.parametrize("call", [mf.pack, mf.unpack])
+def test_lengths_are_no_layout(call):
+    with pytest.raises(TypeError, match="layout must be a PackedLayout, which packed_layout makes, got Tensor"):
+        call(torch.zeros(2, 3, 4), torch.tensor([3, 1]))
 
 
 def test_join_interleaves_the_modalities_of_each_sample():

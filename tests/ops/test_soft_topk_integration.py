@@ -116,6 +116,13 @@ class TestTransforms:
         assert torch.allclose(torch.func.jacrev(torch.func.grad(f))(scores), hessian, atol=1e-10)
 
 
+@pytest.mark.parametrize("derivative", [torch.func.jacfwd, torch.func.hessian])
+def test_forward_mode_is_refused_by_name(derivative, backend, device):
+    scores = torch.randn(5, device=device)
+    with pytest.raises(NotImplementedError, match=r"soft_topk.* has no forward-mode derivative.* jacrev of jacrev"):
+        derivative(lambda row: mf.soft_topk(row, 2, backend=backend).square().sum())(scores)
+
+
 def test_export():
     class Mask(torch.nn.Module):
         def forward(self, scores, lengths):
