@@ -187,7 +187,7 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     def check_input(self, name: str, x: Tensor) -> None:
         """Checks what the projections take: a floating tensor of their device and, without autocast, their dtype."""
-        _validate.floating_tensor(name, x)
+        _validate.dense_tensor(name, x)
         weight = self.out_proj.weight
         # What is sharded or wrapped is not what the projections see in the end.
         if torch.compiler.is_compiling() or not _validate.is_plain(weight) or weight.is_meta:

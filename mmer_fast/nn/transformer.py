@@ -208,7 +208,7 @@ class TransformerEncoder(OnTokens):
         Raises:
             TypeError, ValueError: as there.
         """
-        _validate.floating_tensor("src", src)
+        _validate.dense_tensor("src", src)
         if mask is not None:
             _validate.bool_or_floating_tensor("mask", mask)
             _validate.same_device("mask", mask, src, "src")

@@ -38,6 +38,13 @@ def floating_tensor(name: str, value: object) -> Tensor:
     return value
 
 
+def dense_tensor(name: str, value: object) -> Tensor:
+    tensor = floating_tensor(name, value)
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, with lengths where rows are ragged, got {tensor.layout}")
+    return tensor
+
+
 def integer_tensor(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor) or value.dtype not in _INTEGERS:
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__

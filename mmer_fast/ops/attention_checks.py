@@ -19,7 +19,7 @@ MOST_TOKENS = 2**31 - 1  # of a packed batch, whose cu_seqlens are int32
 def tensors(q: Tensor, k: Tensor, v: Tensor, shape: str) -> tuple[Tensor, Tensor, Tensor]:
     """Checks q of `shape`, (B, H, L, D) or packed (Tq, H, D), and k and v; returns them in the dtype of autocast."""
     dims = shape.count(",") + 1
-    q, k, v = (_autocast(_validate.floating_tensor(name, x)) for name, x in (("q", q), ("k", k), ("v", v)))
+    q, k, v = (_autocast(_validate.dense_tensor(name, x)) for name, x in (("q", q), ("k", k), ("v", v)))
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != dims:
             wanted = shape if name == "q" else shape.replace("Tq", "Tk").replace("H", "Hk").replace("L", "S")

@@ -134,7 +134,7 @@ def same_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 def _check(query: Tensor, key: Tensor, value: Tensor) -> None:
     for name, x in (("query", query), ("key", key), ("value", value)):
-        _validate.floating_tensor(name, x)
+        _validate.dense_tensor(name, x)
         if x.dim() < 2:
             raise ValueError(f"{name} must have at least two dimensions, got {tuple(x.shape)}")
         if x.dtype != query.dtype:

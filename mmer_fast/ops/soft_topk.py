@@ -104,7 +104,7 @@ def soft_topk(
         >>> soft_topk(torch.tensor([[3.0, 1.0, 2.0]]), 1, epsilon=0.5)
         tensor([[0.8796, 0.0024, 0.1180]])
     """
-    shape = _validate.floating_tensor("scores", scores).shape
+    shape = _validate.dense_tensor("scores", scores).shape
     if not shape:
         raise ValueError("scores must have at least one dimension (..., n), got a scalar")
     n = shape[-1]

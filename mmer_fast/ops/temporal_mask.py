@@ -40,7 +40,7 @@ def temporal_mask(
     Raises:
         TypeError, ValueError, BackendUnavailable: as in `soft_topk`.
     """
-    _validate.floating_tensor("scores", scores)
+    _validate.dense_tensor("scores", scores)
     if scores.dim() == 0:
         raise ValueError("scores must have at least one dimension (..., n), got a scalar")
     _validate.ragged(scores, lengths, mask)

@@ -163,6 +163,11 @@ def test_copies():
         (ValueError, r"\(B, T\) = \(4, 6\) or", {"lengths": LENGTHS, "key_weights": torch.ones(T)}),
         (ValueError, r"mask must have shape \(L, S\) = \(6, 6\)", {"lengths": LENGTHS, "mask": torch.ones(5, 5)}),
         (ValueError, "have no padding", {"layout": mf.packed_layout(LENGTHS), "lengths": LENGTHS}),
+        (
+            TypeError,
+            r"src must be a dense tensor, with lengths .*, got torch\.jagged",
+            {"src": torch.nested.nested_tensor([torch.ones(3, E), torch.ones(5, E)], layout=torch.jagged)},
+        ),
         (ValueError, r"src must have shape \(14, E\) as its layout", {"layout": mf.packed_layout(LENGTHS)}),
     ],
 )

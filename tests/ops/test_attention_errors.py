@@ -15,6 +15,11 @@ Q, K = torch.zeros(2, 4, 5, 8), torch.zeros(2, 2, 6, 8)
 PADDED = {
     "not a tensor": ({"q": [1.0]}, TypeError, "q must be a torch.Tensor, got list"),
     "integer q": ({"q": Q.long()}, TypeError, "q must be float32, float64, bfloat16 or float16, got torch.int64"),
+    "sparse": (
+        {"k": K.to_sparse()},
+        TypeError,
+        "k must be a dense tensor, with lengths where rows are ragged, got torch.sparse_coo",
+    ),
     "dimensions": ({"q": Q[0]}, ValueError, "q must have shape (B, H, L, D), got (4, 5, 8)"),
     "dimensions of k": ({"k": K[0]}, ValueError, "k must have shape (B, Hk, S, D), got (2, 6, 8)"),
     "dtypes": ({"k": K.half()}, TypeError, "k must have the dtype torch.float32 of q, got torch.float16"),

@@ -17,6 +17,7 @@ SCORES = torch.zeros(3, 5)
     [
         (TypeError, "scores must be a torch.Tensor, got list", ([1.0], 1)),
         (TypeError, "scores must be float32.*got torch.int64", (torch.zeros(2, 3, dtype=torch.int64), 1)),
+        (TypeError, r"scores must be a dense tensor, .*, got torch\.sparse_coo", (SCORES.to_sparse(), 1)),
         (ValueError, "scores must have at least one dimension", (torch.tensor(1.0), 1)),
         (ValueError, r"k must be within \[0, 5\], got 6", (SCORES, 6)),
         (ValueError, r"k must be within \[0, 5\], got -1", (SCORES, -1)),
