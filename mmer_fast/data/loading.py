@@ -19,6 +19,7 @@ FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT
     for module in (npz, safetensors_file, tailor_pt, univa, mmsa, mult, mmgcn, csd, mmin)
 }
+_OWN = "features of your own: write an .npz with the keys {split}_{modality} and {split}_labels"
 SYNTHETIC = "synthetic"
 GENERATORS: dict[str, Callable[[int], MultiModalData]] = {
     SYNTHETIC: lambda seed: make_synthetic(seed),
@@ -102,7 +103,9 @@ def _detect(source: Source) -> Format:
         content = source.content
         got = ", ".join(str(key)[:40] for key in list(content)[:8]) if isinstance(content, dict) else describe(content)
         raise DataError(
-            f"{source.path}: expected {pickles}; got {'the keys ' if isinstance(content, dict) else ''}{got}"
+            f"{source.path}: expected {pickles}; got {'the keys ' if isinstance(content, dict) else ''}{got} ({_OWN})"
         )
     suffixes = [*dict.fromkeys(f.suffix for f in FORMATS.values() if f.suffix), ".csd", *PICKLE_SUFFIXES[1:]]
-    raise DataError(f"{source.path}: expected one of {', '.join(suffixes)}; got suffix {source.suffix or 'none'!r}")
+    raise DataError(
+        f"{source.path}: expected one of {', '.join(suffixes)}; got suffix {source.suffix or 'none'!r} ({_OWN})"
+    )

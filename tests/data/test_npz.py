@@ -179,7 +179,7 @@ def test_load_names_the_file_and_what_is_wrong_with_it(tmp_path):
         "empty.npz": "not a readable .npz",
         "flipped.npz": "key train_text cannot be read .*CRC",
         "single.npz": "got a single array",
-        "table.csv": r"expected one of \.npz, \.safetensors, \.pt, \.pkl, \.csd, .*; got suffix '\.csv'",
+        "table.csv": r"one of \.npz, \.safetensors, \.pt, \.pkl, \.csd, .*; got suffix '\.csv' .*write an \.npz",
         "absent.npz": "no such file",
         ".": "got a directory",
     }.items():
