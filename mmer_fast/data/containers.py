@@ -71,8 +71,10 @@ class MultiModalData:
         """The same data with only ``modalities``, in that order.
 
         Raises:
-            DataError: a name is unknown or given twice, or no name is given.
+            DataError: a name is unknown or given twice, no name is given, or one text in the place of a list of names.
         """
+        if isinstance(modalities, str):
+            raise DataError(f"modalities: expected a list of names; got the text {modalities!r}")
         names = list(modalities)
         available = ", ".join(self.modalities)
         if not names:

@@ -47,7 +47,7 @@ class Predictions:
         predicted_1k = self.outputs.predictions(torch.from_numpy(self.probabilities[index, None]), self.threshold)
         return [label for label, there in zip(self.label_names, predicted_1k[0].tolist(), strict=True) if there]
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Write a file, atomically.
 
         - ``.csv``: `sample`, a column a label with 6 digits, `predicted` with names separated by semicolons.
@@ -60,8 +60,9 @@ class Predictions:
         Raises:
             RunError: another suffix, or the directory cannot be written.
         """
-        check_suffix(path)
-        write_atomically(path, lambda partial: WRITERS[path.suffix](self, partial))
+        out = Path(path)
+        check_suffix(out)
+        write_atomically(out, lambda partial: WRITERS[out.suffix](self, partial))
 
 
 def identifiers(split: Split) -> list[str] | None:

@@ -131,7 +131,7 @@ def test_predictions_survive_json_lines(run: Run, data: Path, tmp_path: Path) ->
 def test_names_survive_json_lines(tmp_path: Path) -> None:
     names = ['a "quoted"\n', "é\u2028", "</script>"]
     predictions = Predictions(np.array([[0.1, 0.5, 0.7]], np.float32), names, 0.5)
-    predictions.write(tmp_path / "p.jsonl")
+    predictions.write(str(tmp_path / "p.jsonl"))
     text = (tmp_path / "p.jsonl").read_text(encoding="utf-8")
     assert text.count("\n") == 1
     record = json.loads(text)
