@@ -9,6 +9,7 @@ The interface is the one that users of SAM packages know: `first_step`, a second
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -59,7 +60,7 @@ class SAM(torch.optim.Optimizer):
     Raises:
         TypeError: `rho` is not a number, or `base_optimizer` does not make an optimizer.
         ValueError: `rho` is negative or not finite, an unknown `scope`, or a base optimizer that has an option called
-            "rho" or "adaptive" itself (Adadelta), which would share its value.
+            "rho" or "adaptive" itself (Adadelta), which would share its value, or cannot step without a closure (LBFGS).
     """
 
     def __init__(
@@ -364,3 +365,6 @@ def _check_base(base: object) -> None:
             f"base_optimizer must have no option called {' or '.join(map(repr, taken))}, which is one of SAM's, "
             f"got {type(base).__name__}"
         )
+    closure = inspect.signature(base.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(f"base_optimizer must be one whose step needs no closure, got {type(base).__name__}")

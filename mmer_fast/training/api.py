@@ -313,12 +313,13 @@ class Run:
         """Write a report about this run, or one that compares it with others; returns its path.
 
         Args:
-            out: the file; None: `report.html` in the directory of the run.
+            out: the file, an .html one; None: `report.html` in the directory of the run.
             compare_with: other runs.
             data: in place of what the runs were trained on. A modality that it lacks is missing in every sample, as the
                 report says.
 
         Raises:
+            ValueError: `out` is no .html file.
             CheckpointError: a run is not finished.
             RunError: a run is given twice, or the data has other labels or features.
             DataError: data that was given cannot be read.
@@ -327,6 +328,8 @@ class Run:
 
         others = [other.directory if isinstance(other, Run) else Path(other) for other in compare_with]
         path = self.directory / REPORT_FILE if out is None else Path(out)
+        if path.suffix.lower() != ".html":
+            raise ValueError(f"out must end in .html, got {path}")
         write_report([self.directory, *others], path, data=data, device=self.device)
         return path
 

@@ -320,6 +320,7 @@ def test_storage_stays_so_averages_and_compiled_models_go_on() -> None:
         ({"scope": "layer"}, ValueError, "scope must be one of 'global', 'tensor', 'awp', got 'layer'"),
         ({"scope": "awp", "adaptive": True}, ValueError, "adaptive goes with scope"),
         ({"base_optimizer": torch.optim.Adadelta}, ValueError, "no option called 'rho'.*got Adadelta"),
+        ({"base_optimizer": torch.optim.LBFGS}, ValueError, "whose step needs no closure, got LBFGS"),
         ({"base_optimizer": lambda groups: None}, TypeError, "must be a torch.optim.Optimizer, got NoneType"),
     ],
 )

@@ -175,6 +175,8 @@ def test_five_lines_of_python(data: Path, tmp_path: Path) -> None:
         run.predict(split="dev")
     assert set(run.explain(0).modalities) == {"audio", "video"}
     assert run.report(tmp_path / "page.html") == tmp_path / "page.html"
+    with pytest.raises(ValueError, match=r"out must end in \.html, got .*page\.pdf"):
+        run.report(tmp_path / "page.pdf")
 
     again = Run(tmp_path / "run", "cpu")
     np.testing.assert_array_equal(again.predict().probabilities, run.predict().probabilities)
