@@ -60,7 +60,7 @@ class SAM(torch.optim.Optimizer):
     Raises:
         TypeError: `rho` is not a number, or `base_optimizer` does not make an optimizer.
         ValueError: `rho` is negative or not finite, an unknown `scope`, or a base optimizer that has an option called
-            "rho" or "adaptive" itself (Adadelta), which would share its value, or cannot step without a closure (LBFGS).
+            "rho" or "adaptive" itself (Adadelta), which would share its value, or needs a closure to step (LBFGS).
     """
 
     def __init__(
