@@ -110,8 +110,9 @@ def mask_and_bias(attn_mask: Tensor | None, shape: tuple[int, ...]) -> tuple[Ten
             f"got {tuple(attn_mask.shape)}"
         )
     x = attn_mask[(None,) * missing]
-    for dim in (-3, -2):  # what was expanded holds one entry
-        if x.shape[dim] > 1 and x.stride(dim) == 0:
+    is_leaf = attn_mask.requires_grad and attn_mask.grad_fn is None
+    for dim in (-3, -2):  # what was expanded holds one entry, but a leaf has a gradient at each of its own
+        if x.shape[dim] > 1 and x.stride(dim) == 0 and not is_leaf:
             x = x.narrow(dim, 0, 1)
     leading, keys = shape[:-3], shape[-1]
     if any(n > 1 for n in x.shape[:-3]):

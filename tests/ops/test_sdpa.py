@@ -143,6 +143,16 @@ class TestWhatAMaskBecomes:
         mask, bias = mask_and_bias(torch.randn(shape).expand(2, 4, 5, 6), (2, 4, 5, 6))
         assert bias.shape[1:] == wanted[1:]
 
+    def test_every_entry_of_an_expanded_leaf_has_its_own_gradient(self):
+        q, k, v = randn(2, 4, 5, 8), randn(2, 4, 6, 8), randn(2, 4, 6, 8)
+        expanded = torch.randn(4, 1, 6).expand(4, 5, 6).requires_grad_()
+        whole = expanded.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+        gradients = [
+            torch.autograd.grad(scaled_dot_product_attention(q, k, v, bias).square().sum(), bias)[0]
+            for bias in (expanded, whole)
+        ]
+        assert torch.equal(*gradients)
+
     def test_hidden_keys_may_hold_anything(self):
         q, k, v = randn(2, 4, 5, 8), randn(2, 4, 6, 8), randn(2, 4, 6, 8)
         keys = torch.tensor([[True] * 4 + [False] * 2, [False] + [True] * 5])
