@@ -195,8 +195,8 @@ def _validate_solver(solver: str, iterations: int | None) -> int:
         return 100
     if isinstance(iterations, bool) or not isinstance(iterations, int):
         raise TypeError(f"iterations must be an int, got {type(iterations).__name__}")
-    if iterations < 1:
-        raise ValueError(f"iterations must be >= 1, got {iterations}")
+    if not 1 <= iterations < 2**63:
+        raise ValueError(f"iterations must be within [1, 2^63), got {iterations}")
     return iterations
 
 
