@@ -84,6 +84,23 @@ def test_hard_selection_has_gradient_zero(backend, device):
     assert not g_k.any()
 
 
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=pytest.mark.gpu)], indirect=True)
+def test_entries_at_the_end_of_all_floats_add_nothing(backend, device):
+    """What is so far off in units of tau that float32 cannot say how far, as the scores of a mask are."""
+    exact = torch.tensor([[1.5, -0.3, torch.finfo(torch.float32).min]], dtype=DOUBLE, device=device)
+    grad = torch.tensor([[1.0, -2.0, 0.5]], dtype=DOUBLE, device=device)
+
+    def gradients(scores, chosen):
+        scores, epsilon = scores.requires_grad_(), torch.tensor(0.5, dtype=DOUBLE, device=device, requires_grad=True)
+        weights = mf.soft_topk(scores, 0.75, epsilon=epsilon, backend=chosen)
+        return torch.autograd.grad(weights, (scores, epsilon), grad.to(scores.dtype))
+
+    expected = gradients(exact, "reference")
+    assert expected[1].abs() > 1e-3
+    for a, e in zip(gradients(exact.float().detach(), backend), expected, strict=True):
+        assert (a.double() - e).abs().max() <= GRADIENT[torch.float32] * e.abs().max()
+
+
 @pytest.mark.parametrize("k", [0.0, 5.0])
 def test_nothing_and_everything_have_gradient_zero(backend, device, k):
     scores = torch.randn(2, 5, device=device, requires_grad=True)
