@@ -15,6 +15,7 @@ from torch.distributions import Bernoulli, kl_divergence
 import mmer_fast as mf
 
 Gradients = dict[str, list[Tensor]]  # by the argument's name
+LARGEST_UPSTREAM = 4
 
 
 def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -30,9 +31,9 @@ def leaf(x: Tensor) -> Tensor:
 
 
 def upstream_of(results: list[Tensor], seed: int) -> list[Tensor]:
-    """Eighths between -4 and 4, which are exact in every dtype."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(-32, 33, x.shape, generator=generator).div(8).to(x) for x in results]
+    """Eighths within LARGEST_UPSTREAM, which are exact in every dtype."""
+    generator, most = torch.Generator().manual_seed(seed), 8 * LARGEST_UPSTREAM
+    return [torch.randint(-most, most + 1, x.shape, generator=generator).div(8).to(x) for x in results]
 
 
 def with_gradients(function: Callable[..., Any], arguments: Arguments, seed: int) -> tuple[list[Tensor], Gradients]:

@@ -10,23 +10,27 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from drawn_tensors import SIZES, Arguments, Call, bits_kept, disturbed, maybe, tensors
+from drawn_tensors import FLOATS, SIZES, Arguments, Call, bits_kept, disturbed, maybe, tensors
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import mmer_fast as mf
 
-FLOATS = st.sampled_from((torch.float32, torch.float64))  # halves lose more in the layers than backends differ by
+DTYPES = st.sampled_from(FLOATS)
 DROPOUT = st.sampled_from([0.0, 0.0, 0.5])
 SOME = st.integers(1, 3)
 
 
 def called(make: Callable[..., nn.Module], method: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of `options` and the arguments of `method`: it makes a module of the options and calls it."""
+    """A function of `options` and the arguments of `method`: it makes a module of the options and calls it.
 
-    def function(options: Arguments, **arguments: Any) -> Any:
+    `wide`: with the same weights in float64.
+    """
+
+    def function(options: Arguments, wide: bool = False, **arguments: Any) -> Any:
         torch.manual_seed(0)
         module = make(**options)
+        module = module.double() if wide else module
         torch.manual_seed(1)  # what dropout draws
         with bits_kept(list(module.parameters())):
             return method(module, **shared(arguments))
@@ -78,7 +82,7 @@ def masks(draw: Any, dtype: torch.dtype, *shapes: tuple[int, ...]) -> Tensor:
 def attention_options(draw: Any) -> tuple[Arguments, int]:
     """Of a MultiheadAttention, and how many of query, key and value are given: the others are the one before."""
     heads = draw(SOME)
-    options = {"embed_dim": heads * draw(SOME), "num_heads": heads, "dropout": draw(DROPOUT), "dtype": draw(FLOATS)}
+    options = {"embed_dim": heads * draw(SOME), "num_heads": heads, "dropout": draw(DROPOUT), "dtype": draw(DTYPES)}
     options["bias"] = draw(st.booleans())
     given = draw(SOME)
     if given == 3:
@@ -150,7 +154,7 @@ def packed_multihead_attention(draw: Any) -> Call:
 
 @st.composite
 def transformer(draw: Any, function: Callable[..., Any]) -> Call:
-    heads, dtype = draw(SOME), draw(FLOATS)
+    heads, dtype = draw(SOME), draw(DTYPES)
     width, mask = heads * draw(SOME), "src_mask" if function is LAYER else "mask"
     options = {
         "d_model": width,

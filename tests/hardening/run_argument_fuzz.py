@@ -23,6 +23,7 @@ import torch
 from argument_strategies import STRATEGIES
 from drawn_tensors import Arguments, Call, flat
 from fuzzed_gradients import Gradients, check_gradients, with_gradients
+from fuzzed_modules import check_module
 from fuzzing import examples
 from gradient_bounds import BOUNDS
 from hypothesis import HealthCheck, given
@@ -105,10 +106,14 @@ def check(function: Callable[..., Any], arguments: Arguments, seed: int) -> bool
         return False
     if not comparable(function, arguments):
         return False
-    check_results(function, arguments, untouched, results)
-    if function.__name__ not in BOUNDS or any(x.is_meta for x in results):
+    if any(x.is_meta for x in (*results, *flat(gradients))):
         return False
-    check_gradients(function, arguments, seed, gradients)
+    if "options" in arguments:
+        check_module(function, arguments, seed, results, gradients)
+    else:
+        check_results(function, arguments, untouched, results)
+    if function.__name__ in BOUNDS:
+        check_gradients(function, arguments, seed, gradients)
     return any(bool(grad.any()) for grad in flat(gradients))
 
 
@@ -131,7 +136,8 @@ def check_results(
 def problem_of(name: str, last: Path) -> str | None:
     """What is wrong with calls of STRATEGIES[name]: the first error, or that no gradient but 0 was compared."""
     compared: list[bool] = []
-    is_operator = name not in WEIGHT_STRATEGIES and name not in MODULE_STRATEGIES
+    has_gradient = name not in WEIGHT_STRATEGIES
+    is_operator = has_gradient and name not in MODULE_STRATEGIES
 
     @examples(EXAMPLES_OF_OPERATORS if is_operator else EXAMPLES, suppress_health_check=list(HealthCheck))
     @given(call=STRATEGIES[name], seed=st.integers(0, 999))
@@ -146,7 +152,7 @@ def problem_of(name: str, last: Path) -> str | None:
         search()
     except BaseException as error:
         return "\n\n".join(map(str, getattr(error, "exceptions", [error])))
-    return "no gradient but 0 was compared" if is_operator and not any(compared) else None
+    return "no gradient but 0 was compared" if has_gradient and not any(compared) else None
 
 
 def main(last: str) -> None:

@@ -1,6 +1,6 @@
 """Arbitrary arguments of operators, modules and SAM give an error that names one, or what the reference does.
 
-That is the result, and for operators the gradients within what rounding can do to them.
+That is the result, and the gradients within what rounding can do to them.
 
 `make fuzz` searches longer. run_argument_fuzz.py is a process of its own, so that a crash is a failure with a message.
 """
