@@ -59,8 +59,8 @@ def soft_topk_sinkhorn(n: int) -> list[Tensor]:
 
 def temporal_mask(n: int) -> list[Tensor]:
     draw = _Draws()
-    scores = draw(n, n)
-    return _with_gradients([mf.temporal_mask(scores, 0.4, lengths=draw.lengths(n, n))], scores)
+    scores = draw(n, 2 * n)
+    return _with_gradients([mf.temporal_mask(scores, 0.4, lengths=draw.lengths(n, 2 * n))], scores)
 
 
 def grad_reverse(n: int) -> list[Tensor]:
@@ -129,7 +129,7 @@ def divergences(n: int) -> list[Tensor]:
 
 def perturbation_of_lists(n: int) -> list[Tensor]:
     draw = _Draws()
-    params, grads = ([draw(*shape).detach() for shape in ((n, n), (n, 1), (3,))] for _ in range(2))
+    params, grads = ([draw(*shape).detach() for shape in ((n, 16 * n), (n, 1), (3,))] for _ in range(2))
     stash = [torch.empty_like(w) for w in params]
     norms, factors = ops.perturb_(params, grads, stash, 0.5, norms=ops.grad_norm(grads))
     moved = [w.clone() for w in params]
@@ -139,7 +139,7 @@ def perturbation_of_lists(n: int) -> list[Tensor]:
 
 def perturbation_of_a_module(n: int) -> list[Tensor]:
     draw = _Draws()
-    module = nn.Linear(n, n)
+    module = nn.Linear(16 * n, n)
     for parameter in module.parameters():
         parameter.data, parameter.grad = draw(*parameter.shape).detach(), draw(*parameter.shape).detach()
     with mf.perturbed(module, 0.5) as info:
@@ -153,7 +153,7 @@ def perturbation_of_a_module(n: int) -> list[Tensor]:
 def dropout(n: int) -> list[Tensor]:
     """The fused helpers of the models, whose kernels are reached by way of the dispatcher alone."""
     draw, seed = _Draws(), torch.tensor([11])
-    x, residual, row = draw(n, 24), draw(n, 24), draw(24)
+    x, residual, row = draw(n, 200), draw(n, 200), draw(200)
     operators = torch.ops.mmer_fast
     outputs = [operators.dropout(x, 0.3, seed), operators.relu_dropout(x, row, 0.3, seed)]
     outputs.append(operators.dropout_add_layer_norm(x, row, residual, row, row, 1e-5, 0.3, seed)[0])
