@@ -10,13 +10,18 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import mmer_fast as mf
 from mmer_fast import ops
+from mmer_fast.ops import dropout_add_layer_norm  # noqa: F401  defines its operators
+from mmer_fast.ops.dropout import wide
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-11, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+# As soft_topk_solver.h has them.
+LEAST_TEMPERATURE = {torch.float32: 1.5e-38, torch.float64: 1.5e-300}
 
 
 @pytest.fixture(params=[False, True], ids=["kept", "flushed"])
@@ -52,15 +57,19 @@ def bits(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("epsilon", [0.1, 1e-40, 1e-300])
 def test_soft_topk_of_subnormal_scores(flush: bool, dtype: torch.dtype, epsilon: float) -> None:
-    """A choice among scores that hardly differ: valid weights that sum to k, from equal ones to the hard choice."""
+    """A choice among scores that hardly differ: equal weights where epsilon is above them, and else as soft as the
+    least temperature makes it, which for the scores of float16 is the hard choice."""
+    plain = subnormal(torch.linspace(-0.9, 0.9, 12), dtype)[None]
+    least = 2 * LEAST_TEMPERATURE[torch.float64 if dtype == torch.float64 else torch.float32]
+    expected = mf.soft_topk(plain.double(), 3, epsilon=max(epsilon, least), backend="reference")
     scores = made(flush, torch.linspace(-0.9, 0.9, 12), dtype)[None].requires_grad_()
     weights, info = mf.soft_topk(scores, 3, epsilon=epsilon, return_info=True)
     assert float(weights.detach().double().sum()) == pytest.approx(3, abs=12 * TOLERANCE[dtype])
     assert bool((weights.diff() >= 0).all())
     assert bool((weights >= 0).all() & (weights <= 1).all())
     assert float(info.residual.detach().abs()) <= 1e-5
-    if epsilon == 0.1:  # as with scores of 0
-        torch.testing.assert_close(weights, torch.full_like(weights, 0.25), rtol=0, atol=4 * TOLERANCE[dtype])
+    error, as_of_0 = (float((weights.detach().double() - x).abs().max()) for x in (expected, 0.25))
+    assert (min(error, as_of_0) if flush else error) <= 4 * TOLERANCE[dtype]
     (gradient,) = torch.autograd.grad(weights.double().square().sum(), scores)
     assert not gradient.isnan().any()
 
@@ -152,12 +161,45 @@ def test_norms_of_tiny_gradients(flush: bool, dtype: torch.dtype) -> None:
     assert norm == pytest.approx(expected, rel=1e-6) or (flush and norm == 0)
 
 
-def test_dropout_and_layer_norm_of_subnormal_rows(flush: bool) -> None:
-    from mmer_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
+def nearest(got: Tensor, *expected: Tensor) -> float:
+    """The largest distance of an entry to the nearest of those expected."""
+    return float(torch.stack([(got.double() - x).abs() for x in expected]).amin(0).max())
 
-    x = made(flush, torch.rand(4, 24), torch.float32).requires_grad_()
-    one, zero = torch.ones(24), torch.zeros(24)
-    y = dropout_add_layer_norm(x, None, torch.zeros(4, 24), one, zero, 1e-5, 0.1)
-    assert y.abs().max() <= 1e-30
-    (gradient,) = torch.autograd.grad(y.sum(), x)
-    assert gradient.isfinite().all()
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dropout_of_subnormal_numbers(flush: bool, dtype: torch.dtype) -> None:
+    """What is kept is divided by the share that is kept, as exactly as subnormal numbers are; or 0, if flushed."""
+    plain, seed, ones = subnormal(torch.rand(4, 24) - 0.5, dtype), torch.tensor([5]), torch.ones(4, 24)
+    mask = torch.ops.mmer_fast.dropout(ones.double(), 0.25, seed)
+    torch.set_flush_denormal(flush)
+    dropped = torch.ops.mmer_fast.dropout(plain, 0.25, seed)
+    rectified = torch.ops.mmer_fast.relu_dropout(plain, None, 0.25, seed)
+    torch.set_flush_denormal(False)
+    spacing = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    for got, x in ((dropped, plain.double()), (rectified, plain.double().relu())):
+        exact = x * mask
+        assert exact.any()
+        assert nearest(got, exact, *([torch.zeros_like(exact)] if flush else [])) <= spacing
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("p", [0.0, 0.25])
+def test_dropout_and_layer_norm_of_subnormal_rows(flush: bool, dtype: torch.dtype, p: float) -> None:
+    """Their variance is nothing beside eps: y is x - mean(x) over its root, or 0; the gradient is the same for both."""
+    plain, seed, ones = subnormal(0.9 * torch.rand(4, 24), dtype), torch.tensor([5]), torch.ones(4, 24)
+    upstream = torch.randn(4, 24).to(dtype)
+    mask = torch.ops.mmer_fast.dropout(ones.double(), p, seed) if p > 0 else ones.double()
+    exact_x = plain.double().requires_grad_()
+    exact = F.layer_norm(exact_x * mask, (24,), eps=1e-5)
+    (exact_gradient,) = torch.autograd.grad(exact, exact_x, upstream.double())
+
+    x, row, zero = plain.requires_grad_(), torch.ones(24).to(wide(plain)), torch.zeros(4, 24).to(dtype)
+    torch.set_flush_denormal(flush)
+    norm = torch.ops.mmer_fast.dropout_add_layer_norm
+    y = norm(x, None, zero, row, torch.zeros_like(row), 1e-5, p, seed if p > 0 else None)[0]
+    (gradient,) = torch.autograd.grad(y, x, upstream)
+    torch.set_flush_denormal(False)
+    exact, largest = exact.detach(), float(exact.detach().abs().max())
+    assert largest > torch.finfo(dtype).smallest_normal
+    assert nearest(y.detach(), exact, *([torch.zeros_like(exact)] if flush else [])) <= 4 * TOLERANCE[dtype] * largest
+    assert nearest(gradient, exact_gradient) <= 4 * TOLERANCE[dtype] * float(exact_gradient.abs().max())
