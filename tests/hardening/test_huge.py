@@ -151,6 +151,19 @@ def test_sizes_and_strides_have_64_bits() -> None:
         assert not found, f"{header.name}: {found}"
 
 
+def test_what_sources_call_a_size_or_a_stride_has_64_bits() -> None:
+    """Strides and counts over a batch everywhere. CUDA counts in int within a row or a tile, never so long."""
+    everywhere = "strides?|elements|numel|tokens|rows"
+    on_the_host = f"{everywhere}|cols|columns|length|width|batch|heads|queries|keys"
+    for folder, names in (("cuda", everywhere), *((x, on_the_host) for x in ("common", "cpu", "csrc"))):
+        narrow = rf"\b(?:u?int(?:8|16|32)_t|int|unsigned|short) +(?:\w+_)?(?:{names})_? *[=;,)]"
+        sources = [x for x in (ROOT / ("" if folder == "csrc" else "kernels") / folder).iterdir() if x.is_file()]
+        assert sources
+        for source in sources:
+            found = re.findall(narrow, re.sub(r"//.*", "", source.read_text()))
+            assert not found, f"{source.name}: {found}"
+
+
 @pytest.mark.slow
 def test_soft_topk_of_more_than_2_to_the_31_weights(needs: Callable[[float], None]) -> None:
     needs(9)
