@@ -100,7 +100,7 @@ class BackwardTask {
       const int64_t to = keys_.index(j) - begin;
       for (int64_t d = 0; d < row_; ++d) all_dk_[to * row_ + d] += dk_[j * row_ + d];
       for (int64_t d = 0; d < row_; ++d) all_dv_[to * row_ + d] += dv_[j * row_ + d];
-      if (dm.data != nullptr) *dm.at(b_, h_, first_key_ + to) = dm_[j];
+      if (dm.data != nullptr) *dm.at(b_, h_, first_key_ + to) = keys_.weight_gradient(j, dm_[j]);
     }
   }
 

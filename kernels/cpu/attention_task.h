@@ -15,6 +15,8 @@ constexpr int64_t kQueryBlock = 48;
 constexpr int64_t kKeyBlock = 192;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLog2E = 1.44269504088896340736f;
+constexpr float kLog2 = 0.69314718055994530942f;
+constexpr float kFaint = 0x1p-40f;  // see GatheredKeys::exponents_
 
 // Not the standard library's templates: instantiated here they would be code of this instruction set for everybody.
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -73,17 +75,23 @@ class Arena {
 class GatheredKeys {
  public:
   static int64_t room(int64_t most) { return round_up(most, kKeyBlock); }
-  static int64_t scratch(int64_t most) { return 2 * Arena::size(room(most)); }
+  static int64_t scratch(int64_t most) { return 3 * Arena::size(room(most)); }
 
   GatheredKeys(const AttentionInputs& in, int64_t most, Arena& arena)
       : in_(in),
         room_(room(most)),
         weights_(arena.take(room_)),
+        exponents_(arena.take(room_)),
         index_(reinterpret_cast<int32_t*>(arena.take(room_))) {}
 
   int64_t count() const { return count_; }
   int32_t index(int64_t j) const { return index_[j]; }
-  const float* weights() const { return weights_; }  // m, up to the end of the last vector
+  // m, of faint keys its fraction, up to the end of the last vector.
+  const float* weights() const { return weights_; }
+  // dL/dm of key j from that of its entry in weights().
+  float weight_gradient(int64_t j, float gradient) const {
+    return faint_ ? std::ldexp(gradient, -static_cast<int>(exponents_[j])) : gradient;
+  }
 
   void gather(int64_t b, int64_t h, int64_t begin, int64_t end, bool zero_weights) {
     const AttentionSpan span = in_.key_span(b);
@@ -91,13 +99,16 @@ class GatheredKeys {
     const uint8_t* mask = in_.mask != nullptr ? in_.mask + b * in_.mask_batch : nullptr;
     first_ = span.first;
     count_ = 0;
+    faint_ = false;
     for (int64_t j = begin; j < least(end, span.count); ++j) {
       const float m = weighted ? *in_.key_weights.at(b, h, first_ + j) : 1.0f;
       if ((mask != nullptr && mask[j] == 0) || (m == 0 && !zero_weights)) continue;
       index_[count_] = static_cast<int32_t>(j);
       weights_[count_++] = m;
+      faint_ |= m < kFaint && m > 0;
     }
     zero(weights_ + count_, padded(count_) - count_);
+    if (faint_) split_weights();
   }
 
   // Their entries, a column a key: [D, room], 0 up to the end of the last vector.
@@ -125,13 +136,14 @@ class GatheredKeys {
     zero(out + in_.width, row - in_.width);
   }
 
-  // Adds the bias to a row of scores of the keys [start, start + count), and sets to -infinity what the query may not
-  // see, up to the end of the last vectors. Returns how many it sees.
+  // Adds the bias, and what faint keys have in the exponent, to a row of scores of the keys [start, start + count), and
+  // sets to -infinity what the query may not see, up to the end of the last vectors. Returns how many it sees.
   int64_t restrict_scores(int64_t b, int64_t h, int64_t query, int64_t start, int64_t count, float* x) const {
     if (in_.bias != nullptr) {
       const float* bias = in_.bias + b * in_.bias_batch + h * in_.bias_head + query * in_.bias_query;
       for (int64_t j = 0; j < count; ++j) x[j] += bias[index_[start + j] * in_.bias_key];
     }
+    for (int64_t j = 0; faint_ && j < count; ++j) x[j] += kLog2 * exponents_[start + j];
     int64_t seen = count;
     while (in_.causal && seen > 0 && index_[start + seen - 1] > query) --seen;
     for (int64_t j = seen; j < padded(count); ++j) x[j] = -kInfinity;
@@ -139,9 +151,21 @@ class GatheredKeys {
   }
 
  private:
+  void split_weights() {
+    for (int64_t j = 0; j < count_; ++j) {
+      int exponent = 0;
+      if (weights_[j] < kFaint && weights_[j] > 0) weights_[j] = std::frexp(weights_[j], &exponent);
+      exponents_[j] = static_cast<float>(exponent);
+    }
+  }
+
   const AttentionInputs& in_;
   const int64_t room_;
   float* weights_;
+  // m = weight 2^exponent where a key is faint, else exponent 0. Its power of two goes into the score and so into the
+  // running maximum: a query that sees faint keys alone has sums near 1 all the same.
+  float* exponents_;
+  bool faint_ = false;
   static_assert(kLongestSample <= std::numeric_limits<int32_t>::max(), "a key's number has 32 bits");
   int32_t* index_;
   int64_t first_ = 0, count_ = 0;

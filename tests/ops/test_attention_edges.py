@@ -132,3 +132,31 @@ def test_lengths_beyond_the_tensor_mean_all_of_it(backend, device):
         q, k, v, None, None, None, many, many, None, None, 3, 5, False, 0.3, 0.0, None, False
     )
     close(out, mf.masked_attention(q, k, v, scale=0.3, backend=backend).double(), 1e-7)
+
+
+FAINT = pytest.mark.parametrize("backend", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
+
+
+@FAINT
+@pytest.mark.parametrize("least", [1e-37, 1e-25])
+def test_keys_of_faint_weights_alone(backend, device, least):
+    """Sums of e^x as small as their weights have reciprocals that float32 has not, or products that it has not."""
+    q, k, v = qkv(torch.float32, 2, 2, 2, 5, 9, 8, device)
+    m = (least * (1 + 99 * torch.rand(2, 9))).to(device)
+    check(backend, q, k, v, m, rounding=4)  # a score has the weight's power of two
+
+
+@FAINT
+@pytest.mark.parametrize("faint", [1e-42, 1e-37, 1e-25])
+def test_a_query_that_sees_faint_keys_alone(backend, device, faint):
+    q, k, v = (x.double() for x in qkv(torch.float32, 1, 2, 2, 6, 6, 8, device))
+    m = torch.tensor([[faint, faint, 1.0, faint, 0.5, 0.0]], device=device)
+    grad = torch.randn(1, 2, 6, 8, dtype=torch.float64, device=device)
+
+    def results(dtype, chosen):
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        out, lse = mf.masked_attention(*leaves, m, causal=True, return_lse=True, backend=chosen)
+        return out, lse, *torch.autograd.grad(out, leaves, grad.to(dtype))
+
+    for got, expected in zip(results(torch.float32, backend), results(torch.float64, "reference"), strict=True):
+        close(got, expected, 1e-5)
