@@ -20,10 +20,10 @@ from rich.console import Console
 from mmer_fast.training.algorithm1 import StepResult
 from mmer_fast.training.api import DataSource, open_data
 from mmer_fast.training.display import TrainingDisplay
+from mmer_fast.training.files import STATE_FILE
 from mmer_fast.training.observers import Observers
 from mmer_fast.training.order import steps_per_epoch
 from mmer_fast.training.run import LOG_FILE, RunConfig, train_run
-from mmer_fast.training.trainer import STATE_FILE
 
 REPORT_SECONDS = 0.25
 

@@ -25,6 +25,7 @@ from mmer_fast.training.distributed import TIMEOUT, World, joined
 from mmer_fast.training.errors import Terminated
 from mmer_fast.training.evaluate import evaluate as evaluate_split
 from mmer_fast.training.evaluate import predict_probabilities
+from mmer_fast.training.files import BEST_FILE
 from mmer_fast.training.missing import data_for
 from mmer_fast.training.observers import check_tensorboard
 from mmer_fast.training.origin import origin_in_words
@@ -39,7 +40,6 @@ from mmer_fast.training.run import (
     make_directory,
 )
 from mmer_fast.training.settings import Settings, asked_for, configure, parse_assignments, to_yaml
-from mmer_fast.training.trainer import BEST_FILE
 
 app = typer.Typer(
     help="Train and use RobMMR, a robust multi-modal multi-label emotion recogniser, and its sister systems.",

@@ -34,12 +34,13 @@ from mmer_fast.training.data_parallel import prepare
 from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.errors import TrainingError
 from mmer_fast.training.evaluate import evaluate, mask_recall
+from mmer_fast.training.files import BEST_FILE, PREVIOUS_FILE, STATE_FILE
 from mmer_fast.training.graphed_step import check_place
 from mmer_fast.training.lock import locked
 from mmer_fast.training.loop_config import EVALUATION_BATCH, LoopConfig, config_to_json
 from mmer_fast.training.memory import Shortage, evaluation_size, smaller_evaluation, unless_short
 from mmer_fast.training.systems import ROBMMR, System, find_system
-from mmer_fast.training.trainer import BEST_FILE, PREVIOUS_FILE, STATE_FILE, Observer, Trainer
+from mmer_fast.training.trainer import Observer, Trainer
 
 CONFIG_FILE, METRICS_FILE, CURVES_FILE, LOG_FILE = "config.json", "metrics.json", "curves.png", "train.log"
 UNCOMPARED = {"train.checkpoint_every", "train.evaluation_batch_size", "train.workers", "data.source"}

@@ -37,6 +37,11 @@ class EpochSums:
         self.counts[:3] += torch.stack([pair.sum() for pair in pairs])
         self.counts[3] += samples
 
+    def clear(self) -> None:
+        """Begin the next epoch."""
+        self.losses.zero_()
+        self.counts.zero_()
+
     def summary(self) -> dict[str, float]:
         """Mean losses, and the micro-F1 of the predictions made while training (dropout on, weights
         moving).

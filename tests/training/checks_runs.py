@@ -23,11 +23,12 @@ from mmer_fast.training import trainer as trainer_module
 from mmer_fast.training.checkpoint import write_json
 from mmer_fast.training.data_parallel import prepare
 from mmer_fast.training.distributed import ALONE, World, WorldError
+from mmer_fast.training.files import PREVIOUS_FILE, STATE_FILE
 from mmer_fast.training.loader import training_batches
 from mmer_fast.training.lock import locked
 from mmer_fast.training.order import batches
 from mmer_fast.training.run import RunConfig, RunError, describe_data, train_run
-from mmer_fast.training.trainer import PREVIOUS_FILE, STATE_FILE, Trainer
+from mmer_fast.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 NATURAL = {"rho": 0.0, "sigma": 0.0}

@@ -21,8 +21,8 @@ from mmer_fast.models import RobMMR
 from mmer_fast.models.losses import binary_cross_entropy
 from mmer_fast.training import Algorithm1, StepResult, TrainConfig, configs_from_json, configs_to_json, preset
 from mmer_fast.training.checkpoint import read_json, write_json
+from mmer_fast.training.files import STATE_FILE
 from mmer_fast.training.run import RunConfig, train_run
-from mmer_fast.training.trainer import STATE_FILE
 
 ABLATIONS = ("random", "fgsm", "pgd")
 OF_EMBEDDINGS = ("fgsm", "pgd")

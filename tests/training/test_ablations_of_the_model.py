@@ -23,7 +23,7 @@ from mmer_fast.models.transformer import Encoder
 from mmer_fast.report.timing import measure_step
 from mmer_fast.training import Algorithm1, FastStep, configs_from_json, configs_to_json
 from mmer_fast.training.evaluate import mask_recall
-from mmer_fast.training.trainer import STATE_FILE
+from mmer_fast.training.files import STATE_FILE
 
 ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "- E^m": ({"fusion": "concatenation"}, {"perturbed_modules": "unimodal"}),

@@ -16,7 +16,8 @@ from torch import Tensor
 from mmer_fast.data import Batch
 from mmer_fast.training import configs_from_json, configs_to_json
 from mmer_fast.training.augmentation import augmented
-from mmer_fast.training.trainer import STATE_FILE, Trainer
+from mmer_fast.training.files import STATE_FILE
+from mmer_fast.training.trainer import Trainer
 
 NAMES = ("random_erasing", "gaussian_noise")
 every_augmentation = pytest.mark.parametrize("name", NAMES)

@@ -12,11 +12,12 @@ import pytest
 import torch
 from small_training import Silent, StopAt, train
 
+from mmer_fast.training import files
 from mmer_fast.training import trainer as trainer_module
 from mmer_fast.training.best import Best, is_better
 from mmer_fast.training.checkpoint import CheckpointError, read_json, read_tensors, write_tensors
+from mmer_fast.training.files import BEST_FILE, PREVIOUS_FILE, STATE_FILE
 from mmer_fast.training.run import load_best
-from mmer_fast.training.trainer import BEST_FILE, PREVIOUS_FILE, STATE_FILE
 
 FILES = ("metrics.json", BEST_FILE, STATE_FILE)
 CPU = torch.device("cpu")
@@ -47,7 +48,7 @@ def die_after_the_model_of_epoch(directory: Path, epoch: int, **changes: Any) ->
             raise Died
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer_module, "write_tensors", deadly)
+        patch.setattr(files, "write_tensors", deadly)
         with pytest.raises(Died):
             train(directory, Silent(), **changes)
     assert load_best(directory, CPU)[1]["training"]["epoch"] == epoch

@@ -16,8 +16,8 @@ from mmer_fast.models import RobMMR
 from mmer_fast.training import configs_from_json, configs_to_json, preset, steps
 from mmer_fast.training.compiled import compile_stacks
 from mmer_fast.training.fast_step import FastStep
+from mmer_fast.training.files import PREVIOUS_FILE, STATE_FILE
 from mmer_fast.training.run import train_run
-from mmer_fast.training.trainer import PREVIOUS_FILE, STATE_FILE
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "classifier_dropout": 0.0}
 DROPOUT = {"dropout": 0.2, "attention_dropout": 0.2}

@@ -17,8 +17,8 @@ from small_training import Silent, StopAt, train
 
 from mmer_fast.training.checkpoint import CheckpointError, read_tensors, write_tensors
 from mmer_fast.training.errors import TrainingError
+from mmer_fast.training.files import BEST_FILE, PREVIOUS_FILE, STATE_FILE
 from mmer_fast.training.run import load_best
-from mmer_fast.training.trainer import BEST_FILE, PREVIOUS_FILE, STATE_FILE
 
 RESULTS = ("metrics.json", BEST_FILE, PREVIOUS_FILE, STATE_FILE)
 TENSORS = {

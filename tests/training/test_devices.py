@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mmer_fast.training import Algorithm1, FastStep
 from mmer_fast.training.evaluate import predict_logits
+from mmer_fast.training.files import STATE_FILE
 from mmer_fast.training.graphed_step import GraphedStep
 from mmer_fast.training.run import load_best
-from mmer_fast.training.trainer import STATE_FILE
 
 CPU = torch.device("cpu")
 

@@ -33,7 +33,7 @@ from mmer_fast.data.npz import write_npz
 from mmer_fast.training import Run, train
 from mmer_fast.training.checkpoint import read_tensors
 from mmer_fast.training.distributed import ALONE, World, WorldError, joined, launched
-from mmer_fast.training.trainer import FAILED_FILE, STATE_FILE
+from mmer_fast.training.files import FAILED_FILE, STATE_FILE
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo"

@@ -14,16 +14,16 @@ from small_training import TRAIN, Silent, run_config, small_data, train
 
 from mmer_fast import cli
 from mmer_fast.data import Split, write_npz
-from mmer_fast.training import Run
+from mmer_fast.training import Run, files
 from mmer_fast.training import evaluate as evaluate_module
 from mmer_fast.training import run as run_module
 from mmer_fast.training import trainer as trainer_module
 from mmer_fast.training.checkpoint import read_tensors, write_tensors
 from mmer_fast.training.errors import TrainingError
+from mmer_fast.training.files import BEST_FILE, FAILED_FILE, STATE_FILE
 from mmer_fast.training.loop_config import LoopConfig
 from mmer_fast.training.memory import evaluation_size, smaller_evaluation
 from mmer_fast.training.run import check_same, load_best
-from mmer_fast.training.trainer import BEST_FILE, FAILED_FILE, STATE_FILE
 
 CPU = torch.device("cpu")
 STEPS = 4  # of an epoch
@@ -99,7 +99,7 @@ def test_a_state_that_cannot_be_written_does_not_hide_the_cause(
         raise MemoryError
 
     def fail() -> None:
-        monkeypatch.setattr(trainer_module, "write_tensors", no_memory)
+        monkeypatch.setattr(files, "write_tensors", no_memory)
         fill_a_device()
 
     fail_in_call(monkeypatch, trainer_module, "evaluate", 2, fail)
@@ -196,7 +196,7 @@ def test_memory_that_runs_out_while_a_file_is_written_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path, call: int, name: str
 ) -> None:
     """In the state after step 2, the best model and the state after it."""
-    fail_in_call(monkeypatch, trainer_module, "write_tensors", call, fill_the_memory)
+    fail_in_call(monkeypatch, files, "write_tensors", call, fill_the_memory)
     message = stops(tmp_path, checkpoint_every=2)
     assert message.startswith(f"memory ran out while {tmp_path / name} was written: {FOR_THE_CPU}; ")
     saved = "no state was saved before" if call == 1 else "the state saved before is whole: --resume goes on where more"

@@ -24,7 +24,7 @@ from mmer_fast.training import checkpoint
 from mmer_fast.training.checkpoint import read_tensors, write_tensors
 from mmer_fast.training.display import TrainingDisplay
 from mmer_fast.training.errors import TrainingError
-from mmer_fast.training.trainer import PREVIOUS_FILE, STATE_FILE
+from mmer_fast.training.files import PREVIOUS_FILE, STATE_FILE
 
 NO_SPACE = os.strerror(errno.ENOSPC)
 

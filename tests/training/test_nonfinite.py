@@ -11,14 +11,16 @@ import torch
 from small_training import MODEL, TRAIN, Silent, small_data, small_model, train
 from torch import Tensor, nn
 
+from mmer_fast.training import failures
 from mmer_fast.training import trainer as trainer_module
 from mmer_fast.training.algorithm1 import LOSSES, RECOGNITION_LOSSES
 from mmer_fast.training.checkpoint import read_tensors
 from mmer_fast.training.errors import TrainingError
+from mmer_fast.training.files import FAILED_FILE, STATE_FILE
 from mmer_fast.training.finite import first_loss, first_nonfinite, inputs, is_finite
 from mmer_fast.training.loader import training_batches
 from mmer_fast.training.order import epoch_batches
-from mmer_fast.training.trainer import FAILED_FILE, STATE_FILE, Trainer
+from mmer_fast.training.trainer import Trainer
 
 NAN = float("nan")
 
@@ -52,7 +54,7 @@ def stops(trainer: Trainer) -> str:
         trainer.fit()
     message = str(error.value)
     assert "\n" not in message
-    assert str(trainer.directory / FAILED_FILE) in message
+    assert str(trainer.files.directory / FAILED_FILE) in message
     return message
 
 
@@ -182,7 +184,7 @@ def test_where_the_losses_are_read_seldom_the_message_says_so(
     monkeypatch.setattr(trainer_module, "training_batches", lambda *given: training_batches(*given[:2], cpu, 0))
     cpu, trainer.device = trainer.device, Elsewhere()  # type: ignore[assignment]
     reads = []
-    monkeypatch.setattr(trainer_module, "is_finite", lambda tensor: reads.append(1) or is_finite(tensor))
+    monkeypatch.setattr(failures, "is_finite", lambda tensor: reads.append(1) or is_finite(tensor))
     trainer.observer = Poison(1, lambda: poison(trainer.model.decoder.queries))
     message = stops(trainer)
     assert f"the recognition loss is not finite in epoch 1, in one of the {steps}; " in message

@@ -14,9 +14,9 @@ import mmer_fast
 from mmer_fast import cli
 from mmer_fast.data import write_npz
 from mmer_fast.training.checkpoint import read_tensors, write_tensors
+from mmer_fast.training.files import BEST_FILE
 from mmer_fast.training.origin import origin_in_words
 from mmer_fast.training.run import load_best
-from mmer_fast.training.trainer import BEST_FILE
 
 CPU = torch.device("cpu")
 STEPS = 4  # of an epoch

@@ -20,8 +20,8 @@ from mmer_fast.data import Batch
 from mmer_fast.models import RobMMR
 from mmer_fast.training import Algorithm1, FastStep, TrainConfig, configs_from_json, configs_to_json
 from mmer_fast.training.config import check_pair
+from mmer_fast.training.files import STATE_FILE
 from mmer_fast.training.perturbation import app_parameters
-from mmer_fast.training.trainer import STATE_FILE
 
 MODULES = {"unimodal": "unimodal_encoders.", "multimodal": "multimodal_encoder.", "decoder": "decoder."}
 COMBINATIONS = ["+".join(c) for n in (1, 2, 3) for c in itertools.combinations(MODULES, n)]

@@ -14,16 +14,16 @@ from small_training import TRAIN, Silent, small_data, train
 
 from mmer_fast import cli
 from mmer_fast.data import write_npz
-from mmer_fast.training import TrainConfig
+from mmer_fast.training import TrainConfig, files
 from mmer_fast.training import trainer as trainer_module
 from mmer_fast.training.algorithm1 import CONSISTENCY_LOSSES
 from mmer_fast.training.checkpoint import read_tensors
 from mmer_fast.training.errors import TrainingError
+from mmer_fast.training.files import FAILED_FILE, STATE_FILE
 from mmer_fast.training.finite import is_finite
 from mmer_fast.training.loop_config import LoopConfig
 from mmer_fast.training.memory import Shortage, shortage, smaller_settings, step_size, unless_short
 from mmer_fast.training.order import epoch_batches
-from mmer_fast.training.trainer import FAILED_FILE, STATE_FILE
 
 
 def fail_in_step(monkeypatch: pytest.MonkeyPatch, number: int, fail: Callable[[], Any]) -> None:
@@ -114,7 +114,7 @@ def test_a_state_that_cannot_be_written_does_not_hide_the_cause(
         raise MemoryError
 
     fail_in_step(monkeypatch, 1, fill_the_memory)
-    monkeypatch.setattr(trainer_module, "write_tensors", no_memory)
+    monkeypatch.setattr(files, "write_tensors", no_memory)
     message = stops(tmp_path)
     assert f"{FOR_THE_CPU}; the step has 8 " in message
     assert "; there is no memory to write the state; no state was saved before; " in message

@@ -15,8 +15,8 @@ from small_training import Silent, train
 
 from mmer_fast.training.checkpoint import read_tensors
 from mmer_fast.training.errors import Terminated
+from mmer_fast.training.files import STATE_FILE
 from mmer_fast.training.termination import TerminationRequest
-from mmer_fast.training.trainer import STATE_FILE
 
 
 class TermAt(Silent):

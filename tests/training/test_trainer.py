@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from small_training import MODEL, Silent, StopAt, run_config, small_data, small_
 
 from mmer_fast.training import PRESETS, preset
 from mmer_fast.training import trainer as trainer_module
-from mmer_fast.training.checkpoint import CheckpointError, read_tensors, write_tensors
+from mmer_fast.training.errors import TrainingError
 from mmer_fast.training.evaluate import predict_probabilities
+from mmer_fast.training.files import PREVIOUS_FILE, STATE_FILE
 from mmer_fast.training.run import RunConfig, describe_data, load_best, train_run
-from mmer_fast.training.trainer import PREVIOUS_FILE, STATE_FILE, Trainer, TrainingError
+from mmer_fast.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -141,53 +141,3 @@ def test_divergence_is_an_error_and_saves_no_best_model(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="not finite in epoch 1"):
         train(tmp_path, Silent(), learning_rate=1e30, clip_norm=None, warmup=0)
     assert not (tmp_path / "model.safetensors").exists()
-
-
-@pytest.mark.parametrize("size", [0, 7, 1000, -1])
-def test_a_damaged_state_is_an_error_that_changes_nothing(tmp_path: Path, finished: Finished, size: int) -> None:
-    for path in finished[0].iterdir():
-        shutil.copy(path, tmp_path)
-    (tmp_path / PREVIOUS_FILE).unlink()
-    state = tmp_path / STATE_FILE
-    state.write_bytes(state.read_bytes()[:size])
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(CheckpointError, match=STATE_FILE):
-        train(tmp_path, Silent())
-    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
-
-def test_a_state_whose_best_model_is_missing_is_an_error(tmp_path: Path, finished: Finished) -> None:
-    shutil.copy(finished[0] / STATE_FILE, tmp_path)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing: the best model so far"):
-        train(tmp_path, Silent())
-
-
-@pytest.mark.parametrize(
-    ("key", "header"),
-    [
-        ("optimizer/decoder.queries/exp_avg", {}),
-        ("random/cpu", {}),
-        ("sums/counts", {}),
-        (None, None),
-        (None, {"epochs": 3}),
-    ],
-)
-def test_a_state_that_lacks_something_is_an_error(
-    tmp_path: Path, finished: Finished, key: str | None, header: dict | None
-) -> None:
-    tensors, progress = read_tensors(finished[0] / STATE_FILE)
-    if key is not None:
-        tensors[key.replace("/", "?")] = tensors.pop(key)
-    write_tensors(tmp_path / STATE_FILE, tensors, {**progress, **header} if header is not None else None)
-    with pytest.raises(CheckpointError, match=rf"{STATE_FILE} is not a state of this training"):
-        train(tmp_path, Silent())
-
-
-def test_a_state_of_another_model_is_an_error(tmp_path: Path, finished: Finished) -> None:
-    tensors, header = read_tensors(finished[0] / STATE_FILE)
-    del tensors["model/decoder.queries"]
-    write_tensors(tmp_path / STATE_FILE, tensors, header)
-    data = small_data()
-    trainer = Trainer(small_model(data, MODEL), run_config(data).train, data, tmp_path, {}, Silent())
-    with pytest.raises(CheckpointError, match=r"decoder\.queries"):
-        trainer.resume()
