@@ -11,13 +11,13 @@ from mmer_fast.ablation.api import SEEDS, run_suite
 from mmer_fast.ablation.comparison import comparison
 from mmer_fast.ablation.suites import SUITE_NAMES, Suite
 from mmer_fast.systems.registry import NAMES
-from mmer_fast.training.commands import (
+from mmer_fast.training.commands import app
+from mmer_fast.training.options import (
     ConfigOption,
     DataOption,
     DeviceOption,
     PresetOption,
     SetOption,
-    app,
     asked_settings,
     choose_device,
 )

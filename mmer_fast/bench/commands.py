@@ -12,7 +12,8 @@ import typer
 
 from mmer_fast.bench import ceilings, results, timing
 from mmer_fast.bench.shapes import OPERATORS, Operator, ShapeError, read_case
-from mmer_fast.training.commands import DeviceOption, app, choose_device
+from mmer_fast.training.commands import app
+from mmer_fast.training.options import DeviceOption, choose_device
 
 OperatorName = Enum("OperatorName", {name: name for name in OPERATORS}, type=str)  # type: ignore[misc]
 

@@ -13,13 +13,13 @@ from mmer_fast.report.document import write_explanation, write_report
 from mmer_fast.report.tables import shift_names
 from mmer_fast.report.terminal import ExplanationView
 from mmer_fast.training.api import Run
-from mmer_fast.training.commands import (
+from mmer_fast.training.commands import app
+from mmer_fast.training.options import (
     DataOption,
     DeviceOption,
     RunOption,
     SplitName,
     SplitOption,
-    app,
     choose_device,
     data_with_notes,
 )
