@@ -6,14 +6,13 @@
     run.explain(7).modalities["text"].masked
     run.report(compare_with=["runs/other"])
 
-A run is its directory; `Run("runs/mine")` opens one that is there. The command line does the same through this module.
+A run is its directory; `Run("runs/mine")` opens one that is there. The command line does the same.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,33 +24,25 @@ from mmer_fast.data import MultiModalData, Split, load
 from mmer_fast.models import RobMMR
 from mmer_fast.models.network import Network
 from mmer_fast.training.checkpoint import read_json
-from mmer_fast.training.display import TrainingDisplay, recall_lines
-from mmer_fast.training.distributed import ALONE, TIMEOUT, World, joined
+from mmer_fast.training.distributed import TIMEOUT, joined
 from mmer_fast.training.evaluate import evaluate, predict_probabilities
 from mmer_fast.training.missing import data_for
-from mmer_fast.training.observers import Observers, TensorBoardLog
-from mmer_fast.training.order import steps_per_epoch
 from mmer_fast.training.predictions import Predictions, identifiers
 from mmer_fast.training.run import (
-    CURVES_FILE,
-    LOG_FILE,
     METRICS_FILE,
     RunConfig,
     RunError,
     check_same,
-    describe_data,
+    configured_run,
     holds_run,
     load_best,
-    train_run,
 )
 from mmer_fast.training.settings import asked_for, configure
-from mmer_fast.training.systems import Configs, System
-from mmer_fast.training.trainer import Observer
+from mmer_fast.training.shown import REPORT_FILE, draw, train_shown
 
 if TYPE_CHECKING:
     from mmer_fast.report import Explanation
 
-REPORT_FILE, TENSORBOARD_DIRECTORY = "report.html", "tensorboard"
 DataSource = MultiModalData | str | Path
 
 
@@ -124,90 +115,6 @@ def train(
     if world.first:  # the others do not wait for it, who would lose patience where it takes long
         draw(results, loaded, directory, world)
     return Run(directory, world.device)
-
-
-def configured_run(kind: System, configs: Configs, data: MultiModalData) -> RunConfig:
-    """The configuration of a run of a system on a data set.
-
-    Raises:
-        RunError: the data does not suit it.
-    """
-    try:
-        kind.check_data(data, *configs)
-    except ValueError as error:
-        raise RunError(str(error)) from None
-    return RunConfig(*configs, describe_data(data), kind.name)
-
-
-def train_shown(
-    config: RunConfig,
-    data: MultiModalData,
-    directory: Path,
-    device: torch.device,
-    console: Console,
-    *,
-    tensorboard: bool = False,
-    world: World = ALONE,
-) -> dict[str, Any]:
-    """Train, or go on training, in a directory, showing progress.
-
-    Args:
-        config: of the run.
-        data: as `config` describes it.
-        directory: existing.
-        device: to train on.
-        console: for progress.
-        tensorboard: log for TensorBoard too.
-        world: the processes that train together, each of which calls this; the first shows and writes.
-
-    Returns:
-        What is in `metrics.json`.
-
-    Raises:
-        TrainingError, CheckpointError, WorldError: as `train_run`.
-        RunError: as `train_run`, or tensorboard is missing.
-    """
-    if not world.first:
-        return train_run(config, data, directory, device, Observers([]), world)
-    steps = steps_per_epoch(data.splits["train"], config.train, config.kind.network.group)
-    with ExitStack() as stack:
-        observers: list[Observer] = []
-        if tensorboard:
-            names, every = config.kind.losses, config.train.log_every
-            log = TensorBoardLog(directory / TENSORBOARD_DIRECTORY, names, steps, every)
-            observers.append(stack.enter_context(log))
-        epochs, losses = config.train.epochs, config.kind.losses
-        display = stack.enter_context(TrainingDisplay(console, directory / LOG_FILE, epochs, steps, losses))
-        others = f", {world.size} processes" if world.group is not None else ""
-        sizes = ", ".join(f"{name} {size}" for name, size in config.data["modalities"].items())
-        display.say(f"{data.source}: {len(data.splits['train'])} training samples; {sizes}; on {device}{others}")
-        for note in data.notes:
-            display.say(f"note: {note}")
-        results = train_run(config, data, directory, device, Observers([display, *observers]), world)
-        ended, training = len(results["history"]), config.train
-        if ended < training.epochs:
-            reason = f"no better validation {training.selection} in {training.patience} epochs"
-            display.say(f"stopped early after epoch {ended} of {training.epochs}: {reason}")
-        for line in recall_lines(results["mask_recall"]):
-            display.say(line)
-    return results
-
-
-def draw(results: dict[str, Any], data: MultiModalData, directory: Path, world: World = ALONE) -> None:
-    """Draw the curves of a run that has ended and write its report; nothing is exchanged with other processes.
-
-    Args:
-        results: of `train_shown`.
-        data, directory: it had.
-        world: the processes that have trained the run, which may have ended; the first calls this.
-
-    Raises:
-        WriteError: a file cannot be written.
-    """
-    from mmer_fast.report import plot_curves, write_report  # matplotlib only where something is drawn
-
-    plot_curves(results["history"], directory / CURVES_FILE, best_epoch=results["best_epoch"])
-    write_report([directory], directory / REPORT_FILE, data=data, device=world.device, world=world)
 
 
 class Run:

@@ -16,7 +16,6 @@ from mmer_fast.data import MultiModalData, load
 from mmer_fast.data import commands as data_commands
 from mmer_fast.models.network import Network
 from mmer_fast.report.tables import shift_names
-from mmer_fast.training.api import REPORT_FILE, configured_run, draw, train_shown
 from mmer_fast.training.display import conditions_table, metrics_table
 from mmer_fast.training.distributed import TIMEOUT, World, joined
 from mmer_fast.training.errors import Terminated
@@ -46,11 +45,13 @@ from mmer_fast.training.run import (
     RunConfig,
     RunError,
     check_same,
+    configured_run,
     holds_run,
     load_best,
     make_directory,
 )
 from mmer_fast.training.settings import configure, to_yaml
+from mmer_fast.training.shown import REPORT_FILE, draw, train_shown
 
 app = typer.Typer(
     help="Train and use RobMMR, a robust multi-modal multi-label emotion recogniser, and its sister systems.",

@@ -39,7 +39,7 @@ from mmer_fast.training.graphed_step import check_place
 from mmer_fast.training.lock import locked
 from mmer_fast.training.loop_config import EVALUATION_BATCH, LoopConfig, config_to_json
 from mmer_fast.training.memory import Shortage, evaluation_size, smaller_evaluation, unless_short
-from mmer_fast.training.systems import ROBMMR, System, find_system
+from mmer_fast.training.systems import ROBMMR, Configs, System, find_system
 from mmer_fast.training.trainer import Observer, Trainer
 
 CONFIG_FILE, METRICS_FILE, CURVES_FILE, LOG_FILE = "config.json", "metrics.json", "curves.png", "train.log"
@@ -107,6 +107,19 @@ def _checksum(split: Split) -> str:
         if array.dtype.kind in "biuf":  # names of samples teach nothing
             value = zlib.crc32(name.encode() + np.ascontiguousarray(array).tobytes(), value)
     return f"{value:08x}"
+
+
+def configured_run(kind: System, configs: Configs, data: MultiModalData) -> RunConfig:
+    """The configuration of a run of a system on a data set.
+
+    Raises:
+        RunError: the data does not suit it.
+    """
+    try:
+        kind.check_data(data, *configs)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    return RunConfig(*configs, describe_data(data), kind.name)
 
 
 def check_same(stored: RunConfig, asked: RunConfig) -> None:

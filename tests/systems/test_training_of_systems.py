@@ -19,12 +19,12 @@ from mmer_fast.ablation.comparison import comparison
 from mmer_fast.ablation.plan import make_plan
 from mmer_fast.data import MultiModalData, make_synthetic, write_npz
 from mmer_fast.systems import registry
-from mmer_fast.training.api import Run, configured_run
+from mmer_fast.training.api import Run
 from mmer_fast.training.commands import app
 from mmer_fast.training.loop_config import LoopConfig
 from mmer_fast.training.observers import Observers
 from mmer_fast.training.order import epoch_batches, sorted_batches, steps_per_epoch
-from mmer_fast.training.run import RunConfig, RunError, train_run
+from mmer_fast.training.run import RunConfig, RunError, configured_run, train_run
 from mmer_fast.training.settings import Settings, asked_for, configure
 from mmer_fast.training.systems import find_system
 

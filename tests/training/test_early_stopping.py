@@ -12,7 +12,7 @@ from rich.console import Console
 from small_training import Silent, run_config, small_data, small_model
 
 from mmer_fast.training import trainer as trainer_module
-from mmer_fast.training.api import draw, train_shown
+from mmer_fast.training.shown import draw, train_shown
 from mmer_fast.training.trainer import Trainer
 
 SCORES = (0.1, 0.5, 0.5, 0.4, 0.6, 0.6, 0.2, 0.3)

@@ -15,9 +15,9 @@ from mmer_fast.data import FORMATS, DataError, MultiModalData, load, make_dialog
 from mmer_fast.metrics import single_label_metrics
 from mmer_fast.systems.mmgcn import MMGCN
 from mmer_fast.systems.mmgcn.ablation import ABLATION, DEPTH
-from mmer_fast.training.api import Run, configured_run
+from mmer_fast.training.api import Run
 from mmer_fast.training.observers import Observers
-from mmer_fast.training.run import RunError, train_run
+from mmer_fast.training.run import RunError, configured_run, train_run
 from mmer_fast.training.settings import Settings, configure
 
 

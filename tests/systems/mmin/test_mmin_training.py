@@ -15,9 +15,9 @@ from mmer_fast.data import MultiModalData, SequenceDataset
 from mmer_fast.data.mmin import write_mmin
 from mmer_fast.systems.mmin import MMIN, unified
 from mmer_fast.systems.mmin.evaluation import evaluate_conditions
-from mmer_fast.training.api import Run, configured_run
+from mmer_fast.training.api import Run
 from mmer_fast.training.observers import Observers
-from mmer_fast.training.run import train_run
+from mmer_fast.training.run import configured_run, train_run
 from mmer_fast.training.systems import find_system
 
 TINY: dict[str, Any] = {**SMALL, "epochs": 3, "batch_size": 8, "learning_rate": 1e-2, "warmup": 0}
