@@ -5,12 +5,13 @@ loader = DataLoader(SequenceDataset(data.splits["train"]), batch_size=64, collat
 """
 
 from mmer_fast.data.batching import Batch, SequenceDataset, collate
-from mmer_fast.data.containers import MultiModalData, Split
+from mmer_fast.data.containers import MultiModalData, Split, no_labels
 from mmer_fast.data.correlated import make_correlated
 from mmer_fast.data.dialogues import make_dialogues
-from mmer_fast.data.errors import DataError
+from mmer_fast.data.errors import DataError, MissingPart
 from mmer_fast.data.ineffectual import make_ineffectual
 from mmer_fast.data.loading import FORMATS, load
+from mmer_fast.data.needs import Needs
 from mmer_fast.data.npz import read_npz, write_npz
 from mmer_fast.data.synthetic import make_synthetic
 from mmer_fast.data.tailor_pt import read_tailor_pt
@@ -19,7 +20,9 @@ __all__ = [
     "FORMATS",
     "Batch",
     "DataError",
+    "MissingPart",
     "MultiModalData",
+    "Needs",
     "SequenceDataset",
     "Split",
     "collate",
@@ -28,6 +31,7 @@ __all__ = [
     "make_dialogues",
     "make_ineffectual",
     "make_synthetic",
+    "no_labels",
     "read_npz",
     "read_tailor_pt",
     "write_npz",

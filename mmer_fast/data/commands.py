@@ -12,8 +12,9 @@ from rich.table import Table
 
 from mmer_fast.data.containers import MultiModalData
 from mmer_fast.data.errors import DataError
-from mmer_fast.data.inspection import replace_not_finite, summarise
+from mmer_fast.data.inspection import missing_parts, replace_not_finite, summarise
 from mmer_fast.data.loading import FORMATS, GENERATORS, named, read_unchecked, validated
+from mmer_fast.data.needs import FEATURES
 from mmer_fast.data.npz import write_npz
 from mmer_fast.data.safetensors_file import write_safetensors
 from mmer_fast.data.synthetic import make_synthetic
@@ -55,7 +56,7 @@ def convert(
     found, data = _read(source, format)
     if replace_nonfinite:
         replace_not_finite(data)
-    validated(data)
+    validated(data, FEATURES)
     if out.suffix.lower() == ".npz":
         _write(out, lambda: write_npz(data, out, compress=compress))
     else:
@@ -63,7 +64,7 @@ def convert(
     console = Console()
     sizes = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
     _say(console, f"read as {found}; {sizes}; written to {out}")
-    for note in data.notes:
+    for note in (*data.notes, *missing_parts(data)):
         _say(console, f"note: {note}")
 
 
@@ -117,7 +118,7 @@ def _read(source: str, format: str | None) -> tuple[str, MultiModalData]:
     """The format's name, and the data as they are."""
     if source in GENERATORS:
         return source, GENERATORS[source](0)
-    found, data = read_unchecked(source, format)
+    found, data = read_unchecked(source, format, FEATURES)
     return found.name, data
 
 
@@ -153,11 +154,17 @@ def _show(summary: dict[str, Any], console: Console) -> None:
                 str(values["not_finite"]),
             )
     console.print(table)
-    splits = summary["splits"]
-    table = Table("label", *splits)
-    for label in summary["label_names"]:
-        table.add_row(label, *(f"{split['prevalence'].get(label, 0):.1%}" for split in splits.values()))
-    table.add_row("none of them", *(f"{split['without_label']:.1%}" for split in splits.values()))
-    console.print(table)
+    splits = {name: split for name, split in summary["splits"].items() if split["labelled"]}
+    if splits:
+        console.print(_prevalence(splits, summary["label_names"]))
     for note in summary["notes"]:
         _say(console, f"note: {note}")
+
+
+def _prevalence(splits: dict[str, Any], label_names: list[str]) -> Table:
+    """How frequent each label is in the splits that have labels."""
+    table = Table("label", *splits)
+    for label in label_names:
+        table.add_row(label, *(f"{split['prevalence'].get(label, 0):.1%}" for split in splits.values()))
+    table.add_row("none of them", *(f"{split['without_label']:.1%}" for split in splits.values()))
+    return table

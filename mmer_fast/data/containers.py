@@ -13,10 +13,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mmer_fast.data.errors import DataError
+from mmer_fast.data.errors import DataError, MissingPart
 from mmer_fast.data.large_arrays import blocks
+from mmer_fast.data.needs import EVERYTHING, SPLITS, Needs
 
-SPLITS = ("train", "valid", "test")
+
+def no_labels(samples: int) -> np.ndarray:
+    """(N, 0) uint8: the labels of a split whose labels are not known."""
+    return np.zeros((samples, 0), dtype=np.uint8)
 
 
 @dataclass
@@ -26,7 +30,7 @@ class Split:
     Attributes:
         features: modality -> (N, T, D) float32, zero from each sample's length on.
         lengths: modality -> (N,) int64, in [0, T]; 0 says that the sample lacks the modality.
-        labels: (N, K) uint8, multi-hot.
+        labels: (N, K) uint8, multi-hot; (N, 0), no column at all, where they are not known (`no_labels`).
         extras: name -> (N, ...) array of anything else known about the samples, e.g. the planted positions of
             the synthetic data set.
     """
@@ -38,6 +42,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels are known."""
+        return 0 not in self.labels.shape[1:]
 
     def select(self, modalities: Sequence[str]) -> Split:
         """The same samples with only ``modalities``, in that order. Arrays are shared, not copied."""
@@ -51,11 +60,11 @@ class Split:
 
 @dataclass
 class MultiModalData:
-    """A data set: three splits over the same modalities and labels.
+    """A data set: splits over the same modalities and labels.
 
     Attributes:
-        splits: "train", "valid" and "test" -> Split.
-        label_names: K names, in the order of the label columns.
+        splits: "train", "valid" and "test" -> Split. One that is for prediction only may have fewer (`needs.Needs`).
+        label_names: K names, in the order of the label columns; may be empty where no split has labels.
         modalities: modality -> feature size D; its order is the order of the model's encoders.
         source: where the data came from, for logs and checkpoints.
         notes: what a reader changed or assumed, one sentence each, meant to be shown to the user.
@@ -92,19 +101,23 @@ class MultiModalData:
             notes=self.notes,
         )
 
-    def check(self) -> MultiModalData:
+    def check(self, needs: Needs = EVERYTHING) -> MultiModalData:
         """Validate everything the rest of the package relies on; returns ``self`` for chaining.
 
+        Args:
+            needs: what has to be there; by default all splits with labels.
+
         Raises:
-            DataError: a split is missing or empty, modalities, feature sizes or labels differ between splits,
+            MissingPart: a split, or the labels of one, is needed and missing.
+            DataError: a split is empty or of another name, modalities, feature sizes or labels differ between splits,
                 sample counts differ within a split, a length lies outside [0, T], a dtype or rank is wrong, a
                 value is not finite, padding is not zero, or a label is neither 0 nor 1.
         """
-        if set(self.splits) != set(SPLITS):
-            raise DataError(f"splits: expected {', '.join(SPLITS)}; got {', '.join(self.splits) or 'none'}")
+        self.check_parts(needs)
         if not self.modalities:
             raise DataError("modalities: expected at least one; got none")
-        if not self.label_names or len(set(self.label_names)) != len(self.label_names):
+        named = self.label_names or not any(split.labelled for split in self.splits.values())
+        if not named or len(set(self.label_names)) != len(self.label_names):
             raise DataError(f"label_names: expected one or more distinct names; got {self.label_names}")
         for name, split in self.splits.items():
             _check_labels(name, split, len(self.label_names))
@@ -124,17 +137,34 @@ class MultiModalData:
                     )
         return self
 
+    def check_parts(self, needs: Needs = EVERYTHING) -> None:
+        """Hold the data set to the splits and labels that a purpose needs; looks at no value.
+
+        Raises:
+            MissingPart: a split, or the labels of one, is needed and missing.
+            DataError: there is none, or one of another name.
+        """
+        got = ", ".join(self.splits) or "none"
+        if not self.splits or not set(self.splits) <= set(SPLITS):
+            raise DataError(f"splits: expected {', '.join(needs.splits or SPLITS)}; got {got}")
+        if not set(needs.splits) <= set(self.splits):
+            raise MissingPart(f"splits: expected {', '.join(needs.splits)}; got {got}")
+        for name, split in self.splits.items():
+            if needs.labels and not split.labelled:
+                raise MissingPart(f"{name} labels: expected (N, K) of 0 and 1; got none, they are not known")
+
 
 def _check_labels(name: str, split: Split, n_labels: int) -> None:
     labels = split.labels
-    if labels.dtype != np.uint8 or labels.ndim != 2 or labels.shape[1] != n_labels:
+    width = n_labels if split.labelled else 0
+    if labels.dtype != np.uint8 or labels.ndim != 2 or labels.shape[1] != width:
         raise DataError(
             f"{name} labels: expected uint8 of shape (N, {n_labels}), a column for each of the {n_labels} label names; "
             f"got {labels.dtype} of shape {labels.shape}"
         )
     if len(labels) == 0:
         raise DataError(f"{name} labels: expected at least one sample; got none")
-    if labels.max() > 1:
+    if labels.max(initial=0) > 1:
         raise DataError(f"{name} labels: expected only 0 and 1; got {labels.max()}")
 
 

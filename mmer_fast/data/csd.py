@@ -14,7 +14,8 @@ step in any modality are left out; one without steps in some modality lacks that
 collapse functions (align with the SDK first), features of more than two axes.
 
 Label columns are those of CMU-MOSEI (see `labels.from_columns`): sentiment, happy, sad, anger, surprise,
-disgust, fear from 0 to 3, present where above 0; or a sentiment alone.
+disgust, fear from 0 to 3, present where above 0; or a sentiment alone. For prediction splits may be missing in
+``splits.json``, but not the file of labels: it says where segments begin and end.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from typing import Any
 import numpy as np
 
 from mmer_fast._files import write_folder_atomically
-from mmer_fast.data.containers import SPLITS, MultiModalData, Split
-from mmer_fast.data.errors import DataError
+from mmer_fast.data.containers import MultiModalData, Split
+from mmer_fast.data.errors import DataError, MissingPart
 from mmer_fast.data.formats import Format, Source
 from mmer_fast.data.hdf5 import member, numbers, open_hdf5, require_h5py, rows, subgroup, write_hdf5
 from mmer_fast.data.labels import as_numbers, from_columns
+from mmer_fast.data.needs import SPLITS, Needs
 from mmer_fast.data.sequences import pad
 from mmer_fast.data.writing import require_emotions, samples, sentiment_of
 
@@ -79,10 +81,10 @@ def _read(source: Source) -> MultiModalData:
     label_file, modality_files = _roles(folder, notes)
     segments, values = _labels(label_file)
     labels, label_names = from_columns(f"{label_file}", values, notes)
-    chosen = _chosen(folder, segments, notes)
+    chosen = _chosen(folder, segments, source.needs, notes)
     steps = {name: _steps(file, segments) for name, file in modality_files.items()}
     splits = {}
-    for split in SPLITS:
+    for split in chosen:
         kept = [i for i in chosen[split] if any(len(steps[name][i]) for name in steps)]
         if len(kept) < len(chosen[split]):
             notes.append(f"{split}: {len(chosen[split]) - len(kept)} segments without a step in any modality left out")
@@ -92,10 +94,11 @@ def _read(source: Source) -> MultiModalData:
         extras = {"id": np.array([segments[i].name for i in kept])}
         splits[split] = Split({}, {}, labels[kept], extras)
     for name, file in modality_files.items():
-        for split in SPLITS:
+        for split in chosen:
             wanted = [(segments[i], steps[name][i]) for i in chosen[split]]
             splits[split].features[name], splits[split].lengths[name] = _features(name, file, wanted, notes)
-    sizes = {name: splits["train"].features[name].shape[2] for name in modality_files}
+    first = next(iter(splits.values()))
+    sizes = {name: first.features[name].shape[2] for name in modality_files}
     return MultiModalData(splits, label_names, sizes, str(folder), list(dict.fromkeys(notes)))
 
 
@@ -115,7 +118,8 @@ def _roles(folder: Path, notes: list[str]) -> tuple[Path, dict[str, Path]]:
                 names[file] = next((m for m, words in MODALITY_WORDS.items() if any(w in called for w in words)), "")
     if len(labels) != 1:
         got = ", ".join(file.name for file in labels) or "none"
-        raise DataError(f'{folder}: expected one .csd of labels (its file or root name holds "label"); got {got}')
+        error = DataError if labels else MissingPart
+        raise error(f'{folder}: expected one .csd of labels (its file or root name holds "label"); got {got}')
     if not features:
         raise DataError(f"{folder}: expected a .csd of features beside {labels[0].name}; got none")
     result = {}
@@ -179,7 +183,7 @@ def _entry(data: Any, entry: str, file: Path, kinds: str = "f") -> tuple[Any, An
     return intervals, features
 
 
-def _chosen(folder: Path, segments: list[_Segment], notes: list[str]) -> dict[str, list[int]]:
+def _chosen(folder: Path, segments: list[_Segment], needs: Needs, notes: list[str]) -> dict[str, list[int]]:
     """Indices of each split's segments, in the order of ``splits.json``."""
     path = folder / SPLITS_FILE
     how = '{"train": [video ids], "valid": [...], "test": [...]}'
@@ -192,14 +196,17 @@ def _chosen(folder: Path, segments: list[_Segment], notes: list[str]) -> dict[st
         folds = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: expected JSON: {how} ({error})") from None
-    if not isinstance(folds, dict) or set(folds) != set(SPLITS):
+    if not isinstance(folds, dict) or not set(folds) <= set(SPLITS):
         raise DataError(f"{path}: expected {how}")
+    wanted = needs.wanted(folds)
+    if not set(wanted) <= set(folds):
+        raise MissingPart(f"{path}: expected {how}")
     of_video: dict[str, list[int]] = {}
     for i, segment in sorted(enumerate(segments), key=lambda pair: (pair[1].start, pair[0])):
         of_video.setdefault(segment.video, []).append(i)
     chosen: dict[str, list[int]] = {}
     seen: dict[str, str] = {}
-    for split in SPLITS:
+    for split in wanted:
         videos = folds[split]
         if not isinstance(videos, list) or not all(isinstance(video, str) for video in videos):
             raise DataError(f"{path}: {split}: expected a list of video ids")

@@ -12,8 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmer_fast.data.containers import SPLITS, MultiModalData
-from mmer_fast.data.errors import DataError
+from mmer_fast.data.containers import MultiModalData
+from mmer_fast.data.errors import MissingPart
+from mmer_fast.data.needs import EVERYTHING, SPLITS, Needs
 from mmer_fast.data.safe_pickle import load_pickle
 
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".p")
@@ -24,11 +25,12 @@ class Source:
 
     Attributes:
         path: as given.
+        needs: which splits have to be in it, and whether labels.
         suffix: lower case, with its dot.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, needs: Needs = EVERYTHING) -> None:
+        self.path, self.needs = Path(path), needs
         self.suffix = self.path.suffix.lower()
 
     @property
@@ -56,17 +58,18 @@ class Source:
             return {}
         return {k: v for k, v in self.content.items() if k in SPLITS and isinstance(v, dict)}
 
-    def all_sections(self) -> dict[str, dict]:
-        """The same, with every split.
+    def wanted_sections(self) -> dict[str, dict]:
+        """The same, in the order of `SPLITS`.
 
         Raises:
-            DataError: a split is missing.
+            MissingPart: a split that is needed is missing.
         """
         sections = self.sections()
-        for split in SPLITS:
+        wanted = self.needs.wanted(sections)
+        for split in wanted:
             if split not in sections:
-                raise DataError(f"{self.path}: missing split {split}; got keys {', '.join(sections) or 'none'}")
-        return sections
+                raise MissingPart(f"{self.path}: missing split {split}; got keys {', '.join(sections) or 'none'}")
+        return {split: sections[split] for split in wanted}
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Format:
         title: what a message calls it.
         detect: whether a source is meant to be of this format. It is read afterwards, or refused with a reason.
         read: the data as the file has it, *not yet checked* (`MultiModalData.check`); DataError where the
-            layout is another.
+            layout is another, MissingPart where it lacks what `Source.needs` says.
         write: writes a data set, whole or not at all; DataError where the format cannot hold it. What the
             format has no place for (extras, label names) is left out.
         suffix: of its files; "" where the data set is a folder.

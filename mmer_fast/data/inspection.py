@@ -9,6 +9,7 @@ import numpy as np
 from mmer_fast.data.containers import MultiModalData, Split
 from mmer_fast.data.errors import DataError
 from mmer_fast.data.large_arrays import blocks
+from mmer_fast.data.needs import FEATURES, SPLITS
 
 
 def summarise(data: MultiModalData, format: str) -> dict[str, Any]:
@@ -16,12 +17,12 @@ def summarise(data: MultiModalData, format: str) -> dict[str, Any]:
 
     Returns:
         source, format, modalities (name -> D), label_names, notes, problem (None, or why the data cannot be
-        used), and for each split: samples, prevalence (label -> share), without_label (share), and for each
-        modality shape, lengths (min, median, max over the samples that have it), missing (samples without it),
-        padding (share of the steps up to T), not_finite (values).
+        used), and for each split: samples, labelled (bool), prevalence (label -> share), without_label (share; None
+        where the labels are not known), and for each modality shape, lengths (min, median, max over the samples that
+        have it), missing (samples without it), padding (share of the steps up to T), not_finite (values).
     """
     try:
-        data.check()
+        data.check(FEATURES)
         problem = None
     except DataError as error:
         problem = str(error)
@@ -31,9 +32,18 @@ def summarise(data: MultiModalData, format: str) -> dict[str, Any]:
         "modalities": data.modalities,
         "label_names": data.label_names,
         "splits": {name: _split(split, data.label_names) for name, split in data.splits.items()},
-        "notes": data.notes,
+        "notes": [*data.notes, *missing_parts(data)],
         "problem": problem,
     }
+
+
+def missing_parts(data: MultiModalData) -> list[str]:
+    """A sentence where splits or labels are missing: such data can be predicted, not trained on."""
+    absent = [name for name in SPLITS if name not in data.splits]
+    unlabelled = [name for name, split in data.splits.items() if not split.labelled]
+    found = [f"no split {', '.join(absent)}"] if absent else []
+    found += [f"no labels in {', '.join(unlabelled)}"] if unlabelled else []
+    return [f"{'; '.join(found)}: for predict and explain, not for training and evaluation"] if found else []
 
 
 def count_not_finite(values: np.ndarray) -> int:
@@ -59,10 +69,12 @@ def replace_not_finite(data: MultiModalData) -> int:
 
 def _split(split: Split, label_names: list[str]) -> dict[str, Any]:
     prevalence = split.labels.mean(axis=0).tolist() if len(split) else []
+    without_label = float(np.mean(~split.labels.any(axis=1))) if len(split) else 0.0
     return {
         "samples": len(split),
+        "labelled": split.labelled,
         "prevalence": dict(zip(label_names, prevalence, strict=False)),
-        "without_label": float(np.mean(~split.labels.any(axis=1))) if len(split) else 0.0,
+        "without_label": without_label if split.labelled else None,
         "modalities": {name: _modality(split.features[name], split.lengths[name]) for name in split.features},
         "extras": {name: list(values.shape) for name, values in split.extras.items()},
     }

@@ -11,6 +11,7 @@ from mmer_fast.data.correlated import make_correlated
 from mmer_fast.data.dialogues import make_dialogues
 from mmer_fast.data.errors import DataError
 from mmer_fast.data.formats import PICKLE_SUFFIXES, Format, Source
+from mmer_fast.data.needs import EVERYTHING, Needs
 from mmer_fast.data.sequences import describe
 from mmer_fast.data.synthetic import make_synthetic
 
@@ -30,7 +31,12 @@ GENERATORS: dict[str, Callable[[int], MultiModalData]] = {
 
 
 def load(
-    source: str | Path, *, modalities: Sequence[str] | None = None, seed: int = 0, format: str | None = None
+    source: str | Path,
+    *,
+    modalities: Sequence[str] | None = None,
+    seed: int = 0,
+    format: str | None = None,
+    needs: Needs = EVERYTHING,
 ) -> MultiModalData:
     """Load and validate a data set.
 
@@ -41,36 +47,41 @@ def load(
         modalities: keep only these, in this order; all when None.
         seed: of the generated data sets; files ignore it.
         format: a name in `FORMATS`; None finds it out.
+        needs: what has to be there; by default all splits with labels. ``Needs(("test",), labels=False)`` takes a file
+            that has only the features of its test split.
 
     Raises:
+        MissingPart: a split, or the labels of one, is needed and missing.
         DataError: the file is missing, of an unknown kind, unreadable or inconsistent, or ``modalities`` names
             one that the data set lacks.
     """
     generate = GENERATORS.get(str(source))
-    data = validated(read_unchecked(source, format)[1]) if generate is None else generate(seed)
+    data = validated(read_unchecked(source, format, needs)[1], needs) if generate is None else generate(seed)
     return data if modalities is None else data.select(modalities)
 
 
-def validated(data: MultiModalData) -> MultiModalData:
+def validated(data: MultiModalData, needs: Needs = EVERYTHING) -> MultiModalData:
     """``data``, once it is found to be usable.
 
     Raises:
         DataError: what `MultiModalData.check` finds, and in which file.
     """
     try:
-        return data.check()
+        return data.check(needs)
     except DataError as error:
-        raise DataError(f"{data.source}: {error}") from None
+        raise type(error)(f"{data.source}: {error}") from None
 
 
-def read_unchecked(path: str | Path, format: str | None = None) -> tuple[Format, MultiModalData]:
+def read_unchecked(
+    path: str | Path, format: str | None = None, needs: Needs = EVERYTHING
+) -> tuple[Format, MultiModalData]:
     """The format of a file or folder, and its data as they are: values may not be finite (see
     `MultiModalData.check`).
 
     Raises:
         DataError: as `load`, short of what the check finds.
     """
-    source = Source(path)
+    source = Source(path, needs)
     try:
         if not source.path.exists():
             generated = " or ".join(f'"{name}"' for name in GENERATORS)

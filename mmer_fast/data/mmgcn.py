@@ -7,7 +7,8 @@ utterance and modality; the last two list dialogues. An utterance is a sample he
 extras ``dialogue`` and ``position`` say where it belongs, ``speaker`` whose it is: 0 for "M" and 1 for "F" in IEMOCAP,
 the place of the 1 among nine in MELD. Its class is one column of the labels: hap, sad, neu, ang, exc, fru in IEMOCAP
 (six classes), neutral, surprise, fear, sadness, joy, disgust, anger in MELD (seven).
-The layout has no validation split: the last tenth of the training dialogues becomes it.
+The layout has no validation split: the last tenth of the training dialogues becomes it. For prediction one of the two
+lists may be empty, and ``videoLabels`` need not hold the dialogues of a split.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from mmer_fast.data.containers import MultiModalData, Split
-from mmer_fast.data.errors import DataError
+from mmer_fast.data.containers import MultiModalData, Split, no_labels
+from mmer_fast.data.errors import DataError, MissingPart
 from mmer_fast.data.formats import Format, Source
 from mmer_fast.data.labels import IEMOCAP_SIX, numbered, one_hot
+from mmer_fast.data.needs import Needs
 from mmer_fast.data.sequences import describe, settle
 from mmer_fast.data.writing import require_emotions, require_modalities, write_pickle
 
@@ -122,40 +124,83 @@ def _read(source: Source) -> MultiModalData:
         if not isinstance(parts[name], dict):
             raise DataError(f"{path}: {name}: expected a dict of dialogues; got {describe(parts[name])}")
     notes: list[str] = []
-    train, test = _dialogues(path, "trainVid", parts), _dialogues(path, "testVid", parts)
-    held_out = max(1, len(train) // 10)
-    if len(train) < 2:
-        raise DataError(
-            f"{path}: trainVid: expected two dialogues or more, one of them for validation; got {len(train)}"
-        )
-    notes.append(f"the file has no validation split: the last {held_out} of {len(train)} training dialogues are it")
-    chosen = {"train": train[:-held_out], "valid": train[-held_out:], "test": test}
-    classes = {s: _classes(path, dialogues, parts["videoLabels"]) for s, dialogues in chosen.items()}
-    count = _class_count(path, len(content), classes)
+    chosen = _chosen(path, parts, source.needs, notes)
+    known = {s: ids for s, ids in chosen.items() if source.needs.labels or any(d in parts["videoLabels"] for d in ids)}
+    classes = {split: _classes(path, ids, parts["videoLabels"]) for split, ids in known.items()}
+    count = _class_count(path, len(content), classes) if classes else 0
     splits = {}
-    for split in chosen:
-        labels = one_hot(f"{path}: videoLabels", np.concatenate([*classes[split].values()]), count)
-        splits[split] = _split(path, parts, classes[split], labels, notes)
-    names = LABELS.get(count) or numbered(count, notes)
-    sizes = {name: splits["train"].features[name].shape[2] for name in FEATURES.values()}
+    for split, ids in chosen.items():
+        if split in classes:
+            utterances = {dialogue: len(values) for dialogue, values in classes[split].items()}
+            labels = one_hot(f"{path}: videoLabels", np.concatenate([*classes[split].values()]), count)
+        else:
+            utterances = _utterances(path, ids, parts["videoText"])
+            labels = no_labels(sum(utterances.values()))
+        splits[split] = _split(path, parts, utterances, labels, notes)
+    names = (LABELS.get(count) or numbered(count, notes)) if classes else []
+    first = next(iter(splits.values()))
+    sizes = {name: first.features[name].shape[2] for name in FEATURES.values()}
     return MultiModalData(splits, list(names), sizes, str(path), list(dict.fromkeys(notes)))
 
 
-def _dialogues(path: Path, name: str, parts: dict[str, Any]) -> list:
+def _chosen(path: Path, parts: dict[str, Any], needs: Needs, notes: list[str]) -> dict[str, list]:
+    """The dialogues of each split that the file has or has to have."""
+    of_list = {"trainVid": ("train", "valid"), "testVid": ("test",)}
+    there = {split for name, splits in of_list.items() if not _is_empty(parts[name]) for split in splits}
+    wanted = needs.wanted(there)
+    chosen = {}
+    if "train" in wanted or "valid" in wanted:
+        train = _dialogues(path, "trainVid", parts, needs)
+        held_out = max(1, len(train) // 10)
+        if len(train) < 2:
+            raise DataError(
+                f"{path}: trainVid: expected two dialogues or more, one of them for validation; got {len(train)}"
+            )
+        notes.append(f"the file has no validation split: the last {held_out} of {len(train)} training dialogues are it")
+        chosen = {"train": train[:-held_out], "valid": train[-held_out:]}
+    if "test" in wanted:
+        chosen["test"] = _dialogues(path, "testVid", parts, needs)
+    return chosen
+
+
+def _is_empty(ids: Any) -> bool:
+    return isinstance(ids, (list, tuple, set)) and not ids
+
+
+def _dialogues(path: Path, name: str, parts: dict[str, Any], needs: Needs) -> list:
     """Dialogue ids in the file's order; those of a set sorted, since a set has none."""
     ids = parts[name]
     if not isinstance(ids, (list, tuple, set)) or not all(isinstance(x, (str, int)) for x in ids) or not ids:
-        raise DataError(f"{path}: {name}: expected a list of dialogue ids; got {describe(ids)}")
-    unknown = [x for x in ids if x not in parts["videoLabels"]]
+        kind = MissingPart if _is_empty(ids) else DataError
+        raise kind(f"{path}: {name}: expected a list of dialogue ids; got {describe(ids)}")
+    part, error = ("videoLabels", MissingPart) if needs.labels else ("videoText", DataError)
+    unknown = [x for x in ids if x not in parts[part]]
     if unknown:
-        raise DataError(f"{path}: {name}: dialogue {str(unknown[0])[:80]!r} is not in videoLabels")
+        raise error(f"{path}: {name}: dialogue {str(unknown[0])[:80]!r} is not in {part}")
     return sorted(ids, key=lambda x: (str(x), isinstance(x, int))) if isinstance(ids, set) else list(dict.fromkeys(ids))
+
+
+def _utterances(path: Path, dialogues: list, texts: dict) -> dict[Any, int]:
+    """How many utterances each dialogue without labels has; dialogues without one are left out."""
+    result = {}
+    for dialogue in dialogues:
+        value = texts[dialogue]
+        if not isinstance(value, (list, tuple, np.ndarray)):
+            where = f"{path}: videoText of {str(dialogue)[:80]!r}"
+            raise DataError(f"{where}: expected a vector an utterance; got {describe(value)}")
+        if len(value):
+            result[dialogue] = len(value)
+    if not result:
+        raise DataError(f"{path}: videoText: expected an utterance in every split; got none")
+    return result
 
 
 def _classes(path: Path, dialogues: list, labels: dict) -> dict[Any, np.ndarray]:
     """(L,) class numbers of each dialogue; dialogues without an utterance are left out."""
     result = {}
     for dialogue in dialogues:
+        if dialogue not in labels:
+            raise DataError(f"{path}: videoLabels: dialogue {str(dialogue)[:80]!r} of a split with labels has none")
         values = labels[dialogue]
         if isinstance(values, (list, tuple)) and all(type(x) is int for x in values):
             values = np.array(values, dtype=np.float64)
@@ -177,19 +222,20 @@ def _class_count(path: Path, parts: int, classes: dict[str, dict[Any, np.ndarray
 
 
 def _split(
-    path: Path, parts: dict[str, Any], classes: dict[Any, np.ndarray], labels: np.ndarray, notes: list[str]
+    path: Path, parts: dict[str, Any], utterances: dict[Any, int], labels: np.ndarray, notes: list[str]
 ) -> Split:
+    """The samples of dialogues, of which ``utterances`` says how many each has."""
     features, lengths = {}, {}
     for part, name in FEATURES.items():
-        rows = [_vectors(path, part, parts[part], dialogue, len(values)) for dialogue, values in classes.items()]
+        rows = [_vectors(path, part, parts[part], dialogue, count) for dialogue, count in utterances.items()]
         size = rows[0].shape[1]
-        for dialogue, row in zip(classes, rows, strict=True):
+        for dialogue, row in zip(utterances, rows, strict=True):
             if row.shape[1] != size:
                 where = f"{path}: {part} of {str(dialogue)[:80]!r}"
                 raise DataError(f"{where}: expected {size} features; got {row.shape[1]}")
         features[name], lengths[name] = settle(name, np.concatenate(rows)[:, None, :], None, notes)
-    counts = [len(values) for values in classes.values()]
-    speakers = [_speakers(path, parts["videoSpeakers"], dialogue, len(values)) for dialogue, values in classes.items()]
+    counts = list(utterances.values())
+    speakers = [_speakers(path, parts["videoSpeakers"], dialogue, count) for dialogue, count in utterances.items()]
     position = np.concatenate([np.arange(count) for count in counts])
     extras = {"dialogue": np.repeat(np.arange(len(counts)), counts), "position": position}
     extras["speaker"] = np.concatenate(speakers)

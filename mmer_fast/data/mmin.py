@@ -7,7 +7,7 @@
 A, V and L are called audio, video and text; a folder may be missing. Where one holds several ``.h5`` the one above
 is read. ``path`` may name a fold, ``.../target/3``; of the folder itself the first fold is read. comparE is read
 as it is: the means in ``comparE_mean_std.h5`` are not applied. Labels are numbered, since the files do not
-name them.
+name them. For prediction the ids of a split, or its labels, may be missing.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from mmer_fast._files import write_folder_atomically
-from mmer_fast.data.containers import SPLITS, MultiModalData, Split
-from mmer_fast.data.errors import DataError
+from mmer_fast.data.containers import MultiModalData, Split, no_labels
+from mmer_fast.data.errors import DataError, MissingPart
 from mmer_fast.data.formats import Format, Source
 from mmer_fast.data.hdf5 import numbers, open_hdf5, require_h5py, rows, write_hdf5
 from mmer_fast.data.labels import as_numbers, numbered, one_hot
+from mmer_fast.data.needs import Needs
 from mmer_fast.data.sequences import decoded, describe, pad
 from mmer_fast.data.writing import require_modalities, samples
 
@@ -89,19 +90,22 @@ def _read(source: Source) -> MultiModalData:
     found = {name: file for name, file in files.items() if file is not None}
     if not found:
         raise DataError(f"{root}: expected .h5 files in A, V or L; got none")
-    ids = {split: _ids(fold / f"{PARTS[split]}_int2name.npy") for split in SPLITS}
-    values = {split: _numbers(fold / f"{PARTS[split]}_label.npy", len(ids[split])) for split in SPLITS}
-    count = _label_count(fold, values)
+    wanted = source.needs.wanted([split for split, part in PARTS.items() if (fold / f"{part}_int2name.npy").is_file()])
+    ids = {split: _ids(fold / f"{PARTS[split]}_int2name.npy") for split in wanted}
+    values = _values(fold, ids, source.needs)
+    count = _label_count(fold, values) if values else 0
     splits = {}
-    for split in SPLITS:
-        where = f"{fold / PARTS[split]}_label.npy"
-        labels = values[split] if values[split].ndim == 2 else one_hot(where, values[split], count)
-        splits[split] = Split({}, {}, labels.astype(np.uint8))
+    for split in wanted:
+        splits[split] = Split({}, {}, no_labels(len(ids[split])))
+        if split in values:
+            where = f"{fold / PARTS[split]}_label.npy"
+            labels = values[split] if values[split].ndim == 2 else one_hot(where, values[split], count)
+            splits[split].labels = labels.astype(np.uint8)
     for name, file in found.items():
-        for split in SPLITS:
+        for split in wanted:
             splits[split].features[name], splits[split].lengths[name] = _features(name, file, ids[split], notes)
-    sizes = {name: splits["train"].features[name].shape[2] for name in found}
-    names = numbered(count, notes)
+    sizes = {name: splits[wanted[0]].features[name].shape[2] for name in found}
+    names = numbered(count, notes) if values else []
     if (root / "A" / "comparE_mean_std.h5").is_file() and "audio" in found:
         notes.append("audio: as in the file, not normalised by comparE_mean_std.h5")
     return MultiModalData(splits, names, sizes, str(source.path), list(dict.fromkeys(notes)))
@@ -130,7 +134,7 @@ def _load(path: Path) -> np.ndarray:
         with path.open("rb") as file:
             array = np.load(file, allow_pickle=False)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise MissingPart(f"{path}: no such file") from None
     except Exception as error:  # a damaged file can raise anything
         raise DataError(f"{path}: not a readable .npy file ({str(error)[:200]})") from error
     if not isinstance(array, np.ndarray):
@@ -143,6 +147,12 @@ def _ids(path: Path) -> list[str]:
     if array.dtype.kind not in "SU" or array.ndim == 0 or array.size != len(array) or array.size == 0:
         raise DataError(f"{path}: expected (N,) or (N, 1) strings; got {describe(array)}")
     return [decoded(name) for name in array.reshape(-1).tolist()]
+
+
+def _values(fold: Path, ids: dict[str, list[str]], needs: Needs) -> dict[str, np.ndarray]:
+    """The label numbers of the splits that have them, or have to."""
+    files = {split: fold / f"{PARTS[split]}_label.npy" for split in ids}
+    return {s: _numbers(file, len(ids[s])) for s, file in files.items() if needs.labels or file.is_file()}
 
 
 def _numbers(path: Path, n: int) -> np.ndarray:

@@ -11,7 +11,7 @@
 with split one of train, valid, test. Such files have a sentiment and no emotions. Its classes become the
 labels, one column each: those of ``classification_labels``, named by ``annotations`` where they agree, else
 negative, neutral and positive by the sign of ``regression_labels``. The sentiment is kept as extra
-``sentiment``. ``vision`` is called video.
+``sentiment``. ``vision`` is called video. For prediction a split may be missing, or its classes and sentiment.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from mmer_fast.data.containers import SPLITS, MultiModalData, Split
-from mmer_fast.data.errors import DataError
+from mmer_fast.data.containers import MultiModalData, Split
+from mmer_fast.data.errors import DataError, MissingPart
 from mmer_fast.data.formats import Format, Source
 from mmer_fast.data.labels import SENTIMENT, SENTIMENT_NOTE, as_numbers, narrow, one_hot, sentiment_classes
-from mmer_fast.data.sequences import as_features, as_lengths, decoded, describe, settle
+from mmer_fast.data.needs import Needs
+from mmer_fast.data.sequences import SampleCount, as_features, as_lengths, decoded, describe, settle
 from mmer_fast.data.writing import require_emotions, require_modalities, sentiment_of, write_pickle
 
 MODALITY_KEYS = {"text": "text", "vision": "video", "audio": "audio"}
 LABEL_KEYS = ("classification_labels", "regression_labels")
+_OTHER_KEYS = ("raw_text", "text_bert", "audio_lengths", "vision_lengths", "annotations")
 
 
 def read_mmsa(path: str | Path) -> MultiModalData:
@@ -72,33 +74,39 @@ def write_mmsa(data: MultiModalData, path: str | Path) -> None:
 
 
 def _detect(source: Source) -> bool:
-    return source.is_pickle and any(key in section for section in source.sections().values() for key in LABEL_KEYS)
+    if not source.is_pickle:
+        return False
+    keys = {key for section in source.sections().values() for key in section}
+    unlabelled = "labels" not in keys and any(key in keys for key in _OTHER_KEYS)
+    return any(key in keys for key in LABEL_KEYS) or (unlabelled and any(key in keys for key in MODALITY_KEYS))
 
 
 def _read(source: Source) -> MultiModalData:
-    path, sections = source.path, source.all_sections()
-    keys = [key for key in MODALITY_KEYS if key in sections["train"]]
+    path, sections = source.path, source.wanted_sections()
+    first = next(iter(sections))
+    keys = [key for key in MODALITY_KEYS if key in sections[first]]
     if not keys:
-        got = ", ".join(map(str, sections["train"]))
-        raise DataError(f"{path}: train: expected some of {', '.join(MODALITY_KEYS)}; got {got}")
+        got = ", ".join(map(str, sections[first]))
+        raise DataError(f"{path}: {first}: expected some of {', '.join(MODALITY_KEYS)}; got {got}")
     notes: list[str] = []
-    labels, label_names, extras = _labels(path, sections, notes)
+    labels, label_names, extras = _labels(path, _labelled(sections, source.needs), notes)
     splits = {}
-    for split in SPLITS:
+    for split, section in sections.items():
+        samples = SampleCount(labels.get(split))
         features, lengths = {}, {}
         for key in keys:
             name, where = MODALITY_KEYS[key], f"{path}: {split} {key}"
-            values = as_features(where, _item(path, split, sections[split], key), len(labels[split]))
-            given = _lengths(path, split, sections[split], key, values.shape)
+            values = as_features(where, _item(path, split, section, key), samples)
+            given = _lengths(path, split, section, key, values.shape)
             features[name], lengths[name] = settle(name, values, given, notes)
-        splits[split] = Split(features, lengths, labels[split], extras[split])
-    sizes = {MODALITY_KEYS[key]: splits["train"].features[MODALITY_KEYS[key]].shape[2] for key in keys}
+        splits[split] = Split(features, lengths, samples.labels, extras.get(split, {}))
+    sizes = {MODALITY_KEYS[key]: splits[first].features[MODALITY_KEYS[key]].shape[2] for key in keys}
     return MultiModalData(splits, label_names, sizes, str(path), list(dict.fromkeys(notes)))
 
 
-def _item(path: Path, split: str, section: dict, key: str) -> Any:
+def _item(path: Path, split: str, section: dict, key: str, error: type[DataError] = DataError) -> Any:
     if key not in section:
-        raise DataError(f"{path}: {split}: missing key {key}; got {', '.join(map(str, section)) or 'none'}")
+        raise error(f"{path}: {split}: missing key {key}; got {', '.join(map(str, section)) or 'none'}")
     return section[key]
 
 
@@ -116,16 +124,24 @@ def _lengths(path: Path, split: str, section: dict, key: str, shape: tuple[int, 
     return None if given is None else as_lengths(f"{path}: {split} {key}_lengths", given, n, steps)
 
 
+def _labelled(sections: dict[str, dict], needs: Needs) -> dict[str, dict]:
+    """The splits that have labels, or have to."""
+    return {s: section for s, section in sections.items() if needs.labels or any(key in section for key in LABEL_KEYS)}
+
+
 def _labels(
     path: Path, sections: dict[str, dict], notes: list[str]
 ) -> tuple[dict[str, np.ndarray], list[str], dict[str, dict[str, np.ndarray]]]:
-    """By split: (N, K) uint8 and the extras; and the K names."""
-    by_class = all("classification_labels" in sections[split] for split in SPLITS)
+    """By split: (N, K) uint8 and the extras; and the K names, none without a split."""
+    if not sections:
+        return {}, [], {}
+    by_class = all("classification_labels" in section for section in sections.values())
     key = "classification_labels" if by_class else "regression_labels"
-    values = {s: _column(f"{path}: {s} {key}", _item(path, s, sections[s], key)) for s in SPLITS}
+    items = {split: _item(path, split, section, key, MissingPart) for split, section in sections.items()}
+    values = {split: _column(f"{path}: {split} {key}", item) for split, item in items.items()}
     extras: dict[str, dict[str, np.ndarray]] = {}
-    for split in SPLITS:
-        sentiment = sections[split].get("regression_labels")
+    for split, section in sections.items():
+        sentiment = section.get("regression_labels")
         extras[split] = {}
         if sentiment is not None:
             where = f"{path}: {split} regression_labels"
@@ -133,7 +149,7 @@ def _labels(
     if not by_class:
         notes.append(SENTIMENT_NOTE)
         return {split: sentiment_classes(x) for split, x in values.items()}, list(SENTIMENT), extras
-    classes = sorted({x for split in SPLITS for x in values[split].tolist()})
+    classes = sorted({x for numbers in values.values() for x in numbers.tolist()})
     names = _class_names(classes, values, sections)
     notes.append(f"labels are the file's classes of sentiment, one column each: {', '.join(names)}")
     index = {split: np.searchsorted(classes, x).astype(np.float64) for split, x in values.items()}
@@ -152,11 +168,11 @@ def _column(where: str, value: Any, n: int | None = None) -> np.ndarray:
 def _class_names(classes: list[float], values: dict[str, np.ndarray], sections: dict[str, dict]) -> list[str]:
     """The annotation of each class where every class has exactly one of its own, else class_<number>."""
     found: dict[float, set[str]] = {}
-    for split in SPLITS:
+    for split, numbers in values.items():
         annotations = sections[split].get("annotations")
-        if not isinstance(annotations, (list, tuple, np.ndarray)) or len(annotations) != len(values[split]):
+        if not isinstance(annotations, (list, tuple, np.ndarray)) or len(annotations) != len(numbers):
             return [f"class_{x:g}" for x in classes]
-        for number, annotation in zip(values[split].tolist(), annotations, strict=True):
+        for number, annotation in zip(numbers.tolist(), annotations, strict=True):
             found.setdefault(number, set()).add(decoded(annotation).strip().lower())
     names = [next(iter(found[x])) for x in classes]
     if any(len(found[x]) != 1 for x in classes) or len(set(names)) != len(names) or not all(names):

@@ -6,7 +6,7 @@
 
 with split one of train, valid, test. Pairs are [absent, present] for neutral, happy, sad, angry in this order.
 A sentiment becomes the classes negative, neutral and positive. Axes of length 1 may be missing. ``vision`` is
-called video.
+called video. For prediction a split, or its ``labels``, may be missing.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mmer_fast.data.containers import SPLITS, MultiModalData, Split
-from mmer_fast.data.errors import DataError
+from mmer_fast.data.containers import MultiModalData, Split
+from mmer_fast.data.errors import DataError, MissingPart
 from mmer_fast.data.formats import Format, Source
 from mmer_fast.data.labels import as_numbers, from_columns, from_pairs
 from mmer_fast.data.mmsa import LABEL_KEYS, MODALITY_KEYS
-from mmer_fast.data.sequences import as_features, describe, settle
+from mmer_fast.data.sequences import SampleCount, as_features, describe, settle
 from mmer_fast.data.writing import require_modalities, write_pickle
 
 
@@ -54,40 +54,49 @@ def write_mult(data: MultiModalData, path: str | Path) -> None:
 
 
 def _detect(source: Source) -> bool:
-    return source.is_pickle and any(
-        "labels" in section
-        and not any(key in section for key in LABEL_KEYS)
-        and any(key in section for key in MODALITY_KEYS)
-        for section in source.sections().values()
-    )
+    if not source.is_pickle:
+        return False
+    sections = [section for section in source.sections().values() if any(key in section for key in MODALITY_KEYS)]
+    labelled = any("labels" in section and not any(key in section for key in LABEL_KEYS) for section in sections)
+    bare = bool(sections) and all(set(section) <= {*MODALITY_KEYS, "id"} for section in sections)
+    return labelled or bare
 
 
 def _read(source: Source) -> MultiModalData:
-    path, sections = source.path, source.all_sections()
-    keys = [key for key in MODALITY_KEYS if key in sections["train"]]
+    path, sections = source.path, source.wanted_sections()
+    first = next(iter(sections))
+    keys = [key for key in MODALITY_KEYS if key in sections[first]]
     if not keys:
-        raise DataError(f"{path}: train: expected some of {', '.join(MODALITY_KEYS)}; got none")
+        raise DataError(f"{path}: {first}: expected some of {', '.join(MODALITY_KEYS)}; got none")
     notes: list[str] = []
     names: dict[str, list[str]] = {}
     splits = {}
-    for split in SPLITS:
-        section = sections[split]
-        for key in (*keys, "labels"):
+    for split, section in sections.items():
+        for key in keys:
             if key not in section:
-                raise DataError(f"{path}: {split}: missing key {key}; got {', '.join(map(str, section)) or 'none'}")
-        labels, names[split] = _labels(f"{path}: {split} labels", section["labels"], notes)
+                raise DataError(_missing(path, split, key, section))
+        if source.needs.labels and "labels" not in section:
+            raise MissingPart(_missing(path, split, "labels", section))
+        labels = None
+        if "labels" in section:
+            labels, names[split] = _labels(f"{path}: {split} labels", section["labels"], notes)
+            other = next(iter(names))
+            if names[split] != names[other]:
+                where = f"{path}: {split} labels"
+                raise DataError(f"{where}: expected {len(names[other])} as in {other}; got {len(names[split])}")
+        samples = SampleCount(labels)
         features, lengths = {}, {}
         for key in keys:
-            values = as_features(f"{path}: {split} {key}", section[key], len(labels))
+            values = as_features(f"{path}: {split} {key}", section[key], samples)
             name = MODALITY_KEYS[key]
             features[name], lengths[name] = settle(name, values, None, notes)
-        splits[split] = Split(features, lengths, labels)
-        if names[split] != names["train"]:
-            raise DataError(
-                f"{path}: {split} labels: expected {len(names['train'])} as in train; got {labels.shape[1]}"
-            )
-    sizes = {MODALITY_KEYS[key]: splits["train"].features[MODALITY_KEYS[key]].shape[2] for key in keys}
-    return MultiModalData(splits, names["train"], sizes, str(path), list(dict.fromkeys(notes)))
+        splits[split] = Split(features, lengths, samples.labels)
+    sizes = {MODALITY_KEYS[key]: splits[first].features[MODALITY_KEYS[key]].shape[2] for key in keys}
+    return MultiModalData(splits, next(iter(names.values()), []), sizes, str(path), list(dict.fromkeys(notes)))
+
+
+def _missing(path: Path, split: str, key: str, section: dict) -> str:
+    return f"{path}: {split}: missing key {key}; got {', '.join(map(str, section)) or 'none'}"
 
 
 def _labels(where: str, value: object, notes: list[str]) -> tuple[np.ndarray, list[str]]:

@@ -24,6 +24,7 @@ from mmer_fast.data.errors import DataError
 from mmer_fast.data.flat import assemble, flatten
 from mmer_fast.data.formats import Format, Source
 from mmer_fast.data.large_arrays import LARGE, zeros
+from mmer_fast.data.needs import FEATURES
 
 MAP_FROM = LARGE  # bytes; smaller arrays are read into memory
 _ALIGNMENT = 64
@@ -43,6 +44,8 @@ def write_npz(data: MultiModalData, path: str | Path, *, compress: bool = True) 
     """Write a data set so that a reader sees either the old file or the whole new one.
 
     Args:
+        data: any of the splits; one without labels is written without.
+        path: of the file.
         compress: False stores the arrays as they are: larger, quicker to read, and mapped instead of loaded.
 
     Raises:
@@ -52,8 +55,9 @@ def write_npz(data: MultiModalData, path: str | Path, *, compress: bool = True) 
     path = Path(path)
     if path.suffix.lower() != ".npz":
         raise DataError(f"{path}: expected suffix .npz; got {path.suffix or 'none'!r}")
-    data.check()
-    arrays = {"label_names": np.array(data.label_names, dtype=np.str_), **flatten(data)}
+    data.check(FEATURES)
+    names = {"label_names": np.array(data.label_names, dtype=np.str_)} if data.label_names else {}
+    arrays = {**names, **flatten(data)}
 
     def write(partial: Path) -> None:
         with zipfile.ZipFile(partial, "w", allowZip64=True) as archive:
@@ -77,7 +81,7 @@ def _write_array(archive: zipfile.ZipFile, name: str, values: np.ndarray, compre
 
 def _read(source: Source) -> MultiModalData:
     arrays = _read_arrays(source.path)
-    return assemble(source.path, arrays, _label_names(source.path, arrays))
+    return assemble(source.path, arrays, _label_names(source.path, arrays), source.needs)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from mmer_fast._files import write_atomically
-from mmer_fast.data.containers import SPLITS, MultiModalData
+from mmer_fast.data.containers import MultiModalData
 from mmer_fast.data.errors import DataError
-from mmer_fast.data.flat import assemble, flatten
+from mmer_fast.data.flat import assemble, flatten, splits_in
 from mmer_fast.data.formats import Format, Source
 from mmer_fast.data.large_arrays import LARGE, blocks, zeros
+from mmer_fast.data.needs import FEATURES
 
 
 def read_safetensors(path: str | Path) -> MultiModalData:
@@ -33,7 +34,8 @@ def read_safetensors(path: str | Path) -> MultiModalData:
 
 
 def write_safetensors(data: MultiModalData, path: str | Path) -> None:
-    """Write a data set so that a reader sees either the old file or the whole new one.
+    """Write a data set so that a reader sees either the old file or the whole new one; a split without labels is
+    written without.
 
     Raises:
         DataError: ``data`` is inconsistent, or safetensors is not installed.
@@ -42,9 +44,10 @@ def write_safetensors(data: MultiModalData, path: str | Path) -> None:
     _require_package(Path(path))
     from safetensors.numpy import save_file
 
-    data.check()
+    data.check(FEATURES)
     arrays = {key: np.ascontiguousarray(x) for key, x in flatten(data).items() if x.dtype.kind in "biuf"}
-    metadata = {"label_names": json.dumps(data.label_names), "modalities": json.dumps(list(data.modalities))}
+    metadata = {"label_names": json.dumps(data.label_names)} if data.label_names else {}
+    metadata["modalities"] = json.dumps(list(data.modalities))
 
     def write(partial: Path) -> None:
         try:
@@ -71,7 +74,7 @@ def _read(source: Source) -> MultiModalData:
     except Exception as error:  # a damaged file can raise anything
         raise DataError(f"{path}: not a readable .safetensors file ({str(error)[:200]})") from error
     label_names = _names(path, metadata, "label_names")
-    return assemble(path, _ordered(path, arrays, _names(path, metadata, "modalities")), label_names)
+    return assemble(path, _ordered(path, arrays, _names(path, metadata, "modalities")), label_names, source.needs)
 
 
 def _array(file: Any, key: str) -> np.ndarray:
@@ -101,7 +104,7 @@ def _names(path: Path, metadata: dict[str, str], key: str) -> list[str] | None:
 
 def _ordered(path: Path, arrays: dict[str, np.ndarray], modalities: list[str] | None) -> dict[str, np.ndarray]:
     """The arrays with those of the named modalities first; the file sorts them by name."""
-    first = [f"{split}_{name}" for split in SPLITS for name in modalities or []]
+    first = [f"{split}_{name}" for split in splits_in(arrays) for name in modalities or []]
     missing = [key for key in first if key not in arrays]
     if missing:
         raise DataError(f"{path}: metadata modalities: there is no array {missing[0]}")

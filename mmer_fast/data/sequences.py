@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any
 
 import numpy as np
 
+from mmer_fast.data.containers import no_labels
 from mmer_fast.data.errors import DataError
 from mmer_fast.data.large_arrays import blocks, copied, in_float32, zeros
 from mmer_fast.data.padding import derive_lengths, derived_note, undo_front_padding, zero_past_lengths
@@ -21,7 +22,40 @@ def describe(value: Any) -> str:
     return type(value).__name__
 
 
-def as_features(where: str, value: Any, n: int, counted_by: str = "labels") -> np.ndarray:
+class SampleCount:
+    """How many samples a split has: as many as its labels, or as the first modality that is held to it.
+
+    Args:
+        labels: (N, K), None where they are not known.
+        name: what an error calls the labels.
+    """
+
+    def __init__(self, labels: np.ndarray | None, name: str = "labels") -> None:
+        self.given = labels
+        self.count = None if labels is None else len(labels)
+        self.source = name
+
+    def hold(self, where: str, value: Sized) -> int:
+        """How many samples there are.
+
+        Raises:
+            DataError: ``value`` has another number of rows; or is the first to say it, and has none.
+        """
+        if self.count is None:
+            if len(value) == 0:
+                raise DataError(f"{where}: expected at least one sample; got none")
+            self.count, self.source = len(value), where.rpartition(": ")[2]
+        if len(value) != self.count:
+            raise DataError(f"{where}: expected {self.count} samples, as many as {self.source}; got {len(value)}")
+        return self.count
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Those that were given, else none for as many samples as there are (`no_labels`)."""
+        return no_labels(self.count or 0) if self.given is None else self.given
+
+
+def as_features(where: str, value: Any, samples: SampleCount) -> np.ndarray:
     """``value`` as (N, T, D) float32, itself where it is that already.
 
     Raises:
@@ -29,8 +63,7 @@ def as_features(where: str, value: Any, n: int, counted_by: str = "labels") -> n
     """
     if not isinstance(value, np.ndarray) or value.ndim != 3 or value.dtype.kind != "f":
         raise DataError(f"{where}: expected (N, T, D) floats; got {describe(value)}")
-    if len(value) != n:
-        raise DataError(f"{where}: expected {n} samples, as many as {counted_by}; got {len(value)}")
+    samples.hold(where, value)
     if 0 in value.shape[1:]:
         raise DataError(f"{where}: expected (N, T >= 1, D >= 1); got shape {value.shape}")
     return in_float32(value)  # what overflows becomes inf, which the check of finite values names

@@ -7,7 +7,7 @@
 
 with split one of train, valid, test. The vocabulary of ``tgt`` begins with four special ids (padding 0,
 unknown 1, BOS 2, EOS 3); id 4 + k stands for label k. Samples are tensors, arrays, or rows of one stacked
-array; a sample of shape (D,) counts as a single time step.
+array; a sample of shape (D,) counts as a single time step. For prediction a split, or its ``tgt``, may be missing.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import numpy as np
 import torch
 
 from mmer_fast._files import write_atomically
-from mmer_fast.data.containers import SPLITS, MultiModalData, Split
-from mmer_fast.data.errors import DataError
+from mmer_fast.data.containers import MultiModalData, Split
+from mmer_fast.data.errors import DataError, MissingPart
 from mmer_fast.data.formats import Format, Source
 from mmer_fast.data.labels import EMOTIONS, numbered
+from mmer_fast.data.needs import SPLITS, Needs
 from mmer_fast.data.safe_load import load_plain
-from mmer_fast.data.sequences import describe, pad
+from mmer_fast.data.sequences import SampleCount, describe, pad
+from mmer_fast.data.writing import require_labels
 
 PAD, BOS, EOS, FIRST_LABEL = 0, 2, 3, 4
 MODALITY_KEYS = {
@@ -62,8 +64,9 @@ def write_tailor_pt(data: MultiModalData, path: str | Path) -> None:
     are left to be derived from all-zero rows, and extras are left out.
 
     Raises:
-        DataError: a modality is none of the layout's.
+        DataError: a modality is none of the layout's, or a split has no labels.
     """
+    require_labels("TAILOR .pt", data)
     keys = {name: key for key, name in reversed(MODALITY_KEYS.items())}
     unknown = [name for name in data.modalities if name not in keys]
     if unknown:
@@ -83,42 +86,47 @@ def _read(source: Source) -> MultiModalData:
     content = load_plain(path)
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a dict of {', '.join(SPLITS)}; got {type(content).__name__}")
-    raw = {split: _section(path, content, split) for split in SPLITS}
-    keys = [key for key in MODALITY_KEYS if key in raw["train"]]
-    ids = {split: _target_ids(f"{path}: {split} tgt", raw[split]["tgt"]) for split in SPLITS}
+    wanted = source.needs.wanted(content)
+    raw = {split: _section(path, content, split, wanted[0], source.needs) for split in wanted}
+    keys = [key for key in MODALITY_KEYS if key in raw[wanted[0]]]
+    labelled = [split for split in wanted if "tgt" in raw[split]]
+    ids = {split: _target_ids(f"{path}: {split} tgt", raw[split]["tgt"]) for split in labelled}
     notes: list[str] = []
     label_names = _label_names(path, content.get("dict"), ids, set(keys), notes)
     splits = {}
-    for split in SPLITS:
-        labels = _multi_hot(f"{path}: {split} tgt", ids[split], len(label_names))
+    for split in wanted:
+        labels = _multi_hot(f"{path}: {split} tgt", ids[split], len(label_names)) if split in ids else None
+        samples = SampleCount(labels, "tgt")
         features, lengths = {}, {}
         for key in keys:
             name = MODALITY_KEYS[key]
             where = f"{path}: {split} {key}"
-            features[name], lengths[name] = _modality(where, raw[split][key], len(labels), name, notes)
-        splits[split] = Split(features, lengths, labels)
-    sizes = {MODALITY_KEYS[key]: splits["train"].features[MODALITY_KEYS[key]].shape[2] for key in keys}
+            features[name], lengths[name] = _modality(where, raw[split][key], samples, name, notes)
+        splits[split] = Split(features, lengths, samples.labels)
+    sizes = {MODALITY_KEYS[key]: splits[wanted[0]].features[MODALITY_KEYS[key]].shape[2] for key in keys}
     return MultiModalData(splits, label_names, sizes, str(path), list(dict.fromkeys(notes)))
 
 
-def _section(path: Path, content: dict, split: str) -> dict:
+def _section(path: Path, content: dict, split: str, first: str, needs: Needs) -> dict:
+    """A split of the file, over the modalities of its first one."""
     if split not in content:
         got = ", ".join(map(str, content)) or "none"
-        raise DataError(f"{path}: missing split {split}; expected {', '.join(SPLITS)}; got keys {got}")
+        splits = ", ".join(needs.splits or SPLITS)
+        raise MissingPart(f"{path}: missing split {split}; expected {splits}; got keys {got}")
     section = content[split]
     if not isinstance(section, dict):
         raise DataError(f"{path}: {split}: expected a dict; got {type(section).__name__}")
-    if "tgt" not in section:
-        raise DataError(f"{path}: {split}: missing key tgt; got {', '.join(map(str, section)) or 'none'}")
+    if needs.labels and "tgt" not in section:
+        raise MissingPart(f"{path}: {split}: missing key tgt; got {', '.join(map(str, section)) or 'none'}")
     modalities = {key for key in section if key in MODALITY_KEYS}
-    expected = {key for key in content[SPLITS[0]] if key in MODALITY_KEYS} if split != SPLITS[0] else modalities
+    expected = {key for key in content[first] if key in MODALITY_KEYS} if split != first else modalities
     if not modalities:
         raise DataError(
             f"{path}: {split}: expected some of {', '.join(MODALITY_KEYS)}; got {', '.join(map(str, section))}"
         )
     if modalities != expected:
         odd = ", ".join(sorted(modalities ^ expected))
-        raise DataError(f"{path}: {split}: expected the modalities of {SPLITS[0]}; they differ in {odd}")
+        raise DataError(f"{path}: {split}: expected the modalities of {first}; they differ in {odd}")
     if {"src-audio", "aud"} <= modalities:
         raise DataError(f"{path}: {split}: expected one of src-audio and aud; got both")
     return section
@@ -149,6 +157,9 @@ def _target_ids(where: str, targets: Any) -> list[list[int]]:
 def _label_names(
     path: Path, vocabulary: Any, ids: dict[str, list[list[int]]], keys: set[str], notes: list[str]
 ) -> list[str]:
+    """The names of the labels; without a vocabulary and labels there are none."""
+    if not ids:
+        return [] if vocabulary is None else _vocabulary_names(path, vocabulary)
     largest = max((x for rows in ids.values() for row in rows for x in row), default=FIRST_LABEL - 1)
     if largest < FIRST_LABEL:
         raise DataError(f"{path}: tgt: expected at least one label in some sample; got none")
@@ -184,17 +195,18 @@ def _multi_hot(where: str, ids: list[list[int]], n_labels: int) -> np.ndarray:
     return labels_nk
 
 
-def _modality(where: str, samples: Any, n: int, name: str, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    rows = _sample_arrays(where, samples, n)
+def _modality(
+    where: str, samples: Any, count: SampleCount, name: str, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    rows = _sample_arrays(where, samples, count)
     return pad(name, [row.shape for row in rows], rows, notes)
 
 
-def _sample_arrays(where: str, samples: Any, n: int) -> list[np.ndarray]:
+def _sample_arrays(where: str, samples: Any, count: SampleCount) -> list[np.ndarray]:
     """The samples as (T, D) float arrays of one D; T may differ."""
     if not isinstance(samples, (list, tuple, np.ndarray)):
         raise DataError(f"{where}: expected a list of arrays or one stacked array; got {type(samples).__name__}")
-    if len(samples) != n:
-        raise DataError(f"{where}: expected {n} samples, as many as tgt; got {len(samples)}")
+    count.hold(where, samples)
     rows = []
     for i, sample in enumerate(samples):
         if not isinstance(sample, np.ndarray) or sample.ndim not in (1, 2) or sample.dtype.kind != "f":

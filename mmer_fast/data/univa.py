@@ -7,7 +7,8 @@
 
 with split one of train, valid, test. Features are (N, T, D), masks (N, T) with 1 on the steps that exist, VA
 values (N, 2), kept as extras ``va_{modality}``; ``labels_class`` is (N, K) of 0 and 1. Audio or vision must be
-there, for the labels. ``vision`` is called video; labels are numbered, since the files do not name them.
+there, for the labels. ``vision`` is called video; labels are numbered, since the files do not name them. For
+prediction the files of a split, or ``labels_class``, may be missing.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from mmer_fast._files import write_folder_atomically
-from mmer_fast.data.containers import SPLITS, MultiModalData, Split
-from mmer_fast.data.errors import DataError
+from mmer_fast.data.containers import MultiModalData, Split
+from mmer_fast.data.errors import DataError, MissingPart
 from mmer_fast.data.formats import Format, Source
 from mmer_fast.data.labels import as_numbers, narrow, numbered
+from mmer_fast.data.needs import SPLITS, Needs
 from mmer_fast.data.safe_pickle import load_pickle
-from mmer_fast.data.sequences import as_features, describe, settle
+from mmer_fast.data.sequences import SampleCount, as_features, describe, settle
 from mmer_fast.data.writing import require_modalities, write_pickle
 
 FILE = re.compile(r"(?P<dataset>.+)_(?P<split>train|valid|test)_(?P<kind>(audio|vision)_utt|text_glove300)_VA\.pkl")
@@ -101,53 +103,67 @@ def _read(source: Source) -> MultiModalData:
     if len(datasets) != 1:
         raise DataError(f"{path}: expected the files of one data set; got {', '.join(sorted(datasets)) or 'none'}")
     modalities = [name for name in MODALITIES.values() if any((split, name) in found for split in SPLITS)]
-    missing = [f"{split} {name}" for split in SPLITS for name in modalities if (split, name) not in found]
+    wanted = source.needs.wanted({split for split, _ in found})
+    missing = [(split, name) for split in wanted for name in modalities if (split, name) not in found]
     if missing:
-        raise DataError(f"{path}: expected the modalities {', '.join(modalities)} in every split; missing {missing[0]}")
-    if modalities == ["text"]:
-        raise DataError(f"{path}: expected audio or vision files beside those of text; they hold the labels")
+        split, name = missing[0]
+        error = DataError if any((split, other) in found for other in modalities) else MissingPart
+        raise error(f"{path}: expected the modalities {', '.join(modalities)} in every split; missing {split} {name}")
+    if source.needs.labels and modalities == ["text"]:
+        raise MissingPart(f"{path}: expected audio or vision files beside those of text; they hold the labels")
     notes: list[str] = []
-    splits = {split: _read_split(split, {m: found[split, m] for m in modalities}, notes) for split in SPLITS}
-    sizes = {name: splits["train"].features[name].shape[2] for name in modalities}
-    names = numbered(splits["train"].labels.shape[1], notes)
+    splits = {
+        split: _read_split(split, {m: found[split, m] for m in modalities}, source.needs, notes) for split in wanted
+    }
+    sizes = {name: splits[wanted[0]].features[name].shape[2] for name in modalities}
+    labelled = [split.labels for split in splits.values() if split.labelled]
+    names = numbered(labelled[0].shape[1], notes) if labelled else []
     return MultiModalData(splits, names, sizes, str(path), list(dict.fromkeys(notes)))
 
 
-def _read_split(split: str, files: dict[str, Path], notes: list[str]) -> Split:
+def _read_split(split: str, files: dict[str, Path], needs: Needs, notes: list[str]) -> Split:
     contents = {name: load_pickle(file) for name, file in files.items()}
-    labels: np.ndarray | None = None
-    for name, file in files.items():
-        if name != "text":
-            these = _labels(file, split, contents[name])
-            if labels is not None and not np.array_equal(labels, these):
-                raise DataError(f"{file}: {split} labels_class: expected the labels of the other modality's file")
-            labels = these
-    assert labels is not None
+    samples = SampleCount(_common_labels(split, files, contents, needs), "labels_class")
     features, lengths, extras = {}, {}, {}
     for name, file in files.items():
         key = {"video": "vision"}.get(name, name)
-        section = contents[name] if name == "text" else contents[name][split]
-        values = as_features(f"{file}: {key}", _item(file, section, key), len(labels), "labels_class")
+        section = contents[name] if name == "text" else _item(file, contents[name], split)
+        values = as_features(f"{file}: {key}", _item(file, section, key), samples)
         mask = _item(file, section, f"{key}_utt_mask")
         values, given = _by_mask(f"{file}: {key}_utt_mask", values, mask)
         features[name], lengths[name] = settle(name, values, given, notes)
         if f"{key}_VA_values" in section:
-            va = as_numbers(f"{file}: {key}_VA_values", section[f"{key}_VA_values"], len(labels))
+            va = as_numbers(f"{file}: {key}_VA_values", section[f"{key}_VA_values"], len(values))
             extras[f"va_{name}"] = narrow(va)
-    return Split(features, lengths, labels, extras)
+    return Split(features, lengths, samples.labels, extras)
 
 
-def _item(file: Path, section: Any, key: str) -> Any:
+def _common_labels(split: str, files: dict[str, Path], contents: dict[str, Any], needs: Needs) -> np.ndarray | None:
+    """The labels in the files of audio and video, the same in both; None where they have none and need none."""
+    holders = [name for name in files if name != "text"]
+    sections = [_item(files[name], contents[name], split) for name in holders]
+    if not needs.labels and not any(isinstance(section, dict) and "labels_class" in section for section in sections):
+        return None
+    labels: np.ndarray | None = None
+    for name in holders:
+        these = _labels(files[name], split, contents[name])
+        if labels is not None and not np.array_equal(labels, these):
+            raise DataError(f"{files[name]}: {split} labels_class: expected the labels of the other modality's file")
+        labels = these
+    return labels
+
+
+def _item(file: Path, section: Any, key: str, error: type[DataError] = DataError) -> Any:
     if not isinstance(section, dict):
         raise DataError(f"{file}: expected a dict with {key}; got {describe(section)}")
     if key not in section:
-        raise DataError(f"{file}: missing key {key}; got {', '.join(map(str, section)) or 'none'}")
+        raise error(f"{file}: missing key {key}; got {', '.join(map(str, section)) or 'none'}")
     return section[key]
 
 
 def _labels(file: Path, split: str, content: Any) -> np.ndarray:
     where = f"{file}: {split} labels_class"
-    values = as_numbers(where, _item(file, _item(file, content, split), "labels_class"))
+    values = as_numbers(where, _item(file, _item(file, content, split), "labels_class", MissingPart))
     if values.ndim != 2 or ((values != 0) & (values != 1)).any():
         raise DataError(f"{where}: expected (N, K) of 0 and 1; got {describe(values)}")
     count = content.get("num_labels", values.shape[1])

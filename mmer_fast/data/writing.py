@@ -25,14 +25,23 @@ def write_pickle(path: Path, value: Any, protocol: int = 4) -> None:
     write_atomically(path, write)
 
 
+def require_labels(title: str, data: MultiModalData) -> None:
+    """DataError unless every split has labels."""
+    unlabelled = [name for name, split in data.splits.items() if not split.labelled]
+    if unlabelled:
+        raise DataError(f"{title} is written with labels; {', '.join(unlabelled)} has none (.npz and .safetensors do)")
+
+
 def require_modalities(title: str, data: MultiModalData, names: Sequence[str]) -> None:
-    """DataError unless the modalities are ``names``, in any order."""
+    """DataError unless the modalities are ``names``, in any order, and every split has labels."""
+    require_labels(title, data)
     if set(data.modalities) != set(names):
         raise DataError(f"{title} holds the modalities {', '.join(names)}; got {', '.join(data.modalities)}")
 
 
 def require_emotions(title: str, data: MultiModalData) -> None:
-    """DataError unless the labels are the six emotions of CMU-MOSEI."""
+    """DataError unless the labels are the six emotions of CMU-MOSEI, known in every split."""
+    require_labels(title, data)
     if data.label_names != EMOTIONS:
         raise DataError(f"{title} is written from the labels {', '.join(EMOTIONS)}; got {', '.join(data.label_names)}")
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from mmer_fast.data import FORMATS, DataError, load
+from mmer_fast.data.needs import EVERYTHING, FEATURES
 
 EXAMPLES = examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 BYTES = st.one_of(st.sampled_from([0, 1, 127, 128, 255]), st.integers(0, 255))
@@ -35,14 +36,16 @@ def whole(tmp_path_factory, emotional) -> dict[str, tuple[Path, dict[Path, bytes
 
 def _read_damaged(path: Path, file: Path, content: bytes, damaged: bytes) -> None:
     file.write_bytes(damaged)
-    message = None
+    messages = []
     try:
-        load(path).check()
-    except DataError as error:
-        message = str(error)
+        for needs in (EVERYTHING, FEATURES):
+            try:
+                load(path, needs=needs).check(needs)
+            except DataError as error:
+                messages.append(str(error))
     finally:
         file.write_bytes(content)
-    assert message is None or message.strip()
+    assert all(message.strip() for message in messages)
 
 
 @pytest.mark.parametrize("name", FORMATS)
