@@ -75,11 +75,12 @@ class DataCache:
         """The data of a run, with its modalities in its order; those that `given` lacks are missing in every sample.
 
         Raises:
-            DataError: it cannot be read, or what the run was trained on lacks a modality now.
+            DataError: it cannot be read, lacks a split or labels, or what the run was trained on lacks a modality now.
             RunError: its feature sizes or labels differ from those of the run.
         """
         if isinstance(self.given, MultiModalData):
             data = self.given
+            data.check_parts()
         else:
             source = str(self.given or config.data["source"])
             if source not in self.read:

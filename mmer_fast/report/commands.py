@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from mmer_fast.data.needs import for_prediction
 from mmer_fast.report.document import write_explanation, write_report
 from mmer_fast.report.tables import shift_names
 from mmer_fast.report.terminal import ExplanationView
@@ -53,11 +54,14 @@ def explain(
     out: Annotated[Path | None, typer.Option(help="An .html file to write as well.")] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Show which temporal units of a sample the masks would hide, and what is predicted for it."""
+    """Show which temporal units of a sample the masks would hide, and what is predicted for it.
+
+    DATA needs only the split of the sample, and no labels.
+    """
     if out is not None:
         check_writable(out, ".html")
     opened = Run(run, choose_device(device))
-    loaded = data_with_notes(opened.model, data)
+    loaded = data_with_notes(opened.model, data, for_prediction(split.value))
     explanation = opened.explain(sample, loaded, split.value)
     extras = loaded.splits[split.value].extras
     code = str(extras["shift"][explanation.index]) if "shift" in extras else None

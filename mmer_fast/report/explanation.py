@@ -51,7 +51,7 @@ class Explanation:
         title: why it was chosen.
         identifier: its name in the data (the extra `id`), if it has one.
         labels: names of the K labels.
-        truth: (K,) bool.
+        truth: (K,) bool; None where the labels are not known.
         probabilities: (K,) float32, as predicted.
         without_masked: (K,) float32, predicted from what ATM leaves of the input.
         threshold: probability above which a label is predicted.
@@ -63,7 +63,7 @@ class Explanation:
     title: str
     identifier: str | None
     labels: Sequence[str]
-    truth: np.ndarray
+    truth: np.ndarray | None
     probabilities: np.ndarray
     without_masked: np.ndarray
     threshold: float
@@ -81,7 +81,7 @@ def explain(
 
     Args:
         model: for the modalities of `data`.
-        data: has the split.
+        data: has the split, and names the labels of the model.
         split: "train", "valid" or "test".
         index: of the sample in the split.
         threshold: kept in the result.
@@ -101,7 +101,7 @@ def explain(
         title,
         None if (names := identifiers(part)) is None else names[index],
         data.label_names,
-        part.labels[index].astype(bool),
+        part.labels[index].astype(bool) if part.labelled else None,
         _array(output.logits.sigmoid()),
         _array(masked.logits.sigmoid()),
         threshold,

@@ -82,9 +82,10 @@ def sample_block(explanation: Explanation, part: str | None = None) -> Html:
 def _labels(explanation: Explanation) -> Html:
     headings = (("label", "head"), ("probability", "head"), ("", "head"), ("masked", "head num"))
     cells = [tag("span", text, class_=kind) for text, kind in headings]
+    known = explanation.truth
     for name, true, p, masked in zip(
         explanation.labels,
-        explanation.truth,
+        [False] * len(explanation.labels) if known is None else known,
         explanation.probabilities.tolist(),
         explanation.without_masked.tolist(),
         strict=True,
@@ -95,7 +96,8 @@ def _labels(explanation: Explanation) -> Html:
             tag("span", number(p, 2), class_="num best" if p > explanation.threshold else "num"),
             tag("span", number(masked, 2), class_="num no"),
         ]
-    return tag("div", join(cells), class_="labels")
+    table = tag("div", join(cells), class_="labels")
+    return table if known is not None else join((table, tag("p", "The true labels are not known.", class_="note")))
 
 
 def _probability_bar(name: str, p: float, masked: float, threshold: float) -> Html:

@@ -42,21 +42,21 @@ def _knows_truth(explanation: Explanation) -> bool:
 
 
 def _labels(explanation: Explanation) -> Table:
-    table = Table(box=None, pad_edge=False)
+    """A row a label: what is true, where that is known, and what is predicted."""
+    table, truth = Table(box=None, pad_edge=False), explanation.truth
     for heading, justify in (("label", "left"), ("true", "left"), ("p", "right"), ("", "left"), ("p, masked", "right")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for name, true, p, masked in zip(
-        explanation.labels,
-        explanation.truth,
-        explanation.probabilities.tolist(),
-        explanation.without_masked.tolist(),
-        strict=True,
+        if heading != "true" or truth is not None:
+            table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for k, (name, p, masked) in enumerate(
+        zip(explanation.labels, explanation.probabilities.tolist(), explanation.without_masked.tolist(), strict=True)
     ):
         predicted = p > explanation.threshold
-        bar = Text("█" * round(p * BAR_WIDTH), style="green" if predicted == bool(true) else "red")
+        known = [] if truth is None else ["yes" if truth[k] else ""]
+        colour = "blue" if truth is None else "green" if predicted == bool(truth[k]) else "red"
+        bar = Text("█" * round(p * BAR_WIDTH), style=colour)
         bar.append("·" * (BAR_WIDTH - len(bar)), style="dim")
         style = "bold" if predicted else ""
-        table.add_row(Text(name, style=style), "yes" if true else "", f"{p:.3f}", bar, f"{masked:.3f}")
+        table.add_row(Text(name, style=style), *known, f"{p:.3f}", bar, f"{masked:.3f}")
     return table
 
 

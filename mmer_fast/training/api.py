@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,13 @@ import torch
 from rich.console import Console
 
 from mmer_fast.data import MultiModalData, Split, load
+from mmer_fast.data.needs import EVERYTHING, SPLITS, Needs, for_prediction
 from mmer_fast.models import RobMMR
 from mmer_fast.models.network import Network
 from mmer_fast.training.checkpoint import read_json
 from mmer_fast.training.distributed import TIMEOUT, joined
 from mmer_fast.training.evaluate import evaluate, predict_probabilities
-from mmer_fast.training.missing import data_for
+from mmer_fast.training.missing import data_for, needing_labels
 from mmer_fast.training.predictions import Predictions, identifiers
 from mmer_fast.training.run import (
     METRICS_FILE,
@@ -174,17 +176,26 @@ class Run:
 
         Raises:
             RunError: other feature sizes or labels, or an unknown split.
-            DataError: the data cannot be read.
+            DataError: the data cannot be read, or lacks a split or labels.
         """
-        loaded = self.load(data)
+        with needing_labels():
+            loaded = self._load(data, EVERYTHING)
         self._check_labels(loaded)
         header = self._best[1]
         options = {"threshold": header["threshold"], "batch_size": header["evaluation_batch_size"]}
         return evaluate(self.model, _split(loaded, split), **options)
 
     def predict(self, data: DataSource | None = None, split: str = "test") -> Predictions:
-        """Label probabilities of a split; arguments and errors as in `evaluate`, whatever labels the data has."""
-        part = _split(self.load(data), split)
+        """Label probabilities of a split, which is all that the data needs to have.
+
+        Args:
+            data, split: as in `evaluate`; whatever labels the data has, or none.
+
+        Raises:
+            RunError: other feature sizes, or an unknown split.
+            DataError: the data cannot be read, or lacks the split.
+        """
+        part = _split(self._load(data, _one_split(split)), split)
         header = self._best[1]
         probabilities = predict_probabilities(self.model, part, header["evaluation_batch_size"]).numpy()
         names, threshold = header["label_names"], header["threshold"]
@@ -195,7 +206,7 @@ class Run:
 
         Args:
             sample: its index in the split, or its identifier where the data has any.
-            data, split: as in `evaluate`.
+            data, split: as in `predict`, but labels, where the split has any, are those of the run.
 
         Raises:
             RunError: there is no such sample or split; other feature sizes or labels; the model is no RobMMR.
@@ -203,12 +214,14 @@ class Run:
         """
         from mmer_fast.report.explanation import explain, find_sample
 
-        loaded = self.load(data)
-        self._check_labels(loaded)
+        loaded = self._load(data, _one_split(split))
+        if _split(loaded, split).labelled:
+            self._check_labels(loaded)
         if not isinstance(self.model, RobMMR):
             raise RunError(f"{self.directory}: only RobMMR has masks to explain, got {self.config.kind.title}")
         index = find_sample(_split(loaded, split), sample, split)
-        return explain(self.model, loaded, split, index, threshold=self._best[1]["threshold"])
+        named = replace(loaded, label_names=list(self._best[1]["label_names"]))
+        return explain(self.model, named, split, index, threshold=self._best[1]["threshold"])
 
     def report(
         self,
@@ -240,20 +253,28 @@ class Run:
         write_report([self.directory, *others], path, data=data, device=self.device)
         return path
 
-    def load(self, data: DataSource | None = None) -> MultiModalData:
+    def load(self, data: DataSource | None = None, needs: Needs = EVERYTHING) -> MultiModalData:
         """A data set with the modalities of the model, in their order; None: what the run was trained on.
 
-        One that `data` lacks has length 0 in every sample, and a warning says so.
+        A modality that `data` lacks has length 0 in every sample, and a warning says so.
+
+        Args:
+            data: as in `evaluate`.
+            needs: which splits have to be there, and whether labels.
 
         Raises:
             RunError: a modality has another size, or `data` has none of them.
-            DataError: the data cannot be read, or lacks what the model reads beside features; or what the run was
-                trained on lacks a modality now.
+            DataError: the data cannot be read, or lacks what is needed or what the model reads beside features; or what
+                the run was trained on lacks a modality now.
         """
+        return self._load(data, needs)
+
+    def _load(self, data: DataSource | None, needs: Needs) -> MultiModalData:
+        """As `load`; a warning is one about the caller of the method that calls this."""
         if data is None:
-            loaded = open_data(self.config.data["source"], list(self.model.modalities))
+            loaded = open_data(self.config.data["source"], list(self.model.modalities), needs)
         else:
-            loaded = open_data(data)
+            loaded = open_data(data, needs=needs)
         loaded, notes = data_for(self.model.modalities, loaded)
         self.model.check_inputs(loaded, self.model.config)
         for note in notes:
@@ -272,15 +293,26 @@ def _split(data: MultiModalData, name: str) -> Split:
     return data.splits[name]
 
 
-def open_data(data: DataSource, modalities: Sequence[str] | None = None) -> MultiModalData:
+def _one_split(name: str) -> Needs:
+    """What is needed to predict a split of that name.
+
+    Raises:
+        RunError: there is no such split.
+    """
+    if name not in SPLITS:
+        raise RunError(f"split: expected one of {', '.join(SPLITS)}; got {name!r}")
+    return for_prediction(name)
+
+
+def open_data(data: DataSource, modalities: Sequence[str] | None = None, needs: Needs = EVERYTHING) -> MultiModalData:
     """A data set that is given or has to be read, with these modalities in this order; None: all.
 
     Raises:
-        DataError: it cannot be read or used, or lacks a modality.
+        DataError: it cannot be read or used, or lacks a modality or what is needed.
     """
     if isinstance(data, MultiModalData):
-        return data.check() if modalities is None else data.check().select(modalities)
-    return load(data, modalities=modalities)
+        return data.check(needs) if modalities is None else data.check(needs).select(modalities)
+    return load(data, modalities=modalities, needs=needs)
 
 
 def as_device(device: str | torch.device) -> torch.device:

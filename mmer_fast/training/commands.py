@@ -14,6 +14,7 @@ from rich.console import Console
 
 from mmer_fast.data import MultiModalData, load
 from mmer_fast.data import commands as data_commands
+from mmer_fast.data.needs import EVERYTHING, Needs, for_prediction
 from mmer_fast.models.network import Network
 from mmer_fast.report.tables import shift_names
 from mmer_fast.training.display import conditions_table, metrics_table
@@ -21,6 +22,7 @@ from mmer_fast.training.distributed import TIMEOUT, World, joined
 from mmer_fast.training.errors import Terminated
 from mmer_fast.training.evaluate import evaluate as evaluate_split
 from mmer_fast.training.evaluate import predict_probabilities
+from mmer_fast.training.missing import needing_labels
 from mmer_fast.training.observers import check_tensorboard
 from mmer_fast.training.options import (
     GENERATED,
@@ -151,7 +153,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print every metric as JSON.")] = False,
 ) -> None:
     """Measure the best model of a run on a split of a data set."""
-    model, header, loaded = _model_and_data(run, data, device)
+    with needing_labels():
+        model, header, loaded = _model_and_data(run, data, device, EVERYTHING)
     if loaded.label_names != header["label_names"]:
         raise RunError(f"{data}: expected the labels {header['label_names']}; got {loaded.label_names}")
     options = {"threshold": header["threshold"], "batch_size": batch_size or header["evaluation_batch_size"]}
@@ -186,11 +189,14 @@ def predict(
     device: DeviceOption = "auto",
     batch_size: BatchOption = None,
 ) -> None:
-    """Write the probability of every label for every sample of a split."""
+    """Write the probability of every label for every sample of a split, the only part that DATA needs to have.
+
+    Labels are not needed.
+    """
     check_suffix(out)
     if not os.access(out.absolute().parent, os.W_OK):
         raise RunError(f"--out: cannot write to the directory {out.absolute().parent}")
-    model, header, loaded = _model_and_data(run, data, device)
+    model, header, loaded = _model_and_data(run, data, device, for_prediction(split.value))
     part = loaded.splits[split.value]
     size = batch_size or header["evaluation_batch_size"]
     probabilities_nk = predict_probabilities(model, part, size).numpy()
@@ -245,6 +251,8 @@ def _modalities(names: str | None, stored: RunConfig | None) -> list[str] | None
     return list(stored.data["modalities"]) if stored else None
 
 
-def _model_and_data(run: Path, source: str, device: str) -> tuple[Network, dict[str, Any], MultiModalData]:
+def _model_and_data(
+    run: Path, source: str, device: str, needs: Needs
+) -> tuple[Network, dict[str, Any], MultiModalData]:
     model, header = load_best(run, choose_device(device))
-    return model, header, data_with_notes(model, source)
+    return model, header, data_with_notes(model, source, needs)

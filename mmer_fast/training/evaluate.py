@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmer_fast.data import Split
+from mmer_fast.data import MissingPart, Split
 from mmer_fast.metrics import multilabel_metrics, single_label_metrics
 from mmer_fast.models import RobMMR
 from mmer_fast.models.network import Network
@@ -85,8 +85,11 @@ def evaluate(
         an extra.
 
     Raises:
+        MissingPart: the split has no labels.
         FloatingPointError: a logit or the loss is not finite.
     """
+    if not split.labelled:
+        raise MissingPart("evaluation needs a split with labels; got one whose labels are not known")
     logits_nk = predict_logits(model, split, batch_size, world)
     if not logits_nk.isfinite().all():
         raise FloatingPointError("the model's logits are not finite")

@@ -1,16 +1,34 @@
 """Data for a model that was trained on more: a modality that is not there is missing in every sample (length 0).
 
-Every system takes that, sample by sample (`Batch.lengths`), and so from a whole file.
+Every system takes that, sample by sample (`Batch.lengths`), and so from a whole file. What cannot do without a part of
+the data says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 
-from mmer_fast.data import MultiModalData, Split
+from mmer_fast.data import MissingPart, MultiModalData, Split
 from mmer_fast.training.run import RunError
+
+
+@contextmanager
+def needing_labels() -> Iterator[None]:
+    """Around reading data to evaluate on: where a part is missing, the error also says what does without it.
+
+    Raises:
+        MissingPart: as the block, and that labels are needed.
+    """
+    try:
+        yield
+    except MissingPart as error:
+        raise MissingPart(
+            f"{error} (evaluation needs the splits train, valid and test with labels; predict and explain take one "
+            "split without)"
+        ) from None
 
 
 def data_for(modalities: Mapping[str, int], data: MultiModalData) -> tuple[MultiModalData, list[str]]:

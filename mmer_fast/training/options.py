@@ -10,6 +10,7 @@ import torch
 import typer
 
 from mmer_fast.data import MultiModalData, load, loading
+from mmer_fast.data.needs import Needs
 from mmer_fast.models.network import Network
 from mmer_fast.systems.registry import NAMES
 from mmer_fast.training.files import BEST_FILE
@@ -105,13 +106,13 @@ def asked_settings(
     return settings.updated(preset, {**parse_assignments(assignments or ()), **given})
 
 
-def data_with_notes(model: Network, source: str) -> MultiModalData:
+def data_with_notes(model: Network, source: str, needs: Needs) -> MultiModalData:
     """The data of a command for a model; says on stderr what is missing.
 
     Raises:
         DataError, RunError: as `load` and `data_for`; or the data lacks what the model reads beside features.
     """
-    data, notes = data_for(model.modalities, load(source))
+    data, notes = data_for(model.modalities, load(source, needs=needs))
     model.check_inputs(data, model.config)
     for note in notes:
         typer.echo(f"note: {note}", err=True)

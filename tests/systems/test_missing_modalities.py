@@ -1,13 +1,14 @@
-"""Every system copes with a file that lacks modalities: the same as where each sample lacks them."""
+"""Every system copes with a file that lacks modalities, as where each sample does, and with one without labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
-from mmer_fast.data import MultiModalData
+from mmer_fast.data import MultiModalData, no_labels
 from mmer_fast.systems.mmin import restricted
 from mmer_fast.systems.registry import NAMES
 from mmer_fast.training.evaluate import predict_probabilities
@@ -16,7 +17,7 @@ from mmer_fast.training.systems import find_system
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_predictions_are_those_of_samples_without_the_modality(
+def test_predictions_are_those_of_samples_without_the_modality_or_labels(
     name: str, data_of: Callable[[str], MultiModalData]
 ) -> None:
     data = data_of(name)
@@ -34,3 +35,6 @@ def test_predictions_are_those_of_samples_without_the_modality(
         assert probabilities_nk.isfinite().all()
         assert torch.equal(probabilities_nk, predict_probabilities(model, restricted(data.splits["test"], kept)))
     assert data_for(model.modalities, data)[1] == []
+    test = data.splits["test"]
+    probabilities_nk = predict_probabilities(model, replace(test, labels=no_labels(len(test))))
+    assert torch.equal(probabilities_nk, predict_probabilities(model, test))
