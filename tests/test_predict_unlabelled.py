@@ -86,7 +86,7 @@ def test_another_split(run: Run, whole: Path, data: MultiModalData, tmp_path: Pa
     FORMATS["safetensors"].write(data, path)
     strip("safetensors", path, ["valid"])
     np.testing.assert_array_equal(run.predict(path, "valid").probabilities, run.predict(whole, "valid").probabilities)
-    with pytest.raises(MissingPart, match=r"no keys for split test; expected test_\{modality\}"):
+    with pytest.raises(MissingPart, match=r"no keys for split test; expected test_\{modality\}; got the splits valid"):
         run.predict(path)
     with pytest.raises(RunError, match="split: expected one of train, valid, test; got 'tests'"):
         run.predict(path, "tests")

@@ -77,8 +77,11 @@ def _modalities(path: Path, arrays: dict[str, np.ndarray], needs: Needs) -> list
     for split in (first, *others):
         rest = [key.removeprefix(f"{split}_") for key in arrays if key.startswith(f"{split}_")]
         if not rest:
-            labels = f"{split}_labels and " if needs.labels else ""
-            raise MissingPart(f"{path}: no keys for split {split}; expected {labels}{split}_{{modality}}")
+            expected = f"{split}_{{modality}}"
+            if needs.labels:
+                raise MissingPart(f"{path}: no keys for split {split}; expected {split}_labels and {expected}")
+            got = ", ".join(splits_in(arrays)) or "none"
+            raise MissingPart(f"{path}: no keys for split {split}; expected {expected}; got the splits {got}")
         if needs.labels and "labels" not in rest:
             raise MissingPart(f"{path}: missing key {split}_labels")
         found[split] = [
