@@ -19,16 +19,16 @@ struct GradientSums {
   double w = 0, wg = 0, wt = 0, wgt = 0;
 };
 
-// w and t of an entry; both 0 where it takes no part, or lies so far off that w is 0: t may have overflowed there.
+// w and t of an entry; both 0 where it takes no part. Far off w is 0, and t may have overflowed: 0 times it is to be 0.
 template <typename Compute>
 struct Slope {
   Compute w, t;
 
   __device__ __forceinline__ Slope(const Argument<Compute>& argument, Compute x) {
     const bool finite = x > -infinity<Compute>();
-    t = finite ? argument(x) : Compute(0);
+    constexpr Compute far = 1e30f;
+    t = finite ? fmin(fmax(argument(x), -far), far) : Compute(0);
     w = finite ? Sigmoid<Compute>(t).w : Compute(0);
-    t = w > 0 ? t : Compute(0);
   }
 };
 

@@ -61,7 +61,7 @@ def slopes(b_x, pivot, inverse_tau, c, finite):
 @triton.jit
 def gradient_sums(b_w, b_t, b_g):
     """sum w, sum w g, sum w t, sum w g t. Where w is 0 a large t may have overflowed, and g may hold anything."""
-    b_t = tl.where(b_w > 0, b_t, 0.0)
+    b_t = tl.minimum(tl.maximum(b_t, -1e30), 1e30)
     b_wg = tl.where(b_w > 0, b_w * b_g, 0.0)
     return row_sum(b_w), row_sum(b_wg), row_sum(b_w * b_t), row_sum(b_wg * b_t)
 
