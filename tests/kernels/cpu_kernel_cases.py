@@ -20,7 +20,7 @@ ROWS = 3
 class Case:
     dtype: str
     n: int
-    scores: str = "normal"  # or "tied", "outlier", "infinite", "nan"
+    scores: str = "normal"  # or "tied", "outlier", "infinite", "far", "nan"
     padding: str = "none"  # or "lengths", "mask"; padded entries hold NaN
     strided: bool = False  # rows apart, and with a gradient of the threshold
     k: str = "number"  # or "rows", "near" (a hair from an integer), "none", "all"
@@ -40,12 +40,15 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"k": "near", "padding": "lengths", "scores": "tied"},
     {"scores": "infinite", "tau": 1.0, "strided": True},
     {"scores": "infinite", "padding": "mask", "k": "rows", "largest": False},
+    {"scores": "far", "strided": True},
     {"scores": "nan", "padding": "lengths", "k": "rows"},
     {"k": "none", "padding": "mask"},
     {"k": "all", "padding": "lengths"},
     {"tau": 0.5, "sinkhorn": 1},
     {"tau": 0.5, "sinkhorn": 7, "strided": True, "largest": False},
 )
+
+FAR = {"float32": 3e38, "float64": 1e300, "bfloat16": 3e38, "float16": 6e4}
 
 
 def cases(dtypes: Iterable[str] = DTYPES, sizes: Iterable[int] = SIZES) -> Iterator[Case]:
@@ -97,6 +100,8 @@ class Inputs:
             s[:, 0] = 1e4
         if case.scores == "infinite":
             s[rng.random(s.shape) < 0.3] = -self.sign * np.inf
+        if case.scores == "far":  # in float32 so many tau away that it has infinity for it
+            s[rng.random(s.shape) < 0.3] = -self.sign * FAR[case.dtype]
         if case.scores == "nan" and case.n > 0:
             s[0, 0] = np.nan
             s[1, 0] = np.inf
