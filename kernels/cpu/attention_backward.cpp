@@ -55,7 +55,7 @@ class BackwardTask {
     zero(all_dv_, count_ * row_);
     const int64_t group = in_.heads / in_.key_heads;
     for (h_ = key_head * group; h_ < (key_head + 1) * group; ++h_) {
-      keys_.gather(b, h_, begin, end, in_.exact_zero_weight_grad && args_.grad_weights.data != nullptr);
+      keys_.gather(b, h_, begin, end, in_.exact_zero_weight_grad && args_.grad_weights.data != nullptr, kBackwardSplit);
       keys_.columns<S>(in_.k, b, key_head, kt_);
       keys_.columns<S>(in_.v, b, key_head, vt_);
       keys_.rows<S>(in_.k, b, key_head, row_, k_);

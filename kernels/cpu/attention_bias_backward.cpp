@@ -46,7 +46,7 @@ class BiasTask {
     end = least(end, in_.query_span(b).count);
     if (begin >= end) return;
     const int64_t key_head = h * in_.key_heads / in_.heads;
-    keys_.gather(b, h, 0, in_.keys, false);
+    keys_.gather(b, h, 0, in_.keys, false, kBackwardSplit);
     keys_.columns<S>(in_.k, b, key_head, kt_);
     keys_.columns<S>(in_.v, b, key_head, vt_);
     zero(dm_, room_);

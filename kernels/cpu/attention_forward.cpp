@@ -45,7 +45,7 @@ class ForwardTask {
     if (begin >= end) return;
     if (begin < queries_.count) {
       const int64_t key_head = h * in_.key_heads / in_.heads;
-      keys_.gather(b, h, 0, in_.keys, false);
+      keys_.gather(b, h, 0, in_.keys, false, kForwardSplit);
       keys_.columns<S>(in_.k, b, key_head, kt_);
       keys_.rows<S>(in_.v, b, key_head, row_, v_);
     }

@@ -16,7 +16,6 @@ constexpr int64_t kKeyBlock = 192;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLog2E = 1.44269504088896340736f;
 constexpr float kLog2 = 0.69314718055994530942f;
-constexpr float kFaint = 0x1p-40f;  // see GatheredKeys::exponents_
 
 // Not the standard library's templates: instantiated here they would be code of this instruction set for everybody.
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -70,6 +69,17 @@ class Arena {
   float *data_, *next_;
 };
 
+// How a faint weight, m < below, is taken apart: m = w 2^exponent; its power of two goes into the score and so into the
+// running maximum, w stays a factor. So a query that sees faint keys alone has sums near 1, and e^(x - lse) in range.
+struct FaintSplit {
+  float below;
+  int exponent;  // or 0: that which brings w to [1/2, 1)
+};
+// Sums keep what is far below the largest score but of much more weight.
+constexpr FaintSplit kForwardSplit{0x1p-40f, 0};
+// e^(x - lse) 2^-40 <= 2^110 for every m, and for dL/dm nothing is lost beside keys of ordinary weight.
+constexpr FaintSplit kBackwardSplit{0x1p-100f, -40};
+
 // The keys of one head that count, in their order: neither padding nor masked nor, unless they are asked for, of
 // weight 0. Of all keys of a sample, or of a chunk of at most `most`.
 class GatheredKeys {
@@ -86,14 +96,14 @@ class GatheredKeys {
 
   int64_t count() const { return count_; }
   int32_t index(int64_t j) const { return index_[j]; }
-  // m, of faint keys its fraction, up to the end of the last vector.
+  // w, which is m where a key is not faint, up to the end of the last vector.
   const float* weights() const { return weights_; }
-  // dL/dm of key j from that of its entry in weights().
+  // dL/dm of key j from dL/dw.
   float weight_gradient(int64_t j, float gradient) const {
     return faint_ ? std::ldexp(gradient, -static_cast<int>(exponents_[j])) : gradient;
   }
 
-  void gather(int64_t b, int64_t h, int64_t begin, int64_t end, bool zero_weights) {
+  void gather(int64_t b, int64_t h, int64_t begin, int64_t end, bool zero_weights, FaintSplit split) {
     const AttentionSpan span = in_.key_span(b);
     const bool weighted = in_.key_weights.data != nullptr;
     const uint8_t* mask = in_.mask != nullptr ? in_.mask + b * in_.mask_batch : nullptr;
@@ -105,10 +115,10 @@ class GatheredKeys {
       if ((mask != nullptr && mask[j] == 0) || (m == 0 && !zero_weights)) continue;
       index_[count_] = static_cast<int32_t>(j);
       weights_[count_++] = m;
-      faint_ |= m < kFaint && m > 0;
+      faint_ |= m < split.below && m > 0;
     }
     zero(weights_ + count_, padded(count_) - count_);
-    if (faint_) split_weights();
+    if (faint_) split_weights(split);
   }
 
   // Their entries, a column a key: [D, room], 0 up to the end of the last vector.
@@ -151,10 +161,14 @@ class GatheredKeys {
   }
 
  private:
-  void split_weights() {
+  void split_weights(FaintSplit split) {
     for (int64_t j = 0; j < count_; ++j) {
+      float& w = weights_[j];
       int exponent = 0;
-      if (weights_[j] < kFaint && weights_[j] > 0) weights_[j] = std::frexp(weights_[j], &exponent);
+      if (w < split.below && w > 0) {
+        exponent = split.exponent;
+        w = exponent != 0 ? std::ldexp(w, -exponent) : std::frexp(w, &exponent);
+      }
       exponents_[j] = static_cast<float>(exponent);
     }
   }
@@ -162,9 +176,7 @@ class GatheredKeys {
   const AttentionInputs& in_;
   const int64_t room_;
   float* weights_;
-  // m = weight 2^exponent where a key is faint, else exponent 0. Its power of two goes into the score and so into the
-  // running maximum: a query that sees faint keys alone has sums near 1 all the same.
-  float* exponents_;
+  float* exponents_;  // of powers of two beside weights_, where keys are faint
   bool faint_ = false;
   static_assert(kLongestSample <= std::numeric_limits<int32_t>::max(), "a key's number has 32 bits");
   int32_t* index_;
