@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import mmer_fast, refused
 
 from mmer_fast import cli
 from mmer_fast.data import MultiModalData, load, make_synthetic, write_npz
@@ -24,22 +25,6 @@ from mmer_fast.training import FastStep, Run
 from mmer_fast.training.checkpoint import CheckpointError, read_tensors
 
 FOUR = ("Accuracy", "Hamming", "micro-F1", "macro-F1")
-
-
-def mmer_fast(*arguments: object) -> int:
-    """Run a command line in this process; its exit code."""
-    with pytest.raises(SystemExit) as exit_:
-        cli.main([str(argument) for argument in arguments])
-    return int(exit_.value.code or 0)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) -> str:
-    """Run a command line that must fail with one line on stderr; that line."""
-    assert mmer_fast(*arguments) == code
-    captured = capsys.readouterr()
-    assert captured.err.startswith("mmer-fast: error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import mmer_fast, refused
 from unlabelled import strip
 
-from mmer_fast import cli
 from mmer_fast.data import FORMATS, DataError, MissingPart, MultiModalData, Split, load, make_synthetic, no_labels
 from mmer_fast.data.needs import for_prediction
 from mmer_fast.training import Run
@@ -17,22 +17,6 @@ from mmer_fast.training.evaluate import evaluate
 from mmer_fast.training.run import RunError
 
 SIZES = ("--set", "dim=16", "--set", "ffn_dim=16", "--set", "unimodal_blocks=1", "--set", "multimodal_blocks=1")
-
-
-def mmer_fast(*arguments: object) -> int:
-    """Run a command line in this process; its exit code."""
-    with pytest.raises(SystemExit) as exit_:
-        cli.main([str(argument) for argument in arguments])
-    return int(exit_.value.code or 0)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run a command line that must fail with one line on stderr; that line."""
-    assert mmer_fast(*arguments) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("mmer-fast: error: ")
-    assert error.count("\n") == 1
-    return error
 
 
 @pytest.fixture(scope="module")

@@ -9,28 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import mmer_fast, refused
 from small_runs import Page, small_run
 
-from mmer_fast import cli, training
+from mmer_fast import training
 from mmer_fast.data import MultiModalData, load, make_synthetic, write_npz
 from mmer_fast.training import Run, observers
 from mmer_fast.training.predictions import Predictions
 from mmer_fast.training.run import RunError
-
-
-def mmer_fast(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as exit_:
-        cli.main([str(argument) for argument in arguments])
-    return int(exit_.value.code or 0)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run a command line that must end with 2 and one line on stderr; that line."""
-    assert mmer_fast(*arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("mmer-fast: error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 @pytest.fixture(scope="module")

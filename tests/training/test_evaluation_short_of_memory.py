@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shortages import FOR_THE_CPU, ON_A_DEVICE, fill_a_device, fill_the_memory
+from shortages import FOR_THE_CPU, ON_A_DEVICE, fail_in_call, fill_a_device, fill_the_memory, stops
 from small_training import TRAIN, Silent, run_config, small_data, train
 
 from mmer_fast import cli
@@ -19,7 +19,6 @@ from mmer_fast.training import evaluate as evaluate_module
 from mmer_fast.training import run as run_module
 from mmer_fast.training import trainer as trainer_module
 from mmer_fast.training.checkpoint import read_tensors, write_tensors
-from mmer_fast.training.errors import TrainingError
 from mmer_fast.training.files import BEST_FILE, FAILED_FILE, STATE_FILE
 from mmer_fast.training.loop_config import LoopConfig
 from mmer_fast.training.memory import evaluation_size, smaller_evaluation
@@ -28,30 +27,6 @@ from mmer_fast.training.run import check_same, load_best
 CPU = torch.device("cpu")
 STEPS = 4  # of an epoch
 FILES = ("metrics.json", BEST_FILE, STATE_FILE)
-
-
-def fail_in_call(
-    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, number: int, fail: Callable[[], Any] = fill_a_device
-) -> None:
-    """Call `fail` in the call of this number of a function of a module."""
-    real, calls = getattr(module, name), 0
-
-    def failing(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            fail()
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(module, name, failing)
-
-
-def stops(directory: Path, **changes: Any) -> str:
-    """The one line with which training stops."""
-    with pytest.raises(TrainingError) as error:
-        train(directory, Silent(), **changes)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 @pytest.fixture(scope="module")

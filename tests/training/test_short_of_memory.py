@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from shortages import FOR_THE_CPU, ON_A_DEVICE, fill_a_device, fill_the_memory
+from shortages import FOR_THE_CPU, ON_A_DEVICE, fail_in_call, fill_a_device, fill_the_memory, stops
 from small_training import TRAIN, Silent, small_data, train
 
 from mmer_fast import cli
@@ -18,7 +18,6 @@ from mmer_fast.training import TrainConfig, files
 from mmer_fast.training import trainer as trainer_module
 from mmer_fast.training.algorithm1 import CONSISTENCY_LOSSES
 from mmer_fast.training.checkpoint import read_tensors
-from mmer_fast.training.errors import TrainingError
 from mmer_fast.training.files import FAILED_FILE, STATE_FILE
 from mmer_fast.training.finite import is_finite
 from mmer_fast.training.loop_config import LoopConfig
@@ -28,24 +27,7 @@ from mmer_fast.training.order import epoch_batches
 
 def fail_in_step(monkeypatch: pytest.MonkeyPatch, number: int, fail: Callable[[], Any]) -> None:
     """Call `fail` in the step of this number, counted from 1 over all trainings from now on."""
-    accumulate, calls = trainer_module.accumulate_gradients, 0
-
-    def failing(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            fail()
-        return accumulate(*arguments, **options)
-
-    monkeypatch.setattr(trainer_module, "accumulate_gradients", failing)
-
-
-def stops(directory: Path, **changes: Any) -> str:
-    """The one line with which training stops."""
-    with pytest.raises(TrainingError) as error:
-        train(directory, Silent(), **changes)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    fail_in_call(monkeypatch, trainer_module, "accumulate_gradients", number, fail)
 
 
 @pytest.mark.parametrize(
