@@ -225,7 +225,7 @@ struct ThresholdSolver {
 
   // Whether the first guess is likely to lie within high_step: as the quantile of a sample does from that of the
   // distribution, it misses by some 1.2 sqrt(spread/n).
-  MMER_HD bool near() const { return trials == 0 && spread < 0.06 * n; }
+  MMER_HD bool near() const { return trials == 0 && !selected && spread < 0.06 * n; }
 
   MMER_HD double threshold() const { return saturated ? threshold_fill : pivot - (c - shift) * tau; }
 

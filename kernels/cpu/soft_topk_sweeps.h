@@ -60,7 +60,7 @@ class Sweeper {
   SigmoidSums sums(const ThresholdSolver& solver) {
     const bool fresh = !reaches(solver), high = kHighPays && fresh && solver.near();
     if (fresh) rebase(solver);
-    ready_ = !high;  // few rows need another sweep after that one
+    ready_ = !high;  // which keeps no exponentials: few rows need another sweep
     const Exponential<C> exponential(solver.pivot, solver.tau, solver.c);
     const C shift = static_cast<C>(fresh ? 1.0 : std::exp(solver.c - base_c_));
     if (solver.selected) {
@@ -104,7 +104,6 @@ class Sweeper {
   }
 
   void rebase(const ThresholdSolver& solver) {
-    ready_ = true;
     base_pivot_ = solver.pivot;
     base_c_ = solver.c;
   }
