@@ -98,19 +98,25 @@ class QueryPipeline {
   QueryFactor next_ = {0.0f, 0.0f};
 };
 
-// Of a lane's two keys, g and g + 8, in one head.
+// Of a lane's two keys, g and g + 8, in one head. m = weight 2^exponent: for queries that see no key of more weight, a
+// faint one has 2^-40 in the exponent of e, which float32 would not hold without; a smaller power would lose dm beside
+// keys of ordinary weight.
 struct KeyRows {
-  float weight[2], grad[2];  // m and the lane's share of dm
-  bool live[2];              // not left out
+  float weight[2], exponent[2], grad[2];  // exponent: -infinity where left out; grad: the lane's share of dm 2^exponent
+
+  __device__ __forceinline__ bool live(int half) const { return exponent[half] != negative_infinity(); }
 
   __device__ __forceinline__ KeyRows(const AttentionInputs& in, const Head& at, int first) {
     const KeyWeights weights(in, at);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int key = first + (lane_index() >> 2) + 8 * half;
-      live[half] = weights.valid(key);
-      weight[half] = live[half] ? weights(key) : 0.0f;
-      live[half] = live[half] && (weight[half] != 0.0f || in.exact_zero_weight_grad);
+      const bool valid = weights.valid(key);
+      const float m = valid ? weights(key) : 0.0f;
+      const bool faint = m > 0.0f && m < kFaint;
+      weight[half] = faint ? m * kRaise : m;
+      exponent[half] = faint ? -kRaiseExponent : 0.0f;
+      if (!valid || (m == 0.0f && !in.exact_zero_weight_grad)) exponent[half] = negative_infinity();
       grad[half] = 0.0f;
     }
   }
@@ -119,20 +125,27 @@ struct KeyRows {
   template <int kTiles>
   __device__ __forceinline__ void differentiate(float (&y)[kTiles][4], float (&dp)[kTiles][4],
                                                 const QueryFactor* factors, const Place<true>& place) {
-    // Of the exponent of e, which nothing bounds where m = 0.
-    const float limit[2] = {weight[0] != 0.0f ? 126.0f : 110.0f, weight[1] != 0.0f ? 126.0f : 110.0f};
+    constexpr float kLargestExponent = 110.0f;  // only m = 0 has more, which nothing bounds
 #pragma unroll
     for (int i = 0; i < 4 * kTiles; ++i) {
       const int half = i % 4 / 2;
       const QueryFactor& query = factors[place.column(i / 4, i % 4)];
-      const float exponent = y[i / 4][i % 4] - query.lse;
-      const float e = exp2_fast(exponent > limit[half] ? limit[half] : exponent);  // NaN stays
+      const float power = y[i / 4][i % 4] - query.lse + exponent[half];
+      const float e = exp2_fast(power > kLargestExponent ? kLargestExponent : power);  // NaN stays
       const float distance = dp[i / 4][i % 4] - query.delta;
-      grad[half] += live[half] ? e * distance : 0.0f;
-      y[i / 4][i % 4] = live[half] ? e * weight[half] : 0.0f;
-      dp[i / 4][i % 4] = live[half] ? y[i / 4][i % 4] * distance : 0.0f;
+      grad[half] += live(half) ? e * distance : 0.0f;
+      y[i / 4][i % 4] = live(half) ? e * weight[half] : 0.0f;
+      dp[i / 4][i % 4] = live(half) ? y[i / 4][i % 4] * distance : 0.0f;
     }
   }
+
+  // The lane's share.
+  __device__ __forceinline__ float grad_weight(int half) const {
+    return exponent[half] == -kRaiseExponent ? grad[half] * kRaise : grad[half];
+  }
+
+ private:
+  static constexpr float kFaint = 0x1p-100f, kRaise = 0x1p40f, kRaiseExponent = 40.0f;
 };
 
 template <class T, int kWidth>
@@ -193,7 +206,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kWidth>)
       const Place<true> place{tile * kQueries, begin + row};
       float p[kQueries / 8][4], ds[kQueries / 8][4];
       multiply_rows(p, keys, row, queries.queries(step));
-      score(p, at, place, [&](int, int e) { return rows.live[e >> 1]; });
+      score(p, at, place, [&](int, int e) { return rows.live(e >> 1); });
       if constexpr (kTight) __syncwarp();  // operands loaded ahead, before this product, cost too many
       multiply_rows(ds, values, row, queries.grads(step));
       const uint32_t kept = dropout.on ? dropout.keep<kQueries / 8>(at, place) : 0;
@@ -208,8 +221,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kWidth>)
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      taken[half] = taken[half] || rows.live[half];
-      const float dm = quad_sum(rows.grad[half]);
+      taken[half] = taken[half] || rows.live(half);
+      const float dm = quad_sum(rows.grad_weight(half));
       const int key = begin + row + (lane_index() >> 2) + 8 * half;
       if (args.grad_weights.data != nullptr && lane_index() % 4 == 0 && key < at.key_room) {
         *args.grad_weights.at(batch, at.head, at.key_first + key) = dm;

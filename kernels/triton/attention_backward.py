@@ -19,7 +19,7 @@ from .attention_backward_bias import launch_bias
 from .attention_backward_keys import launch_keys
 from .attention_blocks import (
     LOG2E,
-    load_keys,
+    load_key_exponents,
     load_rows,
     narrow,
     product,
@@ -71,7 +71,7 @@ def attention_backward_queries_kernel(
         end = tl.minimum(end, i_start + BLOCK_M)
     b_dq = tl.zeros([BLOCK_M, inputs.BLOCK_D], tl.float32)
     for i_first in range(0, end, BLOCK_N):
-        b_m, m_keys = load_keys(inputs, b, h, key_first, i_first, key_count, False, BLOCK_N)
+        b_exponent, m_keys = load_key_exponents(inputs, b, h, key_first, i_first, key_count, BLOCK_N)
         k_rows, v_rows = rows_at(inputs.k, b, g, key_first + i_first), rows_at(inputs.v, b, g, key_first + i_first)
         b_k = load_rows(k_rows, m_keys, inputs.WIDTH, inputs.BLOCK_D)
         b_v = load_rows(v_rows, m_keys, inputs.WIDTH, inputs.BLOCK_D)
@@ -79,7 +79,7 @@ def attention_backward_queries_kernel(
         m_here = i_start + i_block < tl.where(i_first < end, count, 0)
         b_qk = row_products(inputs, q_rows, m_here, b_q, k_rows, m_keys, b_k)
         b_dp = row_products(inputs, do_rows, m_here, b_do, v_rows, m_keys, b_v)
-        b_ds = score_slopes(inputs, b, h, b_qk, b_dp, b_m, i_start, i_first, m_queries, m_keys, lse, delta)
+        b_ds = score_slopes(inputs, b, h, b_qk, b_dp, b_exponent, i_start, i_first, m_queries, m_keys, lse, delta)
         b_dq = product(narrow(b_ds, b_k.dtype), b_k, b_dq)
     store_rows(grad_q_ptr, row, step, m_room, b_dq * inputs.scale, inputs.WIDTH, inputs.BLOCK_D)
 

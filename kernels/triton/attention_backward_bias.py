@@ -16,7 +16,7 @@ import triton.language as tl
 
 from .attention_arguments import Array, Inputs, Statistics
 from .attention_blocks import (
-    load_keys,
+    load_key_exponents,
     load_rows,
     load_statistics,
     row_products,
@@ -60,7 +60,7 @@ def attention_backward_bias_kernel(
             g = h * inputs.key_heads // inputs.heads
             m_queries = i_first + tl.arange(0, BLOCK_M) < count
             row, step = rows_of(inputs.queries, first, i_first, b, h, inputs.heads)
-            b_m, m_keys = load_keys(inputs, b, h, key_first, i_start, key_count, False, BLOCK_N)
+            b_exponent, m_keys = load_key_exponents(inputs, b, h, key_first, i_start, key_count, BLOCK_N)
             q_rows, do_rows = rows_at(inputs.q, b, h, first + i_first), rows_at(grad, b, h, first + i_first)
             k_rows, v_rows = rows_at(inputs.k, b, g, key_first + i_start), rows_at(inputs.v, b, g, key_first + i_start)
             b_q = load_rows(q_rows, m_queries, inputs.WIDTH, inputs.BLOCK_D)
@@ -70,7 +70,7 @@ def attention_backward_bias_kernel(
             b_do = load_rows(do_rows, m_queries, inputs.WIDTH, inputs.BLOCK_D)
             b_v = load_rows(v_rows, m_keys, inputs.WIDTH, inputs.BLOCK_D)
             b_dp = row_products(inputs, do_rows, m_queries, b_do, v_rows, m_keys, b_v)
-            b_db += score_slopes(inputs, b, h, b_qk, b_dp, b_m, i_first, i_start, m_queries, m_keys, lse, delta)
+            b_db += score_slopes(inputs, b, h, b_qk, b_dp, b_exponent, i_first, i_start, m_queries, m_keys, lse, delta)
 
     i_row = ((i_slice.to(tl.int64) * grad_samples + b_own) * grad_heads + h_own) * grad_queries
     m_keys = i_keys < inputs.keys.longest

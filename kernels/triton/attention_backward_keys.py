@@ -16,7 +16,6 @@ import triton.language as tl
 
 from .attention_arguments import Array, Inputs, Statistics
 from .attention_blocks import (
-    exponentials,
     kept,
     load_keys,
     load_rows,
@@ -31,6 +30,10 @@ from .attention_blocks import (
     store_rows,
 )
 from .attention_tiles import Tile
+
+# e^(x - lse) <= 2^110: keys of weight 0 are not in the log-sum-exp; products with it stay finite.
+LARGEST_EXPONENT = tl.constexpr(110.0)
+FAINT, RAISED = tl.constexpr(2.0**-100), tl.constexpr(40.0)
 
 
 @triton.jit(do_not_specialize=["blocks"])
@@ -60,6 +63,8 @@ def attention_backward_keys_kernel(
         h = g * GROUP + i_member
         b_m, m_keys = load_keys(inputs, b, h, key_first, i_start, key_count, EXACT, BLOCK_N)
         m_any = m_any | m_keys
+        b_weight, b_exponent = raise_faint(inputs, b_m)
+        b_exponent = tl.where(m_keys, b_exponent, float("-inf"))
         b_dm = tl.zeros([BLOCK_N], tl.float32)
         # A key that is left out holds anything, but that stays in its row, which is not stored.
         end = tl.where(tl.max(m_keys.to(tl.int32), axis=0) > 0, count, 0)
@@ -72,7 +77,7 @@ def attention_backward_keys_kernel(
             b_kq = row_products(inputs, k_rows, m_here, b_k, q_rows, m_queries, b_q)
             b_x = scores(
                 inputs, b, h, b_kq, i_first, i_start, i_cols[None, :], i_rows[:, None],
-                m_queries[None, :], m_keys[:, None],
+                m_queries[None, :], m_keys[:, None], b_exponent[:, None],
             )  # fmt: skip
             row, step = rows_of(inputs.queries, first, i_first, b, h, inputs.heads)
             lse, delta = load_statistics(statistics, row, step, m_queries)
@@ -80,7 +85,7 @@ def attention_backward_keys_kernel(
             m_some = m_queries & (lse != float("inf"))
             b_do = load_rows(do_rows, m_some, inputs.WIDTH, inputs.BLOCK_D)
             b_dp = row_products(inputs, v_rows, m_here, b_v, do_rows, m_some, b_do)
-            b_p = b_e * b_m[:, None] if inputs.weights.ptr is not None else b_e
+            b_p = b_e * b_weight[:, None] if inputs.weights.ptr is not None else b_e
             if inputs.dropout.seed is not None:
                 m_kept = tl.trans(kept(inputs.dropout, b, h, i_first, i_start, BLOCK_M, BLOCK_N))
                 b_dp = tl.where(m_kept, b_dp * inputs.dropout.factor, 0.0)
@@ -89,9 +94,10 @@ def attention_backward_keys_kernel(
             b_slope = b_e * (b_dp - delta[None, :])
             if grad_weights_ptr is not None:
                 b_dm += tl.sum(b_slope, axis=1)
-            b_ds = b_slope * b_m[:, None] if inputs.weights.ptr is not None else b_slope
+            b_ds = b_slope * b_weight[:, None] if inputs.weights.ptr is not None else b_slope
             b_dk = product(narrow(b_ds, b_q.dtype), b_q, b_dk)
         if grad_weights_ptr is not None:
+            b_dm *= tl.where(b_exponent == -RAISED, 2.0**RAISED, 1.0)
             row, step = rows_of(inputs.keys, key_first, i_start, b, h, inputs.heads)
             tl.store(grad_weights_ptr + row + i_rows * step, tl.where(m_keys, b_dm, 0.0), mask=m_room)
 
@@ -100,6 +106,29 @@ def attention_backward_keys_kernel(
     b_dv = tl.where(m_any[:, None], b_dv * inputs.dropout.factor, 0.0)
     store_rows(grad_k_ptr, row, step, m_room, b_dk, inputs.WIDTH, inputs.BLOCK_D)
     store_rows(grad_v_ptr, row, step, m_room, b_dv, inputs.WIDTH, inputs.BLOCK_D)
+
+
+@triton.jit
+def raise_faint(inputs, b_m):
+    """(weight, exponent) of m = weight 2^exponent, as float32 has e^(x - lse) 2^exponent for every m > 0.
+
+    A query that sees faint keys alone has an e^(x - lse) as large as these are small. No larger a power is taken off:
+    beside keys of ordinary weight e^(x - lse), and with it dm, would vanish.
+    """
+    if inputs.weights.ptr is not None:
+        m_faint = (b_m > 0) & (b_m < FAINT)
+        return b_m * tl.where(m_faint, 2.0**RAISED, 1.0), tl.where(m_faint, -RAISED, 0.0)
+    else:
+        return b_m, tl.zeros(b_m.shape, tl.float32)
+
+
+@triton.jit
+def exponentials(inputs, b_x, lse):
+    """e = e^(x - lse), from both in base 2."""
+    b_exponent = b_x - lse
+    if inputs.weights.ptr is not None:
+        b_exponent = tl.where(b_exponent > LARGEST_EXPONENT, LARGEST_EXPONENT, b_exponent)
+    return tl.exp2(b_exponent)
 
 
 def launch_keys(

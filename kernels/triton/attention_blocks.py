@@ -16,8 +16,6 @@ from .attention_arguments import LOG2_E
 LOG2E = tl.constexpr(LOG2_E)
 # The interpreter multiplies the bits of bfloat16 as integers and rounds to it towards zero.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-# e^(x - lse) <= 2^110: keys of weight 0 are not in the log-sum-exp; products with it stay finite.
-LARGEST_EXPONENT = tl.constexpr(110.0)
 
 
 @triton.jit
@@ -112,18 +110,36 @@ def load_keys(inputs, b, h, first, i_start, count, EXACT: tl.constexpr, BLOCK_N:
 
 
 @triton.jit
-def scores(inputs, b, h, b_qk, i_query, i_key, i_rows, i_cols, m_queries, m_keys):
+def load_key_exponents(inputs, b, h, first, i_start, count, BLOCK_N: tl.constexpr):
+    """log2 m, -inf where a key takes no part, and which keys take part.
+
+    In the score, and so in the running maximum, a weight takes no digits from p in the type of the products, nor sums
+    out of range, where a query sees small weights alone. A weight below 0, which has no meaning, shows as NaN.
+    """
+    b_m, m_keys = load_keys(inputs, b, h, first, i_start, count, False, BLOCK_N)
+    if inputs.weights.ptr is None:
+        return tl.where(m_keys, 0.0, float("-inf")), m_keys
+    elif INTERPRETED:  # NumPy warns of the others
+        b_exponent = tl.log2(tl.where(b_m > 0, b_m, 1.0))
+        return tl.where(b_m > 0, b_exponent, tl.where(b_m == 0, float("-inf"), float("nan"))), m_keys
+    else:
+        return tl.log2(b_m), m_keys
+
+
+@triton.jit
+def scores(inputs, b, h, b_qk, i_query, i_key, i_rows, i_cols, m_queries, m_keys, b_exponent):
     """x in base 2 of a block of products q . k, from query `i_query` and key `i_key`, at offsets `i_rows`, `i_cols`.
 
-    An excluded key has -inf, added to a product of zeros.
+    `b_exponent` is added: -inf at excluded keys, whose products are zeros.
     """
     if inputs.bias.ptr is not None:
         bias_ptr = inputs.bias.ptr + b.to(tl.int64) * inputs.bias.batch + h.to(tl.int64) * inputs.bias.head
         bias_ptr += tl.cast(i_query, tl.int64) * inputs.bias.query + tl.cast(i_key, tl.int64) * inputs.bias.key
         i_entry = i_rows * inputs.bias.query + i_cols * inputs.bias.key
         b_added = tl.load(bias_ptr + i_entry, mask=m_queries & m_keys, other=float("-inf")) * LOG2E
+        b_added += b_exponent
     else:
-        b_added = tl.where(m_keys, 0.0, float("-inf"))
+        b_added = b_exponent
     b_x = b_qk * (inputs.scale * LOG2E) + b_added
     if inputs.CAUSAL:
         b_x = tl.where(i_key + i_cols <= i_query + i_rows, b_x, float("-inf"))
@@ -181,25 +197,17 @@ def load_statistics(statistics, row, step, m_queries):
 
 
 @triton.jit
-def exponentials(inputs, b_x, lse):
-    """e = e^(x - lse), from both in base 2."""
-    b_exponent = b_x - lse
-    if inputs.weights.ptr is not None:
-        b_exponent = tl.where(b_exponent > LARGEST_EXPONENT, LARGEST_EXPONENT, b_exponent)
-    return tl.exp2(b_exponent)
-
-
-@triton.jit
-def score_slopes(inputs, b, h, b_qk, b_dp, b_m, i_query, i_key, m_queries, m_keys, lse, delta):
+def score_slopes(inputs, b, h, b_qk, b_dp, b_exponent, i_query, i_key, m_queries, m_keys, lse, delta):
     """ds = p (dP - delta) of a block [queries, keys] from query `i_query` and key `i_key`; b_dp is do . v."""
     BLOCK_M: tl.constexpr = b_qk.shape[0]
     BLOCK_N: tl.constexpr = b_qk.shape[1]
     i_rows, i_cols = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
-    b_x = scores(inputs, b, h, b_qk, i_query, i_key, i_rows, i_cols, m_queries[:, None], m_keys[None, :])
-    b_e = exponentials(inputs, b_x, lse[:, None])
+    b_x = scores(
+        inputs, b, h, b_qk, i_query, i_key, i_rows, i_cols, m_queries[:, None], m_keys[None, :], b_exponent[None, :]
+    )
+    b_p = tl.exp2(b_x - lse[:, None])
     if inputs.dropout.seed is not None:
         m_kept = kept(inputs.dropout, b, h, i_query, i_key, BLOCK_M, BLOCK_N)
         b_dp = tl.where(m_kept, b_dp * inputs.dropout.factor, 0.0)
-    # A query without a key has e = 0, and may have any dP, NaN too.
-    b_ds = tl.where(b_e == 0.0, 0.0, b_e * (b_dp - delta[:, None]))
-    return b_ds * b_m[None, :] if inputs.weights.ptr is not None else b_ds
+    # A query without a key has p = 0, and may have any dP, NaN too.
+    return tl.where(b_p == 0.0, 0.0, b_p * (b_dp - delta[:, None]))

@@ -1,6 +1,6 @@
 """Forward attention: kernel and launcher. See attention.py.
 
-    top' = max(top, max_j x_j),   p_j = m_j 2^(x_j - top')
+    x_j <- x_j + log2 m_j,   top' = max(top, max_j x_j),   p_j = 2^(x_j - top')
     sum <- sum 2^(top - top') + sum_j p_j,   o <- o 2^(top - top') + sum_j p_j v_j
 
 over blocks of keys (online softmax); at the end o / sum, and lse = (top + log2 sum) / log2(e). Dropout takes its
@@ -19,7 +19,7 @@ from .attention_arguments import inputs_of
 from .attention_blocks import (
     LOG2E,
     kept,
-    load_keys,
+    load_key_exponents,
     load_rows,
     narrow,
     product,
@@ -57,20 +57,19 @@ def attention_forward_kernel(inputs, out_ptr, lse_ptr, blocks, BLOCK_M: tl.const
     total = tl.zeros([BLOCK_M], tl.float32)
     b_o = tl.zeros([BLOCK_M, inputs.BLOCK_D], tl.float32)
     for i_first in range(0, end, BLOCK_N):
-        b_m, m_keys = load_keys(inputs, b, h, key_first, i_first, key_count, False, BLOCK_N)
+        b_exponent, m_keys = load_key_exponents(inputs, b, h, key_first, i_first, key_count, BLOCK_N)
         k_rows = rows_at(inputs.k, b, g, key_first + i_first)
         b_k = load_rows(k_rows, m_keys, inputs.WIDTH, inputs.BLOCK_D)
         # As m_queries, but of the turn, so that what it loads is read again and not held in registers.
         m_here = i_start + i_rows < tl.where(i_first < end, count, 0)
         b_qk = row_products(inputs, q_rows, m_here, b_q, k_rows, m_keys, b_k)
         b_x = scores(
-            inputs, b, h, b_qk, i_start, i_first, i_rows[:, None], i_cols[None, :], m_queries[:, None], m_keys[None, :]
-        )
+            inputs, b, h, b_qk, i_start, i_first, i_rows[:, None], i_cols[None, :],
+            m_queries[:, None], m_keys[None, :], b_exponent[None, :],
+        )  # fmt: skip
         higher = tl.maximum(top, tl.max(b_x, axis=1))
         shift = tl.where(higher == float("-inf"), 0.0, higher)  # no key yet: any will do
         b_p = tl.exp2(b_x - shift[:, None])
-        if inputs.weights.ptr is not None:
-            b_p = b_p * b_m[None, :]
         shrink = tl.exp2(top - shift)
         total = total * shrink + tl.sum(b_p, axis=1)
         if inputs.dropout.seed is not None:

@@ -5,6 +5,8 @@ own formula with absolute values in the place of terms that cancel, times ROUNDI
 float32; what they round besides, the weights p and the output of attention, and the gradient itself, comes on top.
 
     allowances(function, arguments, upstream, exact) -> {name of an argument: a tensor of its shape}
+
+NaN allows anything.
 """
 
 from __future__ import annotations
@@ -107,10 +109,11 @@ class Terms(NamedTuple):
 def attention_sizes(t: Terms, upstream: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The gradients of q, k, v, bias and weights with nothing that cancels; and again, times the size of the scores.
 
-    With X_i the largest sum of |scale q_id k_jd| and |b_ij|: an error of u X_i in a score is one of u X_i in p.
+    With X_i the largest sum of |scale q_id k_jd|, |b_ij| and |log m_j|: an error of u X_i in a score is one in p.
     """
     x = (t.scale * t.q @ t.k.mT + t.bias).masked_fill(~t.included, -math.inf)
-    sizes = (abs(t.scale) * t.q.abs() @ t.k.abs().mT + t.bias.abs()).masked_fill(~t.included, 0)
+    of_weights = t.weights.where(t.weights > 0, 1.0).log().abs()
+    sizes = (abs(t.scale) * t.q.abs() @ t.k.abs().mT + t.bias.abs() + of_weights).masked_fill(~t.included, 0)
     top = F.pad(x, (0, 1), value=-1e300).amax(-1, keepdim=True)
     e = (x - top).exp()
     total = (t.weights * e).masked_fill(~t.included, 0).sum(-1, keepdim=True)
@@ -135,9 +138,12 @@ def _gradients(t: Terms, p: Tensor, e: Tensor, slope: Tensor, upstream: Tensor) 
 
 
 def allowance(sizes: tuple[dict[str, Tensor], dict[str, Tensor]], dtype: torch.dtype) -> Allowances:
+    """NaN where terms are beyond the type that is computed in, as those of the faintest keys' weights are."""
     halves = HALF_ROUNDINGS * unit(dtype) if dtype.itemsize == 2 else 0.0
-    u = ROUNDINGS * unit(computed_in(dtype))
-    return {name: halves * once + u * sizes[1][name] for name, once in sizes[0].items()}
+    u, most = ROUNDINGS * unit(computed_in(dtype)), torch.finfo(computed_in(dtype)).max
+    return {
+        name: (halves * once + u * sizes[1][name]).masked_fill(once > most, math.nan) for name, once in sizes[0].items()
+    }
 
 
 def over(x: Tensor, heads: int) -> Tensor:
@@ -156,7 +162,7 @@ def masked_attention(arguments: Arguments, upstream: Tensor, _: Tensor) -> Allow
         weights.double()[:, :, None],
         torch.zeros(1).double() if bias is None else bias.double(),
         included(arguments, weights),
-        q.shape[-1] ** -0.5 if scale is None else scale,
+        q.shape[-1] ** -0.5 if scale is None else float(scale),
         1 / (1 - arguments["dropout_p"]),
     )
     found = allowance(attention_sizes(terms, upstream.double()), arguments["q"].dtype)
@@ -206,7 +212,7 @@ def scaled_dot_product_attention(arguments: Arguments, upstream: Tensor, _: Tens
     taken = mask if is_bool else torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool)
     taken = taken.tril() if arguments["is_causal"] else taken
     bias = mask.double() if mask is not None and not is_bool else torch.zeros(1).double()
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     terms = Terms(q, k, v, torch.ones(1).double(), bias, taken, scale, 1.0)
     found = allowance(attention_sizes(terms, upstream.double()), arguments["query"].dtype)
     if grouped:

@@ -247,6 +247,23 @@ def test_small_weights_lose_nothing(machine: Machine, dtype: torch.dtype, size: 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("faint", [1e-42, 1e-37, 1e-25])
+def test_queries_that_see_faint_keys_alone(machine: Machine, dtype: torch.dtype, faint: float) -> None:
+    """e^(x - lse) is as large as their weights are small, and p is not small at all."""
+    m = torch.tensor([[faint, faint, 1.0, faint, 0.5, 0.0]])
+    case = replace(qkv(dtype, 1, 2, 1, 6, 6, 16), key_weights=m, bias=torch.randn(1, 1, 6, 6), causal=True)
+    check(machine, case, overflows={"weights"} if faint < 1e-38 else frozenset(), rounding=4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_faint_keys_beside_others(machine: Machine, dtype: torch.dtype) -> None:
+    """Their own gradient is no smaller than that of the others."""
+    m = torch.tensor([[1e-42, 1e-37, 1e-25, 1.0, 0.5, 0.0]])
+    got = check(machine, replace(qkv(dtype, 1, 2, 1, 6, 6, 16), key_weights=m))
+    assert (got.grads["weights"][..., :5] != 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dropout_drops_the_entries_of_the_generator(machine: Machine, dtype: torch.dtype) -> None:
     """With v and the upstream gradient the identity, the output shows p and dv shows p transposed."""
     case = replace(qkv(dtype, 2, 2, 2, 64, 64, 64), dropout_p=0.5)

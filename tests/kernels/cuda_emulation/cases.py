@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,8 +158,10 @@ def run(machine: Machine, case: Case, grad: Tensor, grad_lse: Tensor | None) -> 
     return Results(out, lse, dict(zip(("q", "k", "v", "weights", "bias"), grads, strict=True)))
 
 
-def check(machine: Machine, case: Case) -> Results:
-    """The kernels beside the reference: output, log-sum-exp and every gradient.
+def check(machine: Machine, case: Case, overflows: AbstractSet[str] = frozenset(), rounding: float = 1.0) -> Results:
+    """The kernels beside the reference: output, log-sum-exp and every gradient but those that `overflows` names.
+
+    `rounding`: times the usual errors of gradients, where a log-sum-exp is far from 0.
 
     The kernels' upstream gradients are NaN at queries without a key, which have no gradient whatever these hold.
     """
@@ -181,11 +184,14 @@ def check(machine: Machine, case: Case) -> Results:
     grad = grad.masked_fill(~finite[..., None], NAN)
     got = run(machine, case, grad, None if grad_lse is None else grad_lse.masked_fill(~finite, NAN))
     output_tolerance, gradient_tolerance = TOLERANCES[case.q.dtype]
+    gradient_tolerance *= rounding
     near(got.out, case.pack_queries(out), output_tolerance, "output")
     lse, finite = case.pack_queries(lse), case.pack_queries(finite)
     assert torch.equal(got.lse > -INF, finite)
     near(got.lse.masked_fill(~finite, 0.0), lse.masked_fill(~finite, 0.0), LSE_TOLERANCE, "log-sum-exp")
     for name, gradient in expected.items():
+        if name in overflows:
+            continue
         packed = case.pack_queries if name == "q" else (lambda x: x) if name == "bias" else case.pack_keys
         near(got.grads[name], packed(gradient), gradient_tolerance, f"gradient of {name}")
     return got
