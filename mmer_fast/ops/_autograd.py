@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mmer_fast.ops import _validate
 from mmer_fast.ops._library import operator_of, qualified
@@ -81,7 +82,11 @@ class Differentiable:
         if not all(_validate.is_plain(x) for x in tensors):
             return self._transformable.apply(*arguments)
         if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-            return self._eager.apply(*arguments)
+            # Inside a transform torch refuses a Function of the cheap kind, whatever its arguments.
+            outside = torch._C._functorch.maybe_current_level() is None
+            return (self._eager if outside else self._transformable).apply(*arguments)
+        if forward_ad._current_level >= 0:  # a tangent does not show in requires_grad
+            return self._transformable.apply(*arguments)
         return _below_autograd(self.operator, arguments)
 
 
@@ -90,8 +95,9 @@ def _refuses_forward_mode(name: str) -> Any:
 
     def jvp(ctx: Any, *tangents: Any) -> NoReturn:
         raise NotImplementedError(
-            f"{name} has no forward-mode derivative, which torch.func.jvp, jacfwd and hessian ask for; "
-            "torch.func.vjp, grad and jacrev work, and jacrev of jacrev is the Hessian"
+            f"{name} has no forward-mode derivative, which torch.func.jvp, jacfwd and hessian and "
+            "torch.autograd.forward_ad ask for; torch.func.vjp, grad and jacrev work, and jacrev of jacrev is the "
+            "Hessian"
         )
 
     return staticmethod(jvp)

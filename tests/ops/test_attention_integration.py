@@ -160,9 +160,24 @@ def test_forward_mode_is_refused_by_name(backend, device):
     with pytest.raises(NotImplementedError, match=r"attention_forward.* has no forward-mode derivative"):
         torch.func.jvp(lambda x: mf.masked_attention(x, x, x, backend=backend), (q,), (q,))
     with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(q.requires_grad_(), q)
-        with pytest.raises(NotImplementedError, match=r"attention_forward.* has no forward-mode derivative"):
-            mf.masked_attention(dual, dual, dual, backend=backend)
+        for primal in (q.clone().requires_grad_(), q):
+            dual = torch.autograd.forward_ad.make_dual(primal, q)
+            with pytest.raises(NotImplementedError, match=r"attention_forward.* has no forward-mode derivative"):
+                mf.masked_attention(dual, dual, dual, backend=backend)
+        assert mf.masked_attention(q, q, q, backend=backend).isfinite().all()
+
+
+def test_parameters_beside_what_is_transformed(backend, device):
+    parameter = torch.nn.Parameter(torch.randn(1, 1, 3, 4, device=device))
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return (x * mf.masked_attention(parameter, parameter, parameter, backend=backend)).sum()
+
+    x = torch.randn(2, 1, 1, 3, 4, device=device)
+    expected = torch.autograd.grad(loss(x[0]) + loss(x[1]), parameter)[0]
+    close(torch.autograd.grad(torch.func.vmap(loss)(x).sum(), parameter)[0], expected.double(), 1e-5)
+    attended = mf.masked_attention(parameter, parameter, parameter, backend=backend)
+    close(torch.func.grad(loss)(x[0]), attended.detach().double(), 1e-6)
 
 
 def test_seeds_come_from_the_generator_of_torch(backend, device):

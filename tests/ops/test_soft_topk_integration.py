@@ -115,12 +115,35 @@ class TestTransforms:
         hessian = torch.autograd.functional.hessian(f, scores)
         assert torch.allclose(torch.func.jacrev(torch.func.grad(f))(scores), hessian, atol=1e-10)
 
+    def test_parameters_beside_what_is_transformed(self, backend, device):
+        parameter = torch.nn.Parameter(torch.randn(2, 5, device=device))
+
+        def loss(x):
+            return (x * mf.soft_topk(parameter, 2.0, epsilon=1.0, backend=backend)).sum()
+
+        x = torch.randn(3, 2, 5, device=device)
+        expected = torch.autograd.grad(sum(map(loss, x)), parameter)[0]
+        assert torch.allclose(torch.autograd.grad(torch.vmap(loss)(x).sum(), parameter)[0], expected, atol=1e-5)
+        weights = mf.soft_topk(parameter, 2.0, epsilon=1.0, backend=backend)
+        assert torch.allclose(torch.func.grad(loss)(x[0]), weights)
+        assert torch.allclose(torch.func.jvp(loss, (x[0],), (x[1],))[1], loss(x[1]))
+
 
 @pytest.mark.parametrize("derivative", [torch.func.jacfwd, torch.func.hessian])
 def test_forward_mode_is_refused_by_name(derivative, backend, device):
     scores = torch.randn(5, device=device)
     with pytest.raises(NotImplementedError, match=r"soft_topk.* has no forward-mode derivative.* jacrev of jacrev"):
         derivative(lambda row: mf.soft_topk(row, 2, backend=backend).square().sum())(scores)
+
+
+def test_a_tangent_is_refused_and_not_lost(backend, device):
+    scores = torch.randn(3, 5, device=device)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(scores, scores)
+        for grad_mode in (torch.enable_grad, torch.no_grad):
+            with grad_mode(), pytest.raises(NotImplementedError, match=r"soft_topk.* has no forward-mode derivative"):
+                mf.soft_topk(dual, 2, backend=backend)
+        assert torch.equal(mf.soft_topk(scores, 2, backend=backend), mf.soft_topk(scores, 2, backend=backend))
 
 
 def test_export():
