@@ -113,13 +113,18 @@ def one_by_one(operator: Any) -> Callable[..., tuple[Any, Any]]:
     """A rule of vmap: one call of `operator` for each mapped entry, whatever its arguments mean."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        calls = [
-            operator(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)))
-            for i in range(info.batch_size)
+        def entry(x: Any, dim: int | None, i: int) -> Any:
+            if dim is None:
+                return x
+            return x.select(dim, i) if info.batch_size > 0 else x.new_zeros(x.movedim(dim, 0).shape[1:])
+
+        calls = [  # one at least, which says what shapes there are none of
+            operator(*(entry(x, dim, i) for x, dim in zip(args, in_dims, strict=True)))
+            for i in range(max(info.batch_size, 1))
         ]
         if isinstance(calls[0], Tensor):
-            return torch.stack(calls), 0
-        outputs = tuple(torch.stack(parts) for parts in zip(*calls, strict=True))
+            return torch.stack(calls)[: info.batch_size], 0
+        outputs = tuple(torch.stack(parts)[: info.batch_size] for parts in zip(*calls, strict=True))
         return outputs, (0,) * len(outputs)
 
     return rule

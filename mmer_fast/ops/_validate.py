@@ -139,7 +139,7 @@ def row_number(
             _check_range(name, float(extreme), minimum, maximum, above, " in every row")
     wide = value.to(torch.float64)
     if len(batch_shape) != 1 or shape != batch_shape:
-        wide = wide.expand(batch_shape).reshape(-1)
+        wide = wide.expand(batch_shape).flatten()
     return wide, math.nan
 
 

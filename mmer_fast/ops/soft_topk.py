@@ -122,7 +122,7 @@ def soft_topk(
             raise ValueError(f"normalizer must be a number > 0 or 'max', got {normalizer!r}")
         cost = _largest_cost(scores.detach(), lengths, mask)
         if epsilon_row is None:
-            tau_row = (0.5 * epsilon_value * cost).expand(shape[:-1]).reshape(-1)
+            tau_row = (0.5 * epsilon_value * cost).expand(shape[:-1]).flatten()
         else:
             tau_row = 0.5 * cost * epsilon_row
     else:
@@ -143,7 +143,7 @@ def soft_topk(
         k_value,
         tau_row,
         tau_value,
-        None if lengths is None else lengths.reshape(-1).to(torch.int64),
+        None if lengths is None else lengths.flatten().to(torch.int64),
         None if mask is None else _as_rows(mask),
         largest,
         sinkhorn_iterations,
@@ -272,15 +272,16 @@ def _make_vmap(operator: Any) -> Any:
     """vmap: rows are independent, so a mapped dimension only makes more rows."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        flat = []
+        flat, rows = [], 0
         for arg, dim in zip(args, in_dims, strict=True):
             if not isinstance(arg, Tensor):
                 flat.append(arg)
                 continue
             stacked = arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
             flat.append(stacked.flatten(0, 1))
+            rows = stacked.shape[1]
         outputs = operator(*flat)
-        return tuple(out.unflatten(0, (info.batch_size, -1)) for out in outputs), (0,) * len(outputs)
+        return tuple(out.unflatten(0, (info.batch_size, rows)) for out in outputs), (0,) * len(outputs)
 
     return rule
 

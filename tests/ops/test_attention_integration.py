@@ -180,6 +180,15 @@ def test_parameters_beside_what_is_transformed(backend, device):
     close(torch.func.grad(loss)(x[0]), attended.detach().double(), 1e-6)
 
 
+def test_vmap_over_nothing(backend, device):
+    def loss(q: torch.Tensor) -> torch.Tensor:
+        return mf.masked_attention(q, q, q, backend=backend).sum()
+
+    assert torch.func.vmap(loss)(torch.randn(0, 1, 2, 3, 4, device=device)).shape == (0,)
+    grads = torch.func.vmap(torch.func.grad(loss), in_dims=1)(torch.randn(1, 0, 2, 3, 4, device=device))
+    assert grads.shape == (0, 1, 2, 3, 4)
+
+
 def test_seeds_come_from_the_generator_of_torch(backend, device):
     q, k, v = qkv(torch.float32, 1, 2, 2, 5, 30, 8, device)
     runs = []

@@ -100,6 +100,7 @@ class TestTransforms:
         assert torch.allclose(torch.vmap(one)(scores, k), expected)
         moved = torch.vmap(lambda s: mf.soft_topk(s, 2.0, backend=backend), in_dims=2)(scores.permute(1, 2, 0))
         assert torch.allclose(moved, mf.soft_topk(scores, 2.0, backend=backend))
+        assert torch.vmap(one)(scores[:0], k[:0]).shape == (0, 4, 6)
 
     def test_grad_jacobian_and_hessian(self, backend, device):
         scores = torch.randn(5, dtype=torch.float64, device=device)
