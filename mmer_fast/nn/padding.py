@@ -1,8 +1,9 @@
 """Into a stack of layers without padding, and out again.
 
 If anything in a batch is padding and its pattern may be read, the tokens are packed once and every layer sees
-(total, E). Under ``torch.compile`` a size that depends on values would break the graph: there the batch stays padded,
-the padding is zeroed on the way in and on the way out, and attention alone skips it.
+(total, E). Under ``torch.compile`` a size that depends on values would break the graph, and under ``torch.func.vmap``
+each sample would have its own: there the batch stays padded, the padding is zeroed on the way in and on the way out,
+and attention alone skips it.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def find_padding(
         within = length_mask(lengths, steps)
         valid = within if valid is None else valid & within
     assert valid is not None
-    if torch.compiler.is_compiling():
+    if not _can_read(valid):
         return Padding(valid, None)
     if batch == 0:
         return Padding(None, None)
@@ -89,6 +90,15 @@ def find_padding(
     if not hard or torch.equal(valid, length_mask(layout.lengths, steps)):
         return Padding(valid, layout)
     return Padding(valid, layout.at(valid), suffix=False)
+
+
+def _can_read(valid: Tensor) -> bool:
+    """Whether the pattern may be read here, as inside ``torch.func.grad`` it may."""
+    if torch.compiler.is_compiling() or valid.is_meta:
+        return False
+    while torch._C._functorch.is_gradtrackingtensor(valid):
+        valid = torch._C._functorch.get_unwrapped(valid)
+    return _validate.is_plain(valid)
 
 
 def reach(valid: Tensor) -> Tensor:

@@ -56,6 +56,33 @@ class TestCost:
         assert calls == ["pack", "unpack"]
 
 
+@pytest.mark.parametrize("padding", [SUFFIX, SCATTERED], ids=["suffix", "scattered"])
+def test_gradients_of_each_sample(padding):
+    """vmap cannot read which tokens there are; torch.func.grad can."""
+    module, _ = layers(batch_first=True)
+    parameters = dict(module.named_parameters())
+
+    def loss(values, x, hidden):
+        out = torch.func.functional_call(module, values, (x,), {"src_key_padding_mask": hidden})
+        return out.square().sum()
+
+    x = batch()
+    got = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, x[:, None], padding[:, None])
+    for i in range(B):
+        module.zero_grad()
+        module(x[i : i + 1], src_key_padding_mask=padding[i : i + 1]).square().sum().backward()
+        for name, parameter in parameters.items():
+            assert (got[name][i] - parameter.grad).abs().max() <= 1e-11
+    whole = torch.func.grad(loss)(parameters, x, padding)
+    assert all((whole[name] - got[name].sum(0)).abs().max() <= 1e-10 for name in parameters)
+
+
+def test_shapes_on_the_meta_device():
+    module, _ = stacks(batch_first=True)
+    x, padding = batch().to("meta"), SUFFIX.to("meta")
+    assert module.to("meta")(x, src_key_padding_mask=padding).shape == (B, T, E)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("padding", [SUFFIX, SCATTERED], ids=["suffix", "scattered"])
 def test_padding_may_hold_anything(padding, compiled):
