@@ -138,7 +138,8 @@ def cu_seqlens(which: str, value: Tensor, longest: int | None, tokens: Tensor) -
             raise ValueError(f"max_seqlen_{which} must be >= {needed}, the longest sample, got {longest}")
         longest = needed if longest is None else longest
     elif longest is None:
-        readable = not torch.compiler.is_compiling() and _validate.is_plain(value) and value.shape[0] > 1
+        readable = not torch.compiler.is_compiling() and _validate.is_plain(value) and not value.is_meta
+        readable = readable and value.shape[0] > 1
         longest = int(value.diff().amax()) if readable else total
     return value.to(torch.int32), longest
 

@@ -69,3 +69,8 @@ def test_no_samples(backend, device):
     out = mf.packed_attention(x, x, x, torch.zeros(1, dtype=torch.int32, device=device), backend=backend)
     out.sum().backward()
     assert out.shape == x.grad.shape == (0, 2, 8)
+
+
+def test_without_values_the_bound_is_all_tokens():
+    q, ends = torch.randn(5, 2, 4, device="meta"), torch.tensor([0, 2, 5], device="meta")
+    assert mf.packed_attention(q, q, q, ends, backend="reference").shape == (5, 2, 4)
