@@ -123,6 +123,8 @@ def row_number(
         ``(None, number)``, or ``(float64 tensor of shape (rows,), nan)``.
     """
     if not isinstance(value, Tensor):
+        if torch.compiler.is_compiling():
+            return _row_number_of_graph(name, value, scores, minimum, maximum, above)
         return None, number(name, value, minimum=minimum, maximum=maximum, above=above)
     batch_shape = scores.shape[:-1]
     if value.dtype not in FLOATING and value.dtype not in _INTEGERS:
@@ -140,7 +142,25 @@ def row_number(
     wide = value.to(torch.float64)
     if len(batch_shape) != 1 or shape != batch_shape:
         wide = wide.expand(batch_shape).flatten()
-    return wide, math.nan
+    return wide, float("nan")  # not math.nan, which dynamic=True makes an argument of the graph
+
+
+def _row_number_of_graph(
+    name: str, value: object, scores: Tensor, minimum: float | None, maximum: float | None, above: float | None
+) -> tuple[Tensor | None, float]:
+    """`row_number` of a number. One that follows from sizes or arguments of the graph becomes a tensor, unread.
+
+    An operator has its numbers built in: the graph would serve this size alone, and be made anew for every other one.
+    """
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    symbolic = isinstance(value, (torch.SymInt, torch.SymFloat))
+    result = torch.sym_float(value) if symbolic else number(name, value)
+    if has_static_value(result):
+        _check_range(name, result, minimum, maximum, above)
+        return None, result
+    rows = torch.full((math.prod(scores.shape[:-1]),), result, dtype=torch.float64, device=scores.device)
+    return rows, float("nan")
 
 
 def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:

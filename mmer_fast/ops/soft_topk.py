@@ -112,7 +112,7 @@ def soft_topk(
     sinkhorn_iterations = _validate_solver(solver, iterations)
     _validate.flag("largest", largest)
     _validate.ragged(scores, lengths, mask)
-    k_row, k_value = _validate.row_number("k", k, scores, minimum=0.0, maximum=float(n))
+    k_row, k_value = _validate.row_number("k", k, scores, minimum=0.0, maximum=n)
     epsilon_row, epsilon_value = _validate.row_number("epsilon", epsilon, scores, above=0.0)
     _validate.counts_within(k_row, k_value, lengths, mask)
 
@@ -127,11 +127,12 @@ def soft_topk(
             tau_row = 0.5 * cost * epsilon_row
     else:
         z = _validate.number("normalizer", normalizer, above=0.0)
-        tau_value *= z
-        if tau_value == 0:
-            raise ValueError(f"epsilon must be so large that epsilon Z / 2 > 0 in float64, got {epsilon_value:g}")
         if epsilon_row is not None:
             tau_row = epsilon_row * (0.5 * z)
+        else:
+            tau_value *= z
+            if tau_value == 0:
+                raise ValueError(f"epsilon must be so large that epsilon Z / 2 > 0 in float64, got {epsilon_value:g}")
 
     rows = _as_rows(scores)
     if n > 1 and rows.stride(1) != 1:

@@ -46,7 +46,7 @@ def temporal_mask(
     _validate.ragged(scores, lengths, mask)
     _validate.flag("largest", largest)
     share = _validate.number("ratio", ratio, minimum=0.0, maximum=1.0)
-    n: float | Tensor = float(scores.shape[-1])
+    n: float | Tensor = scores.shape[-1]
     if lengths is not None:
         n = lengths.double()
     elif mask is not None:
@@ -54,7 +54,7 @@ def temporal_mask(
     if k is None:
         kept = n * (1.0 - share)
     else:
-        k_row, k_value = _validate.row_number("k", k, scores, minimum=0.0, maximum=float(scores.shape[-1]))
+        k_row, k_value = _validate.row_number("k", k, scores, minimum=0.0, maximum=scores.shape[-1])
         kept = n - (k_value if k_row is None else k_row.reshape(scores.shape[:-1]))
     weights = soft_topk(
         scores,

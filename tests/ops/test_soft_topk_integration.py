@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import mmer_fast as mf
 from mmer_fast.ops import _backends
@@ -81,6 +82,32 @@ class TestCompile:
         for n in (5, 8, 13):
             scores = torch.randn(4, n)
             assert torch.allclose(compiled(scores), mf.soft_topk(scores * 2, 2.5).exp().sum(-1), atol=1e-5)
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda scores, i: mf.soft_topk(scores, i),
+            lambda scores, i: mf.soft_topk(scores, i + 0.5, epsilon=i / 4),
+            lambda scores, i: mf.soft_topk(scores, scores.shape[-1] // 2),
+            lambda scores, i: mf.temporal_mask(scores, i / 12),
+            lambda scores, i: mf.temporal_mask(scores, k=i),
+        ],
+        ids=["k", "k and epsilon", "k of n", "ratio", "masked entries"],
+    )
+    def test_numbers_that_vary_share_a_graph(self, function):
+        torch.compiler.reset()
+        graphs = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(function, fullgraph=True, backend=graphs)
+        for i in range(1, 12):
+            scores = torch.randn(3, 11 + i)
+            assert torch.allclose(compiled(scores, i), function(scores, i), atol=1e-6)
+        assert graphs.frame_count <= 3
+
+    def test_epsilon_of_each_row_in_a_dynamic_graph(self):
+        torch.compiler.reset()
+        scores, epsilon = torch.randn(3, 9), torch.tensor([0.1, 0.2, 0.3])
+        compiled = torch.compile(mf.soft_topk, fullgraph=True, dynamic=True, backend="aot_eager")
+        assert torch.allclose(compiled(scores, 2, epsilon=epsilon), mf.soft_topk(scores, 2, epsilon=epsilon))
 
     def test_use_backend_inside_a_graph(self):
         torch.compiler.reset()
@@ -156,6 +183,31 @@ def test_export():
     program = torch.export.export(Mask(), (scores, lengths))
     assert "mmer_fast.soft_topk_forward" in str(program.graph)
     assert torch.equal(program.module()(scores, lengths), Mask()(scores, lengths))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda scores: mf.soft_topk(scores, 2),
+        lambda scores: mf.soft_topk(scores, scores.shape[-1] // 2),
+        lambda scores: mf.soft_topk(scores, 0.3 * scores.shape[-1], normalizer="max"),
+        lambda scores: mf.temporal_mask(scores, 0.4),
+        lambda scores: mf.temporal_mask(scores, k=2),
+    ],
+    ids=["k", "k of n", "share of n", "ratio", "masked entries"],
+)
+def test_an_exported_program_takes_rows_of_any_number_and_length(function, strict):
+    class Choice(torch.nn.Module):
+        def forward(self, scores):
+            return function(scores)
+
+    sizes = {0: torch.export.Dim("rows"), 1: torch.export.Dim("n", min=4)}
+    program = torch.export.export(Choice(), (torch.randn(3, 20),), dynamic_shapes=(sizes,), strict=strict)
+    module = program.module()
+    for shape in ((3, 20), (5, 9), (2, 31)):
+        scores = torch.randn(shape)
+        assert torch.allclose(module(scores), function(scores), atol=1e-6)
 
 
 def test_autocast(backend, device):
