@@ -148,7 +148,7 @@ def scale(value: float | None, q: Tensor) -> float:
     if value is None:
         return q.shape[-1] ** -0.5
     result = _validate.number("scale", value)
-    if not math.isfinite(result):
+    if not -math.inf < result < math.inf:  # not isfinite, which breaks a graph whose scale varies
         raise ValueError(f"scale must be finite, got {result:g}")
     return result
 

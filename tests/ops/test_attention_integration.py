@@ -100,6 +100,15 @@ def test_compiles_without_a_graph_break(backend, device, seed):
         close(got, expected.double(), 1e-6)
 
 
+def test_a_scale_that_varies_breaks_no_graph(backend, device):
+    torch.compiler.reset()
+    q, k, v = qkv(torch.float32, 1, 2, 2, 3, 4, 8, device)
+    compiled = torch.compile(mf.masked_attention, fullgraph=True, backend="aot_eager")
+    for scale in (0.1, 0.2, 0.3):
+        expected = mf.masked_attention(q, k, v, scale=scale, backend=backend)
+        close(compiled(q, k, v, scale=scale, backend=backend), expected.double(), 1e-6)
+
+
 def test_compiles_packed(backend, device):
     layout = mf.packed_layout(torch.tensor([5, 2], device=device))
     x = torch.randn(7, 2, 8, device=device)
