@@ -120,7 +120,7 @@ def row_number(
     """A number, or one number a row.
 
     Returns:
-        ``(None, number)``, or ``(float64 tensor of shape (rows,), nan)``.
+        ``(None, number)``, or ``(float64 tensor of shape (rows,), 0.0)``.
     """
     if not isinstance(value, Tensor):
         if torch.compiler.is_compiling():
@@ -142,7 +142,7 @@ def row_number(
     wide = value.to(torch.float64)
     if len(batch_shape) != 1 or shape != batch_shape:
         wide = wide.expand(batch_shape).flatten()
-    return wide, float("nan")  # not math.nan, which dynamic=True makes an argument of the graph
+    return wide, 0.0  # not NaN, which packages of AOTInductor cannot hold
 
 
 def _row_number_of_graph(
@@ -160,7 +160,7 @@ def _row_number_of_graph(
         _check_range(name, result, minimum, maximum, above)
         return None, result
     rows = torch.full((math.prod(scores.shape[:-1]),), result, dtype=torch.float64, device=scores.device)
-    return rows, float("nan")
+    return rows, 0.0
 
 
 def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
