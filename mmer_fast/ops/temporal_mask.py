@@ -55,6 +55,7 @@ def temporal_mask(
         kept = n * (1.0 - share)
     else:
         k_row, k_value = _validate.row_number("k", k, scores, minimum=0.0, maximum=scores.shape[-1])
+        _validate.counts_within(k_row, k_value, lengths, mask)
         kept = n - (k_value if k_row is None else k_row.reshape(scores.shape[:-1]))
     weights = soft_topk(
         scores,

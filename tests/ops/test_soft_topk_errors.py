@@ -86,6 +86,11 @@ def test_a_backend_that_cannot_serve_says_every_reason():
         (ValueError, r"ratio must be within \[0, 1\], got 1.5", {"ratio": 1.5}),
         (TypeError, "ratio must be a number, got str", {"ratio": "0.4"}),
         (ValueError, r"k must be within \[0, 5\], got 7", {"k": 7}),
+        (
+            ValueError,
+            r"k must be within \[0, 3\], the valid entries of row 1, got 4",
+            {"k": 4, "lengths": torch.tensor([5, 3, 4])},
+        ),
         (ValueError, "epsilon must be finite and > 0", {"epsilon": 0.0}),
     ],
 )
