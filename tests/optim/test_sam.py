@@ -174,6 +174,21 @@ def test_groups_with_their_own_radius_share_one_norm() -> None:
             torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
 
 
+def test_groups_with_their_own_radius_of_a_class_of_parameters() -> None:
+    class Marked(torch.nn.Parameter):
+        pass
+
+    model = small_model(torch.float64)
+    twin = copy.deepcopy(model)
+    model[0].weight = Marked(model[0].weight.detach())
+    batch = small_batches(1, torch.float64)[0]
+    for each in (model, twin):
+        groups = [{"params": each[0].parameters(), "rho": 0.4}, {"params": each[2].parameters()}]
+        train(each, SAM(groups, torch.optim.SGD, rho=0.1, lr=0.1), [batch])
+    assert type(model[0].weight) is Marked
+    assert same_bits(model, bits(twin))
+
+
 def test_groups_with_their_own_radius_and_norms_of_tensors() -> None:
     model = small_model(torch.float64)
     twin = copy.deepcopy(model)
