@@ -291,7 +291,7 @@ def check_distinct(lists: dict[str, list[Tensor]], names: Sequence[str] | None =
     for name, tensors in lists.items():
         for i, t in enumerate(tensors):
             reach = t.numel()
-            if reach == 0 or type(t) not in _PLAIN:
+            if reach == 0 or type(t) not in _PLAIN or t.is_meta:
                 continue
             start = t.data_ptr()
             if not t.is_contiguous():

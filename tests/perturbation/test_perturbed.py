@@ -31,6 +31,14 @@ def test_every_parameter_with_a_gradient_moves_once_by_the_radius(model: Model) 
     assert info.names == ("empty", *MOVED)
 
 
+def test_a_model_on_the_meta_device() -> None:
+    model = nn.Linear(3, 2, device="meta")
+    model(torch.randn(4, 3, device="meta")).sum().backward()
+    with mf.perturbed(model, 0.3, backend="reference") as info:
+        assert info.norm.is_meta
+    assert info.names == ("weight", "bias")
+
+
 @pytest.mark.parametrize(
     ("select", "expected"),
     [
