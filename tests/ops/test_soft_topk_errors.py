@@ -97,3 +97,11 @@ def test_a_backend_that_cannot_serve_says_every_reason():
 def test_temporal_mask(error, match, options):
     with pytest.raises(error, match=match):
         mf.temporal_mask(SCORES, **options)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_scores(layout):
+    nested = torch.nested.nested_tensor([torch.zeros(3), torch.zeros(5)], layout=layout)
+    with pytest.raises(TypeError, match=r"scores must be a dense tensor, with lengths .*, got a nested tensor"):
+        mf.soft_topk(nested, 1)
