@@ -105,7 +105,7 @@ def perturb_(
 
     A norm that is 0 or not finite gives factor 0, and those weights keep their bits; that is decided on the device,
     without waiting for it. The same inputs give the same bits. On CUDA this is two kernel launches for up to
-    hundreds of tensors, and can be captured in a CUDA graph.
+    hundreds of tensors, made to be captured in a CUDA graph (compiled, not yet run on a GPU).
 
     Args:
         params: w, tensors of any shapes and strides; float64, float32, bfloat16 or float16, mixed. No two may share

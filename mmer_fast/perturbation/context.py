@@ -53,8 +53,8 @@ def perturbed(
 
     Run forward *and* backward of the perturbed loss inside, the optimizer's step outside. When the block ends, by an
     exception or an interrupt too, every parameter has its old bits again. Storage, ``data_ptr``, hooks,
-    ``requires_grad`` and optimizer state stay what they are, so compiled modules and CUDA graphs go on working; no
-    host synchronisation takes place.
+    ``requires_grad`` and optimizer state stay what they are, so compiled modules go on working, and CUDA graphs should
+    (not yet tried on a GPU); no host synchronisation takes place.
 
     Gradients are read and left alone: those of the perturbed loss are added to them, unless `zero_grad` comes first.
     FSDP2 wants its ``reset_iter_state()`` after an exception in the middle of a pass, here as anywhere.

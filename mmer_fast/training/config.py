@@ -66,7 +66,8 @@ class TrainConfig(LoopConfig):
         compile: run E^x, E^m and D as graphs of `torch.compile`. The first step and the first evaluation then take
             longer, by up to some minutes. For transformers, and processes that hold all parameters (not FSDP2).
         cuda_graph: replay the fast step from CUDA graphs, one for each of a few shapes to which batches are filled up.
-            For transformers on one CUDA device, where padding does not count, without "fgsm" and "pgd".
+            For transformers on one CUDA device, where padding does not count, without "fgsm" and "pgd". Tested without
+            a GPU, not yet run on one.
         recognition_loss: L_r and L_m: "bce" (Eq. 2-3) or "asymmetric" (the authors' code).
         consistency_loss: L_p: "bernoulli" (Eq. 13 for K sigmoid outputs) or "softmax" (the authors' code).
     """

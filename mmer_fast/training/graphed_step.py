@@ -5,7 +5,7 @@ graph of its own: the first batch of a shape runs as it is (and so compiles and 
 is captured, from then on the graph is replayed. The graphs share their memory; the `MOST_GRAPHS` shapes that were used
 last are kept. A capture waits for the device: what pays is many batches of few shapes.
 
-A step that measures the gradient ratio is not replayed.
+A step that measures the gradient ratio is not replayed. Tested without a GPU, not yet run on one.
 """
 
 from __future__ import annotations
