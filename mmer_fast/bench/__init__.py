@@ -1,4 +1,4 @@
-"""Benchmarks of the operators: every contestant is gated on the float64 reference, then timed in turns with the others.
+"""Benchmarks of the operators: every contestant is held against the float64 reference, then timed in turns with others.
 
     soft_topk, attention, perturbation   cases, contestants and how they are measured
     timing, counters                     time, memory and launches of a call

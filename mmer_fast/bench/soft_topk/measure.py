@@ -1,6 +1,6 @@
-"""Measures soft top-k: gates every contestant of the same plan on the float64 reference, then times.
+"""Measures soft top-k: compares every contestant of the same plan with the float64 reference, then times.
 
-A peer's error is reported beside its time; where ours is wrong the case is not timed and the run fails.
+A peer's error is reported beside its time, however large; where ours is wrong the case is not timed and the run fails.
 """
 
 from __future__ import annotations
