@@ -16,7 +16,6 @@ from torch import Tensor
 
 from mmer_fast.data import Batch, MultiModalData
 from mmer_fast.training.accumulation import micro_batches_of
-from mmer_fast.training.checkpoint import optimizer_tensors
 from mmer_fast.training.errors import TrainingError
 from mmer_fast.training.files import TrainingFiles
 from mmer_fast.training.finite import (
@@ -37,7 +36,7 @@ from mmer_fast.training.memory import (
     step_size,
 )
 from mmer_fast.training.order import epoch_batches
-from mmer_fast.training.state import TrainingState
+from mmer_fast.training.state import TrainingState, optimizer_tensors
 
 
 class Failures:

@@ -8,19 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from mmer_fast._files import write_atomically
 from mmer_fast.training.checkpoint import (
     CheckpointError,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    random_states,
     read_json,
     read_tensors,
-    restore_random_states,
-    section,
-    with_prefix,
     write_json,
     write_tensors,
 )
@@ -75,37 +68,3 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         read_tensors(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="nothing"):
         read_json(tmp_path / "nothing")
-
-
-def test_the_optimizer_state_comes_back(tmp_path: Path) -> None:
-    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad()
-        model(torch.ones(1, 3)).sum().backward()
-        optimizer.step()
-
-    torch.manual_seed(0)
-    first = nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(first.parameters(), lr=0.1, fused=True)
-    step(first, optimizer)
-    write_tensors(tmp_path / "state", optimizer_tensors(optimizer, first), None)
-
-    second = nn.Linear(3, 2)
-    second.load_state_dict(first.state_dict())
-    resumed = torch.optim.AdamW(second.parameters(), lr=0.1, fused=True)
-    load_optimizer_tensors(resumed, second, read_tensors(tmp_path / "state")[0])
-    step(first, optimizer)
-    step(second, resumed)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-
-
-def test_random_states_come_back() -> None:
-    states = random_states()
-    first = torch.randn(5)
-    torch.randn(7)
-    restore_random_states(states)
-    assert torch.equal(first, torch.randn(5))
-
-
-def test_sections() -> None:
-    tensors = {**with_prefix("a", {"x": torch.tensor(1), "y/z": torch.tensor(2)}), "ab/x": torch.tensor(3)}
-    assert section(tensors, "a") == {"x": torch.tensor(1), "y/z": torch.tensor(2)}
