@@ -93,12 +93,7 @@ def check_key_padding_mask(name: str, value: Tensor | None, shape: tuple[int, in
     _validate.bool_or_floating_tensor(name, value)
     if value.shape != shape:
         raise ValueError(f"{name} must have shape (N, S) = {shape}, got {tuple(value.shape)}")
-    _check_device(name, value, device)
-
-
-def _check_device(name: str, mask: Tensor, device: torch.device) -> None:
-    if mask.device != device:
-        raise ValueError(f"{name} must be on the device of what attends ({device}), got {mask.device}")
+    _validate.on_device(name, value, device, "the queries")
 
 
 def additive(name: str, mask: Tensor, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
@@ -114,7 +109,7 @@ def additive(name: str, mask: Tensor, shape: tuple[int, int, int, int], device: 
         ``(1|N, 1|H, L, S)`` floating, 0 and -inf where the mask is bool.
     """
     _validate.bool_or_floating_tensor(name, mask)
-    _check_device(name, mask, device)
+    _validate.on_device(name, mask, device, "the queries")
     batch, heads, queries, keys = shape
     if mask.dim() == 2 and mask.shape == (queries, keys):
         mask = mask[None, None]

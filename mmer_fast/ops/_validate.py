@@ -193,8 +193,13 @@ def ragged(scores: Tensor, lengths: Tensor | None, mask: Tensor | None) -> None:
 
 
 def same_device(name: str, tensor: Tensor, other: Tensor, other_name: str) -> None:
-    if tensor.device != other.device:
-        raise ValueError(f"{name} must be on the device of {other_name} ({other.device}), got {tensor.device}")
+    on_device(name, tensor, other.device, other_name)
+
+
+def on_device(name: str, tensor: Tensor, device: torch.device, whose: str) -> None:
+    """Checks that `tensor` is on `device`, that of `whose`."""
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on the device of {whose} ({device}), got {tensor.device}")
 
 
 def lengths_within(name: str, lengths: Tensor, letter: str, n: int) -> None:
