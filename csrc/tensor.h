@@ -1,4 +1,4 @@
-// What the bindings share: checks, dtype mapping, the current CUDA stream. Stable ABI only.
+// What the bindings share: checks, dtype mapping, new tensors. Stable ABI only.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

@@ -17,7 +17,8 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLog2E = 1.44269504088896340736f;
 constexpr float kLog2 = 0.69314718055994530942f;
 
-// Not the standard library's templates: instantiated here they would be code of this instruction set for everybody.
+// In place of the standard library's templates: the linker keeps one instantiation of those for all variants, which
+// might be that of an instruction set that the machine lacks.
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 inline int64_t vectors_of(int64_t n) { return (n + kFloatLanes - 1) / kFloatLanes; }

@@ -277,7 +277,8 @@ MMER_INLINE Vec<T, kCount> clamp(Vec<T, kCount> v, T bound) {
   return v;
 }
 
-// The integer n nearest to u, |u| < 2^20: as a mark of it, the number itself, and in p 2^n.
+// The integer n nearest to u, |u| < 2^20, in three steps: mark_nearest(u) is a number that stands for n, marked(mark)
+// is n itself, times_power_of_2(p, mark) is p 2^n.
 #if defined(__AVX512F__)
 MMER_INLINE Native<float>::V mark_nearest(Native<float>::V u) { return _mm512_roundscale_ps(u, 0); }
 MMER_INLINE Native<double>::V mark_nearest(Native<double>::V u) { return _mm512_roundscale_pd(u, 0); }

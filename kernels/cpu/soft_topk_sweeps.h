@@ -14,8 +14,8 @@ constexpr int64_t kBlock = 16 * Vec<C>::kLanes;
 template <class C>
 constexpr C kNothing = sizeof(C) == 4 ? C(1e-29) : C(1e-297);
 
-// Slopes whose powers are nothing beside the others'. As subnormal numbers they would be slow; a masked product, which
-// AVX-512 has, is not taken.
+// Slopes up to this add nothing to the sums of their powers. The powers would be subnormal numbers, which are slow;
+// with AVX-512 the products are masked, and so are not computed.
 template <class C>
 constexpr C kFaint = sizeof(C) == 4 ? C(1e-9) : C(1e-70);
 
@@ -60,7 +60,7 @@ class Sweeper {
   SigmoidSums sums(const ThresholdSolver& solver) {
     const bool fresh = !reaches(solver), high = kHighPays && fresh && solver.near();
     if (fresh) rebase(solver);
-    ready_ = !high;  // which keeps no exponentials: few rows need another sweep
+    ready_ = !high;  // a high sweep keeps no exponentials: few rows need another sweep after it
     const Exponential<C> exponential(solver.pivot, solver.tau, solver.c);
     const C shift = static_cast<C>(fresh ? 1.0 : std::exp(solver.c - base_c_));
     if (solver.selected) {

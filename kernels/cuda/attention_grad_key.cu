@@ -15,7 +15,7 @@ struct QueryFactor {
   float lse, delta;
 };
 
-// Tiles of queries and upstream gradients, of head after head. As in KeyPipeline, three things are under way at a time:
+// Tiles of queries and upstream gradients, of head after head. The stages of the pipeline, as in KeyPipeline, are
 // the products of step t, the copies of step t + 1 and the loads of the factors of step t + 2, which say what is copied
 // at all: a query that takes no part is 0 in the tile, whatever it and its upstream gradient hold.
 template <class T, int kQueries, int kWidth>
@@ -125,7 +125,7 @@ struct KeyRows {
   template <int kTiles>
   __device__ __forceinline__ void differentiate(float (&y)[kTiles][4], float (&dp)[kTiles][4],
                                                 const QueryFactor* factors, const Place<true>& place) {
-    constexpr float kLargestExponent = 110.0f;  // only m = 0 has more, which nothing bounds
+    constexpr float kLargestExponent = 110.0f;  // which only m = 0 passes: the log-sum-exp does not bound it there
 #pragma unroll
     for (int i = 0; i < 4 * kTiles; ++i) {
       const int half = i % 4 / 2;

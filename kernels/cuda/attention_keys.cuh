@@ -1,7 +1,8 @@
 // The keys and values of a head, tile by tile through shared memory, for a block that owns queries.
 //
-// Three things are under way at a time: the products with tile t, the copies of tile t + 1, and the loads of the
-// weights of tile t + 2, which say what is copied at all: excluded keys are never read, and are 0 in the tile.
+// A software pipeline of three stages, under way at the same time: the products with tile t, the copies of tile t + 1,
+// and the loads of the weights of tile t + 2, which say what is copied at all: excluded keys are never read, and are 0
+// in the tile.
 #pragma once
 
 #include "attention_scores.cuh"

@@ -71,7 +71,7 @@ cudaError_t launch_blocks(void (*kernel)(Args, Plan), const Args& args, const Pl
                           int shared_bytes, cudaStream_t stream) {
   if (blocks == 0) return cudaSuccess;
   if (blocks < 0 || blocks > INT_MAX) return cudaErrorInvalidValue;
-  if (shared_bytes > 48 * 1024) {  // what a kernel may have unasked
+  if (shared_bytes > 48 * 1024) {  // more than a kernel gets without asking
     const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (status != cudaSuccess) return status;
   }

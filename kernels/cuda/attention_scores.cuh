@@ -173,8 +173,8 @@ __device__ __forceinline__ float base2_lse(const AttentionVector& lse, const Hea
   return here == negative_infinity() ? positive_infinity() : here * kLog2E;
 }
 
-// A call where, inlined, the draws would take registers that the sums around them need; the other way round on sm_100
-// (tests/kernels/gpu_budget.json).
+// The draws are a function call: inlined they would take registers that the sums around them need. On sm_100 it is the
+// other way round (tests/kernels/gpu_budget.json).
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 == 10
 #define MMER_CALL_OR_INLINE __forceinline__
 #else
@@ -247,8 +247,8 @@ struct Dropout {
     return kept;
   }
 
-  // A step of transposing a matrix of bits, a row a lane: of each pair of places `shift` apart, the first of which are
-  // `firsts`, the upper of two lanes gives its first bit for the other's second.
+  // A step of transposing a matrix of bits of which each lane has a row. Two lanes `distance` apart exchange bits: the
+  // upper one gives those at `firsts` for the other's, which are `shift` higher.
   static __device__ __forceinline__ uint32_t exchange(uint32_t bits, bool upper, uint32_t firsts, int shift,
                                                       int distance) {
     const uint32_t received = __shfl_xor_sync(kAllLanes, bits, distance);

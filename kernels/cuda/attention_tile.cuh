@@ -1,8 +1,8 @@
 // Tiles in shared memory and their products on tensor cores.
 //
 // A block has four warps, and a warp owns 16 rows of every product. The operands' rows lie in shared memory in chunks
-// of 16 bytes, exchanged within a row so that eight rows of one chunk, which is what ldmatrix reads, never share a
-// bank. A step of depth is 32 bytes, whatever the type: 16 entries of bfloat16 or float16, 8 of float32.
+// of 16 bytes, swizzled: a row's chunks are permuted so that the eight rows of one chunk that ldmatrix reads never
+// share a bank. A step of depth is 32 bytes, whatever the type: 16 entries of bfloat16 or float16, 8 of float32.
 //
 // float32 is multiplied as three products of TF32 numbers, x = high + low with |low| <= 2^-11 |x|:
 //
@@ -24,7 +24,7 @@ inline constexpr int kThreads = 32 * kWarps;
 inline constexpr int kWarpRows = 16;
 inline constexpr int kBlockRows = kWarpRows * kWarps;  // rows that a block owns
 
-// Blocks a multiprocessor that the registers are budgeted for.
+// Blocks per multiprocessor that the registers are budgeted for.
 template <class T, int kWidth>
 inline constexpr int kBlocks = sizeof(T) == 2 && kWidth <= 64 ? 3 : 2;
 
@@ -41,18 +41,18 @@ struct Tile {
   static constexpr int kChunks = kRowBytes / 16;
   static constexpr int kBytes = kRows * kRowBytes;
   static constexpr int kSteps = kWidth / kDepth<T>;
-  static constexpr uint32_t kExchanged = (kChunks >= 8 ? 7u : 3u) << 4;  // bits of an address
-  uint32_t base;                                                         // in shared memory, a multiple of kRowBytes
+  static constexpr uint32_t kSwizzled = (kChunks >= 8 ? 7u : 3u) << 4;  // bits of an address
+  uint32_t base;                                                        // in shared memory, a multiple of kRowBytes
 
   __device__ __forceinline__ uint32_t chunk(int row, int index) const {
-    const int exchange = kChunks >= 8 ? row & 7 : (row >> 1) & 3;
-    return base + static_cast<uint32_t>(row * kRowBytes + ((index ^ exchange) << 4));
+    const int swizzle = kChunks >= 8 ? row & 7 : (row >> 1) & 3;
+    return base + static_cast<uint32_t>(row * kRowBytes + ((index ^ swizzle) << 4));
   }
 
   // `index` chunks on from a chunk whose index has none of its bits. Most of it is an offset known to the compiler.
   static __device__ __forceinline__ uint32_t along(uint32_t chunk, int index) {
     const uint32_t bits = static_cast<uint32_t>(index) << 4;
-    return (chunk ^ (bits & kExchanged)) + (bits & ~kExchanged);
+    return (chunk ^ (bits & kSwizzled)) + (bits & ~kSwizzled);
   }
 
   // Rows [row, row + 16) as the left operand, at a step of depth along the width.

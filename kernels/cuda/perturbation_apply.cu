@@ -88,7 +88,7 @@ __device__ __forceinline__ void move_chunk(const DeviceChunk& chunk, const Block
     for (int i = 0; i < kEntries; ++i) {
       const Compute x = to_compute_type<Compute>(w[i]), d = to_compute_type<Compute>(g[i]);
       if (adaptive) {
-        // The step in units of |w| first: |w| may be subnormal, and what is times the scale would lose digits.
+        // The step in units of |w| first: |w| may be subnormal, and a product with it loses digits before it is scaled.
         store_rounded(&w[i], x + factors.product(d, fabs(x)) * factors.scale * fabs(x));
       } else {
         store_rounded(&w[i], x + (d * factors.prescale) * factors.scale);

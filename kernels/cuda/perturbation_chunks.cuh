@@ -1,8 +1,9 @@
 // How tensors are laid over the device: entries in chunks that blocks take in turn, a table of tensors with each
 // launch.
 //
-// A chunk is entries of one tensor, and every tensor has at least one, if need be of no entries: then each is met, and
-// its norm written. Where a chunk begins depends on sizes alone, not on the device, and so do sums over chunks.
+// A chunk holds entries of one tensor. Every tensor has at least one chunk, an empty tensor an empty one, so that each
+// is visited and its norm is written. Where a chunk begins depends on sizes alone, not on the device, and so do sums
+// over chunks.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kPerturbationThreads, kPerturbationBlocks)
   }
 }
 
-// A block a group.
+// One block per group.
 template <int kCapacity>
 __global__ void __launch_bounds__(kPerturbationThreads, kPerturbationBlocks)
     perturbation_combine(const __grid_constant__ PerturbationTable<kCapacity> table, const PerturbationArgs args,

@@ -112,7 +112,7 @@ cudaError_t launch_long(void (*kernel)(Args, TeamShape), const Args& args, const
     const int64_t spans = in.cols / team_span(compute_size);
     while (ranks < kMaxRanks && in.rows * ranks * 2 <= limits.multiprocessors && spans >= 4 * ranks) ranks *= 2;
   }
-  if (ranks > 1) {  // code that the driver made from the PTX of an older architecture knows no clusters
+  if (ranks > 1) {  // code that the driver compiled from the PTX of an older architecture has no clusters
     cudaFuncAttributes attributes{};
     status = cudaFuncGetAttributes(&attributes, kernel);
     if (status != cudaSuccess) return status;

@@ -114,7 +114,7 @@ struct WideSum<double> {
   __device__ __forceinline__ double total() const { return high; }
 };
 
-// The sum of a vector: the wide sum is paid once a vector.
+// The sum of a vector, so that the wide sum costs one addition per vector.
 template <typename Compute>
 __device__ __forceinline__ Compute vector_sum(const Compute (&x)[kVector<Compute>]) {
   if constexpr (kVector<Compute> == 4) {
