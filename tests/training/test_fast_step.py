@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_training import MODEL, TRAIN, Silent, run_config, small_data, small_model
+from small_training import MODEL, TRAIN, small_data, small_model
 from torch import Tensor
 from torch.func import functional_call
 
@@ -22,13 +22,9 @@ from mmer_fast.training import (
     Algorithm1,
     StepResult,
     TrainConfig,
-    configs_from_json,
-    configs_to_json,
     preset,
 )
 from mmer_fast.training.fast_step import FastStep
-from mmer_fast.training.run import train_run
-from mmer_fast.training.trainer import Trainer
 
 SIZES = {"dim": 16, "ffn_dim": 24, "heads": 2, "unimodal_blocks": 2, "multimodal_blocks": 1}
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "classifier_dropout": 0.0}
@@ -445,83 +441,3 @@ def test_masks_are_computed_in_float32_under_autocast(monkeypatch: pytest.Monkey
         make_batch(dtype=torch.float32)
     )
     assert dtypes == {torch.float32}
-
-
-# Configuration and training.
-
-
-def test_the_trainer_takes_the_step_of_the_configuration(tmp_path: Any) -> None:
-    data = small_data()
-    for name, kind in (("fast", FastStep), ("textbook", Algorithm1)):
-        trainer = Trainer(small_model(data), run_config(data, step=name).train, data, tmp_path, {}, Silent())
-        assert type(trainer.algorithm) is kind
-
-
-def test_both_steps_train_to_the_same_history(tmp_path: Any) -> None:
-    data = small_data()
-    model = dataclasses.replace(MODEL, **NO_DROPOUT)
-    histories = []
-    for name in ("fast", "textbook"):
-        config = dataclasses.replace(run_config(data, step=name), model=model)
-        (tmp_path / name).mkdir()
-        history = train_run(config, data, tmp_path / name, torch.device("cpu"), Silent())["history"]
-        histories.append([[*record["train"].values(), record["gradient_ratio"]] for record in history])
-    torch.testing.assert_close(torch.tensor(histories[0]), torch.tensor(histories[1]), rtol=1e-3, atol=1e-5)
-
-
-class StopAt(Silent):
-    """Raises KeyboardInterrupt after a number of steps, as a signal would."""
-
-    def on_step(self, *arguments: Any) -> None:
-        super().on_step(*arguments)
-        if self.steps == 3:
-            raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(
-    "changes", [{}, {"share_dropout": True, "app_gradient": "total"}, {"precision": "bfloat16"}], ids=str
-)
-def test_resumption_gives_the_same_bits(tmp_path: Any, changes: dict[str, Any]) -> None:
-    data = small_data()
-    results = []
-    for directory, observer in (("whole", Silent()), ("stopped", StopAt()), ("stopped", Silent())):
-        (tmp_path / directory).mkdir(exist_ok=True)
-        try:
-            results.append(
-                train_run(run_config(data, **changes), data, tmp_path / directory, torch.device("cpu"), observer)
-            )
-        except KeyboardInterrupt:
-            assert isinstance(observer, StopAt)
-    assert len(results) == 2
-    assert results[0] == results[1]
-    files = [(tmp_path / directory / "model.safetensors").read_bytes() for directory in ("whole", "stopped")]
-    assert files[0] == files[1]
-
-
-FIELDS = ("step", "share_dropout", "precision")
-
-
-def test_a_configuration_from_before_the_fields_runs_the_fast_step_in_float32() -> None:
-    values = configs_to_json(*preset("paper"))
-    for name in FIELDS:
-        del values["train"][name]
-    assert configs_from_json(values) == preset("paper")
-    train = configs_from_json(values)[1]
-    assert (train.step, train.share_dropout, train.precision) == ("fast", False, "float32")
-
-
-@pytest.mark.parametrize(
-    ("field", "changes"),
-    [
-        ("step", {"step": "slow"}),
-        ("share_dropout", {"share_dropout": 1}),
-        ("precision", {"precision": "float16"}),
-        ("share_dropout", {"step": "textbook", "share_dropout": True}),
-        ("precision", {"step": "textbook", "precision": "bfloat16"}),
-        ("precision", {"perturbation": "fgsm", "precision": "bfloat16"}),
-    ],
-    ids=str,
-)
-def test_bad_values_name_the_field(field: str, changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=rf"TrainConfig\.{field} must be .*got"):
-        dataclasses.replace(TRAIN, **changes)
