@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmer_fast.bench.soft_topk.baselines import problem
+from mmer_fast.bench.soft_topk.baselines import problem, scalings
 from mmer_fast.data import Batch
 from mmer_fast.models import RobMMR, RobMMRConfig
 from mmer_fast.models.attention import MultiHeadAttention
@@ -39,10 +39,7 @@ def sinkhorn_mask(config: RobMMRConfig, scores_bt: Tensor, lengths_b: Tensor) ->
     counts_b = lengths_b.clamp(min=1)  # where a modality is absent, a unit of its padding
     cost, a, b, n = problem(scores_bt, config.mask_ratio * counts_b.to(scores_bt.dtype), counts_b)
     kernel = (-cost / config.mask_epsilon).exp()
-    v = torch.ones_like(b)
-    for _ in range(SINKHORN_ITERATIONS):
-        u = a / torch.matmul(kernel, v[:, :, None]).squeeze(-1)
-        v = b / torch.matmul(u[:, None, :], kernel).squeeze(-2)
+    u, v = scalings(kernel, a, b, SINKHORN_ITERATIONS)
     return u * v[:, :1] * kernel[..., 0] * n
 
 

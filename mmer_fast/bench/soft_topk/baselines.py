@@ -110,11 +110,17 @@ def sinkhorn_exp(scores: Tensor, k: int | Tensor, epsilon: float, lengths: Tenso
     """200 Sinkhorn iterations on exp(-C/epsilon): quicker, and NaN where epsilon is small."""
     cost, a, b, n = problem(scores, k, lengths)
     kernel = (-cost / epsilon).exp()
+    u, v = scalings(kernel, a, b, SINKHORN_ITERATIONS)
+    return (u * v[:, 1:] * kernel[..., 1] * n).to(scores.dtype)
+
+
+def scalings(kernel: Tensor, a: Tensor, b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """u (R, n) and v (R, 2) after Sinkhorn iterations: the plan is ``u_i kernel_ij v_j``, with marginals a and b."""
     v = torch.ones_like(b)
-    for _ in range(SINKHORN_ITERATIONS):
+    for _ in range(iterations):
         u = a / torch.matmul(kernel, v[:, :, None]).squeeze(-1)
         v = b / torch.matmul(u[:, None, :], kernel).squeeze(-2)
-    return (u * v[:, 1:] * kernel[..., 1] * n).to(scores.dtype)
+    return u, v
 
 
 class _SinkhornImplicit(_ImplicitBackward):
