@@ -5,7 +5,7 @@ Modalities are a mapping name → feature size, in a fixed order; nothing here k
 they mean. Every part is callable alone (`encode`, `fuse`, `decode`, `temporal_masks`), so that a training
 algorithm can reuse intermediate results; `forward` is their plain composition.
 
-Between its input and its output every tensor holds the valid tokens of all samples end to end (`mmer_fast.packing`):
+Between input and output every tensor holds the valid tokens of all samples end to end (`mmer_fast.ops.packing`):
 no linear layer, LayerNorm, feed-forward or attention computes padding.
 
 Shape suffixes: b batch, t time of a modality, n tokens of a modality or of all of them, f features, d width, k labels.

@@ -6,7 +6,6 @@ What is saved, and why no number changes:
                  gradients that arrive there from the three are summed, and the backward pass of E^x runs once, on the
                  sum.
     M^x          One launch of SOFT top-k for all modalities (`mmer_fast.models.masking`).
-
     layouts      Where the tokens are is found once, on the CPU where the batch comes from; no pass waits for a GPU.
 
 In forward passes of E^x this is 2 instead of 3 (clean, masked), in backward passes 2 instead of 3, or of 4 where the
