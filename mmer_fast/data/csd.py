@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,10 @@ import numpy as np
 
 from mmer_fast._files import write_folder_atomically
 from mmer_fast.data.containers import MultiModalData, Split
+from mmer_fast.data.csd_file import entries_of, entry_of, holds_numbers, root_name, write_file
 from mmer_fast.data.errors import DataError, MissingPart
 from mmer_fast.data.formats import Format, Source
-from mmer_fast.data.hdf5 import member, numbers, open_hdf5, require_h5py, rows, subgroup, write_hdf5
+from mmer_fast.data.hdf5 import open_hdf5, require_h5py, rows
 from mmer_fast.data.labels import as_numbers, from_columns
 from mmer_fast.data.needs import SPLITS, Needs
 from mmer_fast.data.sequences import pad
@@ -107,11 +109,11 @@ def _roles(folder: Path, notes: list[str]) -> tuple[Path, dict[str, Path]]:
     labels, features, names = [], {}, {}
     for file in sorted(folder.glob("*.csd")):
         with open_hdf5(file) as h5:
-            root = _root(h5, file)
+            root = root_name(h5, file)
             called = f"{file.stem} {root}".lower()
             if "label" in called:
                 labels.append(file)
-            elif not _holds_numbers(h5, file):
+            elif not holds_numbers(h5, file):
                 notes.append(f"{file.name}: holds no numbers, left out")
             else:
                 features[file] = re.sub(r"\W+", "_", file.stem).lower()
@@ -133,35 +135,14 @@ def _roles(folder: Path, notes: list[str]) -> tuple[Path, dict[str, Path]]:
     return labels[0], {name: result[name] for name in [*order, *(n for n in result if n not in order)]}
 
 
-def _root(h5: Any, file: Path) -> str:
-    names = list(h5)
-    if len(names) != 1:
-        raise DataError(f"{file}: expected one root group; got {', '.join(names[:8]) or 'none'}")
-    return names[0]
-
-
-def _data(h5: Any, file: Path) -> Any:
-    return subgroup(subgroup(h5, _root(h5, file), str(file)), "data", str(file))
-
-
-def _holds_numbers(h5: Any, file: Path) -> bool:
-    data = _data(h5, file)
-    first = next(iter(data), None)
-    if first is None:
-        raise DataError(f"{file}: data: expected an entry a video; got none")
-    where = f"{file}: {first!r}"
-    found = member(subgroup(data, first, where), "features", where)
-    return getattr(getattr(found, "dtype", None), "kind", "") == "f"
-
-
 def _labels(file: Path) -> tuple[list[_Segment], np.ndarray]:
     """All segments, and their (S, K) labels."""
     segments: list[_Segment] = []
     values = []
     with open_hdf5(file) as h5:
-        data = _data(h5, file)
+        data = entries_of(h5, file)
         for entry in data:
-            intervals, features = _entry(data, entry, file, "fiu")
+            intervals, features = entry_of(data, entry, file, "fiu")
             times = intervals[()].astype(np.float64)
             segments += [_Segment(entry, i, start, end) for i, (start, end) in enumerate(times.tolist())]
             values.append(as_numbers(f"{file}: {entry!r}", features[()], len(times)))
@@ -169,18 +150,6 @@ def _labels(file: Path) -> tuple[list[_Segment], np.ndarray]:
                 got, expected = values[-1].shape[1], values[0].shape[1]
                 raise DataError(f"{file}: {entry!r}: expected {expected} label columns; got {got}")
     return segments, np.concatenate(values)
-
-
-def _entry(data: Any, entry: str, file: Path, kinds: str = "f") -> tuple[Any, Any]:
-    """The intervals (T, 2) and features (T, D) of an id, not yet read."""
-    where = f"{file}: {entry!r}"
-    group = subgroup(data, entry, where)
-    intervals, features = numbers(group, "intervals", where, "fiu"), numbers(group, "features", where, kinds)
-    if intervals.shape != (len(features), 2) or 0 in features.shape:
-        raise DataError(
-            f"{where}: expected features (T, D) and intervals (T, 2); got {features.shape} and {intervals.shape}"
-        )
-    return intervals, features
 
 
 def _chosen(folder: Path, segments: list[_Segment], needs: Needs, notes: list[str]) -> dict[str, list[int]]:
@@ -227,7 +196,7 @@ def _steps(file: Path, segments: list[_Segment]) -> list[np.ndarray]:
     """For each segment the rows of the modality's entry that belong to it."""
     steps, middles = [], {}
     with open_hdf5(file) as h5:
-        data = _data(h5, file)
+        data = entries_of(h5, file)
         present = set(data)
         for segment in segments:
             name = _name_in(present, segment)
@@ -235,7 +204,7 @@ def _steps(file: Path, segments: list[_Segment]) -> list[np.ndarray]:
                 steps.append(np.empty(0, np.int64))
                 continue
             if name not in middles:
-                middles = {name: _entry(data, name, file)[0][()].astype(np.float64).mean(axis=1)}
+                middles = {name: entry_of(data, name, file)[0][()].astype(np.float64).mean(axis=1)}
             times = middles[name]
             whole = _ALIGNED_ID.fullmatch(name) is not None
             inside = np.ones(len(times), bool) if whole else (times >= segment.start) & (times < segment.end)
@@ -254,16 +223,16 @@ def _features(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(N, T, D) features and (N,) lengths of a split's segments."""
     with open_hdf5(file) as h5:
-        data = _data(h5, file)
+        data = entries_of(h5, file)
         present = set(data)
-        size = _entry(data, next(iter(data)), file)[1].shape[1]
+        size = entry_of(data, next(iter(data)), file)[1].shape[1]
 
         def sequences() -> Any:
             held: tuple[str, np.ndarray] = ("", np.empty((0, size), np.float32))
             for segment, steps in wanted:
                 entry = _name_in(present, segment)
                 if entry is not None and len(steps) and entry != held[0]:
-                    held = (entry, rows(_entry(data, entry, file)[1]))
+                    held = (entry, rows(entry_of(data, entry, file)[1]))
                     if held[1].shape[1] != size:
                         raise DataError(f"{file}: {entry!r}: expected {size} features; got {held[1].shape[1]}")
                 yield held[1][steps]
@@ -288,13 +257,15 @@ def write_csd(data: MultiModalData, path: str | Path) -> None:
     def write(folder: Path) -> None:
         (folder / SPLITS_FILE).write_text(json.dumps(videos, indent=1), encoding="utf-8")
         for modality in data.modalities:
-            _write_file(folder / f"{modality}.csd", modality, _entries(data, videos, modality))
-        _write_file(folder / "labels.csd", "All Labels", _entries(data, videos, None))
+            write_file(folder / f"{modality}.csd", modality, _entries(data, videos, modality))
+        write_file(folder / "labels.csd", "All Labels", _entries(data, videos, None))
 
     write_folder_atomically(Path(path), write)
 
 
-def _entries(data: MultiModalData, videos: dict[str, list[str]], modality: str | None) -> Any:
+def _entries(
+    data: MultiModalData, videos: dict[str, list[str]], modality: str | None
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """(video, features, intervals) of a modality, or of the labels."""
     for name, split in data.splits.items():
         if modality is None:
@@ -311,20 +282,6 @@ def _entries(data: MultiModalData, videos: dict[str, list[str]], modality: str |
             intervals = [np.stack([edge[:-1], edge[1:]], axis=1) for edge in edges if len(edge)]
             if intervals:
                 yield video, np.concatenate(parts), np.concatenate(intervals)
-
-
-def _write_file(path: Path, root: str, entries: Any) -> None:
-    def fill(h5: Any) -> None:
-        data = h5.create_group(f"{root}/data")
-        for video, features, intervals in entries:
-            group = data.create_group(video)
-            group.create_dataset("features", data=features)
-            group.create_dataset("intervals", data=intervals)
-        metadata = h5.create_group(f"{root}/metadata")
-        for key, value in {"root name": root, "dataset name": "synthetic", "alignment compatible": True}.items():
-            metadata.create_dataset(key, data=np.array([json.dumps(value)], dtype=object))
-
-    write_hdf5(path, fill)
 
 
 FORMAT = Format(
