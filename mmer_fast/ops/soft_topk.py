@@ -83,9 +83,9 @@ def soft_topk(
         mask: ``(..., n)`` bool, True where an entry takes part; an alternative to `lengths`.
         largest: False chooses the k smallest, as the code published with RobMMR does.
         normalizer: Z, a number > 0, or ``"max"``: the largest cost of the whole batch, detached (published code).
-        solver: ``"newton"``: the fixed point, in a few sweeps of a row (at most 10, on a GPU 11, in every family
-            of rows that is tested, 96 in any); ``"sinkhorn"``: the output of the published operator after `iterations`
-            Sinkhorn iterations.
+        solver: ``"newton"``: the fixed point, in a few sweeps of a row (in every family of rows that is tested at
+            most 10, or 11 with the GPU kernels; 96 in any); ``"sinkhorn"``: the output of the published operator after
+            `iterations` Sinkhorn iterations.
         iterations: Sinkhorn iterations, >= 1; only with ``solver="sinkhorn"`` (default 100).
         return_info: also return a `SoftTopKInfo`.
         backend: ``"reference"``, ``"cpu"``, ``"cuda"`` or ``"triton"``; None chooses (`mmer_fast.use_backend`).

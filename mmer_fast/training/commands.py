@@ -1,4 +1,4 @@
-"""The commands of `mmer-fast`: train, evaluate, predict; those for data files are in `mmer_fast.data.commands`."""
+"""The commands train, config, evaluate and predict; those for data files are in `mmer_fast.data.commands`."""
 
 from __future__ import annotations
 
