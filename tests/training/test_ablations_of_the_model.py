@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from small_training import MODEL, TRAIN, Silent, StopAt, small_data, small_model, train
-from test_fast_step import DROPOUT, compare, make_batch, make_model, run
+from step_twins import DROPOUT, compare, make_batch, make_model, run
 from torch import Tensor
 
 from mmer_fast.data import Batch

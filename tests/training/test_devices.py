@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from small_training import MODEL, Silent, StopAt, small_data, train
-from test_fast_step import make_batch, make_model, run, shrunk
+from step_twins import make_batch, make_model, run, shrunk
 from torch import Tensor
 
 from mmer_fast.training import Algorithm1, FastStep

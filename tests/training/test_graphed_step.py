@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from small_training import Silent, small_data, train
-from test_fast_step import DROPOUT, NO_DROPOUT, assert_same, make_model, run, shrunk
+from step_twins import DROPOUT, NO_DROPOUT, assert_same, make_model, run, shrunk
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode

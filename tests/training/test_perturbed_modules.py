@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from small_training import MODEL, TRAIN, Silent, StopAt, train
-from test_fast_step import DROPOUT, compare, make_batch, make_model, run
+from step_twins import DROPOUT, compare, make_batch, make_model, run
 from torch import Tensor
 
 from mmer_fast import cli
