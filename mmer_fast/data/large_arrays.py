@@ -43,7 +43,7 @@ def zeros(shape: Sequence[int], dtype: np.typing.DTypeLike = np.float32) -> np.n
         return np.zeros(shape, dtype)
     try:
         with tempfile.TemporaryFile(prefix="mmer_fast-") as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # else a full disk would be a signal at some later write
+            os.posix_fallocate(file.fileno(), 0, size)  # else a full disk would be a SIGBUS at some later write
             mapped = mmap.mmap(file.fileno(), size)
     except OSError as error:
         if size < available:

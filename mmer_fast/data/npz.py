@@ -90,7 +90,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         try:
             archive = np.load(file, allow_pickle=False)
         except Exception as error:  # a damaged file can raise anything
-            # What is no archive NumPy takes for a pickle, and says how to load it unsafely.
+            # NumPy takes what is not an archive for a pickle, and its message says how to load that unsafely.
             reason = "it is no zip archive" if "allow_pickle" in str(error) else str(error)[:200]
             raise DataError(f"{path}: not a readable .npz file ({reason})") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):

@@ -40,7 +40,7 @@ class MaskNetwork(nn.Module):
         """Scores σ(H W + b), (N,), of the hidden states H (N, D) of units."""
         hidden_nd = hidden_nd.detach() if self.detach else hidden_nd
         scores_n = torch.sigmoid(self.linear(hidden_nd).squeeze(-1))
-        scores_n = scores_n if self.reversed else mf.grad_reverse(scores_n)  # and again: only scaled
+        scores_n = scores_n if self.reversed else mf.grad_reverse(scores_n)  # reversed twice: only scaled
         return mf.grad_reverse(scores_n, self.scale)
 
 

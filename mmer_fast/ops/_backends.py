@@ -70,7 +70,7 @@ def _reason(backend: str, device: str) -> str | None:
     return None
 
 
-# Filled at import: a call, traced or not, only looks up. Who has a CUDA tensor has a CUDA device.
+# Filled at import: a call, traced or not, only looks up. Where there is a CUDA tensor there is a CUDA device.
 _REASONS = {(backend, device): _reason(backend, device) for backend in BACKENDS for device in ("cpu", "cuda")}
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from mmer_fast.ops import _validate
 
-_FEWEST_PRODUCTS = 1 << 21  # multiplications that outweigh the dearer call
-_FEWEST_GRADIENT_PRODUCTS = 3 << 23  # and that outweigh the copies
+_FEWEST_PRODUCTS = 1 << 21  # multiplications from which on the more expensive call pays
+_FEWEST_GRADIENT_PRODUCTS = 3 << 23  # and from which on the copies pay
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

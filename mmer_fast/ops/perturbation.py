@@ -252,7 +252,7 @@ def _dense(name: str, tensors: list[Tensor]) -> None:
 def _fit(name: str, tensors: list[Tensor], other: str, others: list[Tensor], *, dtype: bool) -> None:
     if len(tensors) != len(others):
         raise ValueError(f"{name} must hold a tensor for each of the {len(others)} {other}, got {len(tensors)}")
-    if _all_fit(tensors, others, dtype):  # a look is cheaper than words
+    if _all_fit(tensors, others, dtype):  # one quick check; what follows finds out what to say
         return
     _dense(name, tensors)
     _validate.same_device(f"{name}[0]", tensors[0], others[0], other)

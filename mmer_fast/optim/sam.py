@@ -138,7 +138,7 @@ class SAM(torch.optim.Optimizer):
             if (sam := own()) is not None:
                 sam._adopt(base)
 
-        base.register_load_state_dict_post_hook(adopt)  # who loads into the base alone gives it new groups
+        base.register_load_state_dict_post_hook(adopt)  # loading into the base alone gives it new groups
         self._adopt(base)
 
     def _adopt(self, base: torch.optim.Optimizer) -> None:

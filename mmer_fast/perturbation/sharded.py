@@ -23,7 +23,7 @@ from mmer_fast.perturbation.selection import Named
 def is_dtensor(tensor: Tensor) -> bool:
     if type(tensor) is torch.nn.Parameter or type(tensor) is Tensor:
         return False
-    module = sys.modules.get("torch.distributed.tensor")  # not imported: nobody has one
+    module = sys.modules.get("torch.distributed.tensor")  # not imported: there are none
     return module is not None and isinstance(tensor, module.DTensor)
 
 

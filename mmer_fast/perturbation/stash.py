@@ -1,7 +1,7 @@
 """What is kept of each parameter: memory for its bits, allocated once, and whether it is perturbed right now.
 
 The records live as long as the parameters do. So a loop that perturbs the same weights again finds their stash, and a
-second perturbation of weights that are perturbed already is noticed, whoever asks for it.
+second perturbation of weights that are perturbed already is noticed, wherever it comes from.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def train(
             directory.mkdir(parents=True, exist_ok=True)
         console = Console(quiet=not show)
         results = train_shown(run, loaded, directory, world.device, console, tensorboard=tensorboard, world=world)
-    if world.first:  # the others do not wait for it, who would lose patience where it takes long
+    if world.first:  # the others do not wait for it: where it takes long they would time out
         draw(results, loaded, directory, world)
     return Run(directory, world.device)
 

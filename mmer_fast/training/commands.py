@@ -125,7 +125,7 @@ def train(
         console = Console()
         with _end_explained(out, world):
             results = train_shown(run, loaded, out, world.device, console, tensorboard=tensorboard, world=world)
-    if world.first:  # the others do not wait for it, who would lose patience where it takes long
+    if world.first:  # the others do not wait for it: where it takes long they would time out
         with _end_explained(out, world):
             draw(results, loaded, out, world)
         _show(results, loaded, out, console)
@@ -159,7 +159,7 @@ def evaluate(
         raise RunError(f"{data}: expected the labels {header['label_names']}; got {loaded.label_names}")
     options = {"threshold": header["threshold"], "batch_size": batch_size or header["evaluation_batch_size"]}
     if conditions:
-        from mmer_fast.systems.mmin.evaluation import evaluate_conditions  # no system is imported unasked
+        from mmer_fast.systems.mmin.evaluation import evaluate_conditions  # imported only where needed
 
         if len(model.modalities) < 2:
             raise RunError(f"--conditions: expected at least two modalities, got {', '.join(model.modalities)}")

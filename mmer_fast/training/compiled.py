@@ -24,7 +24,7 @@ def compile_stacks(model: RobMMR, backend: str = "inductor") -> None:
     import torch._functorch.config
 
     torch._functorch.config.donated_buffer = False
-    # Float32 products are as exact as without compilation, and torch's advice to have them otherwise is not for us.
+    # float32 products stay as exact as without compilation: torch's advice to use TF32 is not wanted.
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores for float32")
     stacks: list[nn.Module | None] = [*model.unimodal_encoders.values(), model.multimodal_encoder, model.decoder]
     for stack in stacks:

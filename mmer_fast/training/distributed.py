@@ -205,7 +205,7 @@ def joined(
     limit = timedelta(seconds=timeout)
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=limit))
-    except (dist.DistError, ValueError) as error:  # nobody there in time; an environment variable missing
+    except (dist.DistError, ValueError) as error:  # nobody came in time, or an environment variable is missing
         cause = str(error).partition("\n")[0]
         what = f"the processes of this training did not come together within {timeout:g} s (--timeout)"
         raise ProcessFailed(f"{what}: {cause}", reported=False) from error
@@ -255,7 +255,7 @@ def _first_failure(store: dist.Store) -> bool:
     """Whether no other process has failed before; counts this one."""
     try:
         return store.add("mmer_fast/failures", 1) == 1
-    except RuntimeError:  # whoever keeps the store is gone
+    except RuntimeError:  # the process that holds the store has ended
         return True
 
 

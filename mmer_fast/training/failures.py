@@ -1,8 +1,8 @@
 """How training stops where it cannot go on: a loss or weight that is not finite, or memory that ran out.
 
 It ends with a `TrainingError` of one line: what happened in which step, what is kept on disk, what to try. The losses
-are looked at where training reads them anyway, weights and optimiser before a state is saved, so that no state is that
-is not finite. Which tensor it began with is looked for only then (`mmer_fast.training.finite`).
+are looked at where training reads them anyway, weights and optimiser before a state is saved, so that no
+state that is saved is not finite. Which tensor it began with is looked for only then (`mmer_fast.training.finite`).
 
 Where processes train together, what is not finite ends all of them, and they come together for its state. Memory may
 run out in one alone: that one asks nothing of the others, and so keeps no state.
@@ -120,7 +120,7 @@ class Failures:
         """Keep the state for a post-mortem and end training at, or shortly before, step `step` (from 1)."""
         config = self.config
         kept = self.files.write_failed(self.state, self._batches()[step - 1])
-        self.world.wait()  # none may end, and with it all, before it is on disk
+        self.world.wait()  # no process may end, which ends them all, before it is on disk
         place = f"step {step}" if exact else f"in one of the {min(step, config.log_every)} steps up to step {step}"
         raise TrainingError(
             f"{what} in epoch {self.state.progress.epoch + 1}, {place}; first tensor that is not: {culprit or 'none'}; "

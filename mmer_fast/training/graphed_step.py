@@ -196,7 +196,7 @@ class Captures:
                     with capturing:
                         result = recorded()
             except Exception as error:
-                torch.cuda.set_stream(before)  # where ending the capture failed too, this is left
+                torch.cuda.set_stream(before)  # still to be done where ending the capture failed, too
                 cause = (*causes, error)[0]
                 raise TrainingError(
                     f"CUDA cannot capture this step in a graph ({type(cause).__name__}: {cause}); train with "

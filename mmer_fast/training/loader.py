@@ -79,7 +79,7 @@ def _batches_of_workers(
     try:
         for batch in prepared:
             yield batch.to(device, non_blocking=True)
-    finally:  # not when the last reference goes: workers do not hear SIGTERM, by which Python would end them at exit
+    finally:  # not left to the last reference: workers block SIGTERM, by which Python would end them at exit
         prepared._shutdown_workers()
 
 
@@ -93,7 +93,7 @@ def _started(loader: DataLoader[Batch]) -> Any:
             return iter(loader)
     except OSError as error:  # no memory for one more process, too many of them, or too many open files
         for worker in multiprocessing.active_children():
-            if worker not in others:  # it would not hear the SIGTERM by which Python ends it at exit, and waits for it
+            if worker not in others:  # it blocks the SIGTERM by which Python ends it at exit, which would wait for it
                 worker.kill()
                 worker.join()
         cause = error.strerror or str(error)

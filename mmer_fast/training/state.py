@@ -1,4 +1,4 @@
-"""The state of a training: all that its next step depends on beside configuration and data.
+"""The state of a training: all that its next step depends on besides configuration and data.
 
 These are the weights, the optimiser, the random generators, the place in the data order (a permutation seeded by seed
 and epoch) and the running sums of the epoch. So training that was killed at any moment and goes on from a saved state

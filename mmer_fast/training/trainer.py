@@ -277,5 +277,5 @@ class Trainer:
                 f"saved of it before has {best.value:.4f} and is kept",
                 stacklevel=2,
             )
-        assert best is not None  # of no model a first one is better
+        assert best is not None  # the first model is better than none
         return best.epoch

@@ -99,7 +99,7 @@ class MemoryFusionNetwork(nn.Module):
         c_mbh, u_bu = h_mbh, x_tmbg.new_zeros(lengths_mb.shape[1], self.memory)
         for x_mbg, valid_mb in zip(x_tmbg, valid_tmb, strict=True):
             valid_mb1 = valid_mb[..., None]
-            next_h_mbh, c_mbh = self.lstm(x_mbg, h_mbh, c_mbh, u_bu)  # what c becomes after the end, nothing reads
+            next_h_mbh, c_mbh = self.lstm(x_mbg, h_mbh, c_mbh, u_bu)  # after a sequence's end nothing reads c
             next_h_mbh = torch.where(valid_mb1, next_h_mbh, h_mbh)
             u_bu = torch.where(valid_mb1.any(dim=0), self.update(h_mbh, next_h_mbh, u_bu), u_bu)
             h_mbh = next_h_mbh

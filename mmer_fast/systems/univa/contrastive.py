@@ -77,7 +77,7 @@ def va_contrastive_loss(
     loss_b, has_positive_b = _BlockedLoss.apply(
         anchors_bd / temperature, others_nd, va.detach(), others_va_n2.detach(), distance, own, block_rows
     )
-    if views == 2:  # all weights in the normaliser were half of what they are
+    if views == 2:  # with every sample there twice, the sum in the normaliser is twice this one
         loss_b = loss_b + math.log(2)
     if reduction == "none":
         return loss_b
