@@ -150,6 +150,51 @@ def quote(text: str | Path) -> str:
     return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
+def ninja_file(
+    build_folder: Path,
+    cxx: str,
+    cuda: tuple[Path, Path] | None,
+    older: dict[Path, str],
+    edges: list[tuple[str, Path, str]],
+    target: Path,
+    link: list[str],
+) -> str:
+    """The text of build.ninja.
+
+    Args:
+        build_folder: where the objects go.
+        cxx: the command of the C++ compiler, quoted.
+        cuda: from `want_cuda`.
+        older: from `write_older_glibc`.
+        edges: the sources: rule ("cxx" or "nvcc"), path and flags of each.
+        target: the library.
+        link: flags of its linking.
+    """
+    lines = [
+        f"rule cxx\n  command = {cxx} -MMD -MF $out.d $flags -c $in -o $out\n"
+        "  depfile = $out.d\n  deps = gcc\n  description = C++ $in",
+        f"rule nvcc\n  command = {quote(cuda[0]) if cuda else 'false'} -MD -MF $out.d $flags -c $in -o $out\n"
+        "  depfile = $out.d\n  deps = gcc\n  description = CUDA $in",
+        # Hidden visibility leaves what the headers of libstdc++ instantiate: the version script hides that too.
+        f"rule link\n  command = {cxx} -shared -Wl,--exclude-libs,ALL $in -o $out $flags\n  description = link $out",
+        f"rule older\n  command = {cxx} -shared -nostdlib -fPIC -fno-builtin -w -Wl,-soname,$soname "
+        "-Wl,--version-script=$out.map $in -o $out\n  description = older glibc $soname",
+    ]
+    for library in older:
+        source = quote(library.with_suffix(".cpp"))
+        script = quote(library.with_suffix(".so.map"))
+        lines.append(f"build {quote(library)}: older {source} | {script}\n  soname = {older[library]}")
+    objects = []
+    for i, (rule, source, flags) in enumerate(edges):
+        out = build_folder / f"{i:02d}_{source.stem}.o"
+        implicit = "" if rule == "nvcc" else f" | {quote(build_folder / 'build_info.h')}"
+        lines.append(f"build {quote(out)}: {rule} {quote(source)}{implicit}\n  flags = {flags}")
+        objects.append(quote(out))
+    lines.append(f"build {quote(target)}: link {' '.join(objects)} | {' '.join(map(quote, older))}")
+    lines.append(f"  flags = {' '.join(link)}")
+    return "\n".join(lines) + "\n"
+
+
 class NinjaBuild(build_ext):
     """Compiles through ninja: flags differ from file to file (one build of the CPU kernels per instruction set)."""
 
@@ -200,30 +245,7 @@ class NinjaBuild(build_ext):
         edges += [("cxx", ROOT / "kernels" / name, plain) for name in SOURCES["cpu"]]
         edges += [("cxx", ROOT / source, " ".join(torch_flags)) for source in ext.sources]
 
-        lines = [
-            f"rule cxx\n  command = {cxx} -MMD -MF $out.d $flags -c $in -o $out\n"
-            "  depfile = $out.d\n  deps = gcc\n  description = C++ $in",
-            f"rule nvcc\n  command = {quote(cuda[0]) if cuda else 'false'} -MD -MF $out.d $flags -c $in -o $out\n"
-            "  depfile = $out.d\n  deps = gcc\n  description = CUDA $in",
-            # Hidden visibility leaves what the headers of libstdc++ instantiate: the version script hides that too.
-            f"rule link\n  command = {cxx} -shared -Wl,--exclude-libs,ALL $in -o $out $flags\n"
-            "  description = link $out",
-            f"rule older\n  command = {cxx} -shared -nostdlib -fPIC -fno-builtin -w -Wl,-soname,$soname "
-            "-Wl,--version-script=$out.map $in -o $out\n  description = older glibc $soname",
-        ]
-        for library in older:
-            source = quote(library.with_suffix(".cpp"))
-            script = quote(library.with_suffix(".so.map"))
-            lines.append(f"build {quote(library)}: older {source} | {script}\n  soname = {older[library]}")
-        objects = []
-        for i, (rule, source, flags) in enumerate(edges):
-            out = build_folder / f"{i:02d}_{source.stem}.o"
-            implicit = "" if rule == "nvcc" else f" | {quote(build_folder / 'build_info.h')}"
-            lines.append(f"build {quote(out)}: {rule} {quote(source)}{implicit}\n  flags = {flags}")
-            objects.append(quote(out))
-        lines.append(f"build {quote(target)}: link {' '.join(objects)} | {' '.join(map(quote, older))}")
-        lines.append(f"  flags = {' '.join(link)}")
-        (build_folder / "build.ninja").write_text("\n".join(lines) + "\n")
+        (build_folder / "build.ninja").write_text(ninja_file(build_folder, cxx, cuda, older, edges, target, link))
         self.run_ninja(build_folder)
 
     def write_build_info(
