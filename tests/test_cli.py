@@ -19,9 +19,8 @@ import torch
 from command_line import mmer_fast, refused
 
 from mmer_fast import cli
-from mmer_fast.data import MultiModalData, load, make_synthetic, write_npz
-from mmer_fast.systems.mmin import restricted
-from mmer_fast.training import FastStep, Run
+from mmer_fast.data import load, make_synthetic, write_npz
+from mmer_fast.training import FastStep
 from mmer_fast.training.checkpoint import CheckpointError, read_tensors
 
 FOUR = ("Accuracy", "Hamming", "micro-F1", "macro-F1")
@@ -283,68 +282,6 @@ def test_evaluation_needs_a_model_and_fitting_data(
     for command in (["evaluate"], ["explain", "--sample", 0], ["predict", "--out", tmp_path / "p.csv"]):
         message = refused(capsys, *command, "--run", run, "--data", tmp_path / "text.npz")
         assert "expected at least one of the modalities audio, video that the model was trained on; got text" in message
-
-
-@pytest.fixture(scope="module")
-def only_audio(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data without a modality that the model was trained on."""
-    path = tmp_path_factory.mktemp("data") / "audio.npz"
-    write_npz(load(data).select(["audio"]), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def emptied(data: Path) -> MultiModalData:
-    """The same samples, where the modality is there and has length 0."""
-    whole = load(data)
-    whole.splits = {name: restricted(split, ["audio"]) for name, split in whole.splits.items()}
-    return whole.check()
-
-
-def test_a_modality_that_a_file_lacks_is_missing_in_every_sample(
-    run: Path, only_audio: Path, emptied: MultiModalData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    note = f"note: video is not in {only_audio}: treated as missing in every sample\n"
-    arguments = ("--run", run, "--data", only_audio, "--device", "cpu")
-    trained = Run(run, "cpu")
-
-    assert mmer_fast("predict", *arguments, "--out", tmp_path / "p.npz") == 0
-    assert capsys.readouterr().err == note
-    with np.load(tmp_path / "p.npz") as stored:
-        np.testing.assert_array_equal(stored["probabilities"], trained.predict(emptied).probabilities)
-    assert mmer_fast("evaluate", *arguments, "--json") == 0
-    captured = capsys.readouterr()
-    assert captured.err == note
-    assert json.loads(captured.out) == trained.evaluate(emptied)
-    assert mmer_fast("explain", *arguments, "--sample", 3) == 0
-    captured = capsys.readouterr()
-    assert captured.err == note
-    assert "video: missing in this sample" in captured.out
-
-
-def test_conditions_need_every_modality(run: Path, only_audio: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("evaluate", "--run", run, "--data", only_audio, "--device", "cpu", "--conditions")
-    assert mmer_fast(*arguments) == 2
-    assert "--conditions: expected all modalities in" in capsys.readouterr().err
-
-
-def test_python_warns_of_a_modality_that_the_data_lacks(run: Path, only_audio: Path, emptied: MultiModalData) -> None:
-    trained, expected = Run(run, "cpu"), f"video is not in {only_audio}: treated as missing in every sample"
-    with pytest.warns(UserWarning, match=expected) as caught:
-        got = trained.predict(only_audio).probabilities
-    assert caught[0].filename == __file__
-    np.testing.assert_array_equal(got, trained.predict(emptied).probabilities)
-    with pytest.warns(UserWarning, match=expected):
-        assert trained.evaluate(load(only_audio), "valid") == trained.evaluate(emptied, "valid")
-    with pytest.warns(UserWarning, match=expected):
-        explained = trained.explain(3, only_audio)
-    np.testing.assert_array_equal(explained.probabilities, trained.explain(3, emptied).probabilities)
-    assert explained.modalities["video"].length == 0
-    with pytest.warns(UserWarning, match=expected):
-        loaded = trained.load(only_audio)
-    assert list(loaded.modalities) == ["audio", "video"]
-    assert loaded.notes[-1] == expected
-    assert loaded.check() is loaded
 
 
 def test_a_modality_name_that_no_module_can_have_is_refused(
