@@ -155,7 +155,7 @@ def _compute(
     split, threshold = data.splits[SPLIT], header["threshold"]
     probabilities_nk = predict_probabilities(model, split, header["evaluation_batch_size"])
     labels_nk = torch.from_numpy(split.labels)
-    analysis.labels = label_results(probabilities_nk, labels_nk, data.label_names, threshold)
+    analysis.labels = label_results(probabilities_nk, labels_nk, data.label_names, threshold, model.outputs)
     analysis.calibration = calibration(probabilities_nk, labels_nk)
     if not isinstance(model, RobMMR):
         return

@@ -115,11 +115,18 @@ def _curves(runs: Sequence[RunAnalysis]) -> list[RunCurves]:
 
 
 def _results(runs: Sequence[RunAnalysis]) -> Html:
-    threshold = ", ".join(sorted({f"{run.config.train.threshold:g}" for run in runs}))
-    ours = tag(
-        "div", metrics_table(runs), note(f"Of the chosen epoch; a label is predicted above {threshold}. {MEANING}")
-    )
+    ours = tag("div", metrics_table(runs), note(f"Of the chosen epoch; {_decision(runs)}. {MEANING}"))
     return section("Metrics", tag("div", ours, published_table(), class_="columns"), anchor="metrics")
+
+
+def _decision(runs: Sequence[RunAnalysis]) -> str:
+    """What is predicted, in words."""
+    configs = [run.config for run in runs]
+    above = sorted({f"{one.train.threshold:g}" for one in configs if one.outputs.decision == "threshold"})
+    words = [f"a label is predicted above {', '.join(above)}"] if above else []
+    if any(one.outputs.decision == "argmax" for one in configs):
+        words.append("of classes the most probable one is predicted")
+    return "; ".join(words)
 
 
 def _labels(runs: Sequence[RunAnalysis]) -> Html | None:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 from torchmetrics.functional.classification import multilabel_average_precision, multilabel_stat_scores
 
+from mmer_fast.models.outputs import LABELS, Outputs
 from mmer_fast.report.page import Content, Html, number, table, tag
 
 
@@ -41,7 +42,11 @@ class LabelResult:
 
 
 def label_results(
-    probabilities_nk: Tensor, labels_nk: Tensor, names: Sequence[str], threshold: float
+    probabilities_nk: Tensor,
+    labels_nk: Tensor,
+    names: Sequence[str],
+    threshold: float,
+    outputs: Outputs = LABELS,
 ) -> list[LabelResult]:
     """Results of every label.
 
@@ -49,10 +54,11 @@ def label_results(
         probabilities_nk: (N >= 1, K) floating, in [0, 1].
         labels_nk: (N, K), 0 or 1.
         names: K.
-        threshold: a label is predicted where its probability lies above.
+        threshold: a label is predicted where its probability lies above, unless `outputs` chooses one class.
+        outputs: of the model: how probabilities become predictions.
     """
     counts: dict[str, Any] = {"num_labels": len(names), "validate_args": False}
-    predicted_nk, y_nk = (probabilities_nk > threshold).long(), labels_nk.long()
+    predicted_nk, y_nk = outputs.predictions(probabilities_nk, threshold).long(), labels_nk.long()
     scores_k5 = multilabel_stat_scores(predicted_nk, y_nk, average="none", **counts).reshape(len(names), 5)
     average_precisions = _average_precisions(probabilities_nk, y_nk)
     results = []

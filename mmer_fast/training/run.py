@@ -28,6 +28,7 @@ from mmer_fast.data import MultiModalData, Split
 from mmer_fast.models import RobMMR
 from mmer_fast.models.config import config_from_dict
 from mmer_fast.models.network import Network
+from mmer_fast.models.outputs import Outputs
 from mmer_fast.training.checkpoint import CheckpointError, read_json, read_tensors, write_json
 from mmer_fast.training.config import TrainConfig
 from mmer_fast.training.data_parallel import prepare
@@ -66,6 +67,11 @@ class RunConfig:
     def kind(self) -> System:
         """What the system is."""
         return find_system(self.system)
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the logits of its model mean."""
+        return self.kind.outputs(self.data["modalities"], len(self.data["label_names"]), self.model)
 
     def to_json(self) -> dict[str, Any]:
         return {"system": self.system, **self.kind.to_json(self.model, self.train), "data": self.data}

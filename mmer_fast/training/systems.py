@@ -10,6 +10,7 @@ from typing import Any
 from mmer_fast.data import MultiModalData
 from mmer_fast.models import RobMMR, RobMMRConfig
 from mmer_fast.models.network import Network
+from mmer_fast.models.outputs import LABELS, Outputs
 from mmer_fast.models.robmmr import check_outline
 from mmer_fast.systems.interface import SystemModel
 from mmer_fast.systems.registry import NAMES, ROBMMR, SISTERS
@@ -92,6 +93,12 @@ class System:
     def build(self, modalities: Mapping[str, int], labels: int, config: Any) -> Network:
         """A freshly initialised network."""
         return self.network(modalities, labels, config)
+
+    def outputs(self, modalities: Mapping[str, int], labels: int, config: Any) -> Outputs:
+        """What the logits of such a network mean."""
+        if not issubclass(self.network, SystemModel):
+            return LABELS
+        return self.network.outline(modalities, labels, config).outputs
 
     def check_data(self, data: MultiModalData, model: Any, train: LoopConfig) -> None:
         """Refuse data that this system cannot be trained on with these configurations.

@@ -18,6 +18,7 @@ import mmer_fast.training
 from mmer_fast.ablation.comparison import comparison
 from mmer_fast.ablation.plan import make_plan
 from mmer_fast.data import MultiModalData, make_synthetic, write_npz
+from mmer_fast.report.analysis import DataCache, analyse
 from mmer_fast.systems import registry
 from mmer_fast.training.api import Run
 from mmer_fast.training.commands import app
@@ -120,6 +121,12 @@ def test_classes_are_chosen_and_measured_as_classes(single: MultiModalData, tmp_
     assert test["overall_accuracy"] == pytest.approx(right)
     assert test["micro_f1"] == pytest.approx(right)  # one label a sample, one predicted
     assert 0 <= test["unweighted_accuracy"] <= 1
+    analysis = analyse(run.directory, "run", DataCache(single), torch.device("cpu"), timing=False)
+    assert analysis.labels is not None
+    assert [label.f1 for label in analysis.labels] == pytest.approx(test["per_label_f1"])
+    page = (run.directory / "report.html").read_text(encoding="utf-8")
+    assert "of classes the most probable one is predicted" in page
+    assert "a label is predicted above" not in page
 
 
 def test_dialogues_stay_whole(single: MultiModalData, tmp_path: Path) -> None:
