@@ -183,7 +183,7 @@ def _mean_average_precision(p_nk: Tensor, y_nk: Tensor) -> float:
     n_present = int(present_k.sum())
     if n_present == 0:
         return math.nan
-    scores = p_nk[:, present_k].float()
+    scores = p_nk[:, present_k].to(torch.promote_types(p_nk.dtype, torch.float32))
     return multilabel_average_precision(
         scores, y_nk[:, present_k].long(), num_labels=n_present, average="macro", validate_args=False
     ).item()

@@ -78,6 +78,12 @@ def test_on_many_samples_against_scikit_learn():
     assert got["mean_average_precision"] == pytest.approx(ap, abs=1e-5)
 
 
+def test_average_precision_orders_in_float64():
+    p = np.array([[1 - 1e-9], [1 - 2e-9], [1 - 3e-9], [0.2]])  # the first three are one number in float32
+    y = np.array([[1], [0], [0], [0]])
+    assert multilabel_metrics(p, y)["mean_average_precision"] == 1
+
+
 def test_empty_union_convention():
     p, y = np.array([[0.9, 0.1], [0.1, 0.1]]), np.array([[1, 0], [0, 0]])
     assert multilabel_metrics(p, y)["accuracy"] == 0.5
