@@ -79,13 +79,33 @@ class UniVA(SystemModel):
             label_similarity(labels, config)
 
     @classmethod
+    def check_inputs(cls, data: MultiModalData, config: UniVAConfig) -> None:
+        """Refuse samples with more tokens than there are learned positions.
+
+        Raises:
+            DataError: naming the split and the modality, and the settings that take longer ones.
+        """
+        if config.positions != "learned":
+            return
+        for name, split in data.splits.items():
+            for modality in data.modalities:
+                longest = int(split.lengths[modality].max(initial=0))
+                if longest > config.max_length:
+                    raise DataError(
+                        f"{name} {modality}: expected lengths of at most UniVAConfig.max_length={config.max_length}, "
+                        f"the number of learned positions; got {longest}: raise max_length, or set positions to "
+                        f"sinusoidal or none"
+                    )
+
+    @classmethod
     def check_data(cls, data: MultiModalData, config: UniVAConfig) -> None:
-        """Refuse data without VA scores, where the contrastive loss needs them, or with labels that the prior does not
-        know.
+        """Refuse what `check_inputs` does, and data without VA scores, where the contrastive loss needs them, or with
+        labels that the prior does not know.
 
         Raises:
             DataError: saying what is missing, and which data has it or which setting does without.
         """
+        cls.check_inputs(data, config)
         if config.contrast:
             for modality in data.modalities:
                 _check_scores(data.splits["train"], VA + modality)

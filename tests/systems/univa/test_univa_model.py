@@ -143,6 +143,17 @@ def test_data_that_is_refused(data: MultiModalData) -> None:
         UniVA.check_data(replace(data, splits={**data.splits, "train": damaged}), small_config(contrast=False))
 
 
+def test_samples_longer_than_the_learned_positions_are_refused(data: MultiModalData) -> None:
+    longest = int(data.splits["valid"].lengths["video"].max())
+    short = {name: split for name, split in data.splits.items() if name == "valid"}
+    for check in (UniVA.check_data, UniVA.check_inputs):
+        with pytest.raises(DataError, match=r"train text: .* at most UniVAConfig\.max_length=3, .*; got 8: raise"):
+            check(data, small_config(max_length=3))
+        check(data, small_config(max_length=3, positions="sinusoidal"))
+        check(data, small_config(max_length=8))
+    UniVA.check_inputs(replace(data, splits=short), small_config(max_length=longest))
+
+
 def test_errors_of_the_model(data: MultiModalData) -> None:
     with pytest.raises(ValueError, match=r"UniVAConfig\.emotions must name the 7 labels, got 6: happy\+sad"):
         UniVA({"a": 2}, 7, small_config())
