@@ -129,6 +129,13 @@ def test_classes_are_chosen_and_measured_as_classes(single: MultiModalData, tmp_
     assert "a label is predicted above" not in page
 
 
+@pytest.mark.parametrize(
+    "name", ["m3er", "mmgcn", "mmin", "cross-culture", "semi-supervised", "univa", "mult", "hhmpn"]
+)
+def test_what_was_published_without_weight_decay_has_none(name: str) -> None:
+    assert find_system(name).preset("authors")[1].weight_decay == 0
+
+
 def test_dialogues_stay_whole(single: MultiModalData, tmp_path: Path) -> None:
     split = single.splits["train"]
     config = LoopConfig(batch_size=4)

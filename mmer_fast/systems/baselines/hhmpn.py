@@ -164,7 +164,14 @@ class HHMPN(Baseline):
             train={"learning_rate": 1.5e-3, "clip_norm": 1.0, "epochs": 12},
         ),
         "authors": Preset(
-            train={"learning_rate": 1e-5, "batch_size": 64, "accumulation": 8, "epochs": 50, "selection": "micro_f1"}
+            train={
+                "learning_rate": 1e-5,
+                "weight_decay": 0.0,
+                "batch_size": 64,
+                "accumulation": 8,
+                "epochs": 50,
+                "selection": "micro_f1",
+            }
         ),
     }
 

@@ -148,7 +148,9 @@ class MulT(Baseline):
             model={"levels": 2, "embedding_dropout": 0.1},
             train={"learning_rate": 2e-3, "clip_norm": 0.8, "epochs": 12},
         ),
-        "authors": Preset(train={"learning_rate": 1e-3, "batch_size": 24, "clip_norm": 0.8, "epochs": 40}),
+        "authors": Preset(
+            train={"learning_rate": 1e-3, "weight_decay": 0.0, "batch_size": 24, "clip_norm": 0.8, "epochs": 40}
+        ),
     }
 
     config: MulTConfig
