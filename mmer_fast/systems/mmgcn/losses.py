@@ -22,7 +22,8 @@ def focal_loss(logits_bk: Tensor, class_b: Tensor, gamma: float = 2.0) -> Tensor
         gamma: γ >= 0; 0 is the negative log-likelihood.
     """
     log_p_b = logits_bk.log_softmax(dim=1).gather(1, class_b[:, None]).squeeze(1)
-    return -((-log_p_b.expm1()) ** gamma * log_p_b).mean()
+    wrong_b = (-log_p_b.expm1()).clamp(min=torch.finfo(log_p_b.dtype).tiny)  # at 0 the slope of x^γ, γ < 1, is infinite
+    return -(wrong_b**gamma * log_p_b).mean()
 
 
 def authors_focal_loss(logits_bk: Tensor, class_b: Tensor, gamma: float = 2.5) -> Tensor:

@@ -119,7 +119,7 @@ def test_focal_losses_against_their_sums():
 
 def test_focal_loss_of_a_certain_prediction_has_a_gradient():
     logits = torch.tensor([[200.0, -200.0]], requires_grad=True)
-    for gamma in (0.0, 1.0, 2.5):
+    for gamma in (0.0, 0.5, 1.0, 2.5):
         (gradient,) = torch.autograd.grad(focal_loss(logits, torch.tensor([0]), gamma), logits)
         assert gradient.isfinite().all()
 
