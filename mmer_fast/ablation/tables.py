@@ -11,6 +11,7 @@ from mmer_fast.ablation.suites import MINUS
 from mmer_fast.report.page import Html, table
 from mmer_fast.report.published import METRICS as PUBLISHED_METRICS
 from mmer_fast.report.tables import shift_names, shown
+from mmer_fast.training.best import only_pretrained
 
 DASH = "\N{EN DASH}"
 
@@ -147,4 +148,9 @@ def remarks(results: SuiteResults) -> list[str]:
         if row.planned.row.note and row.planned.skipped is None:
             said.append(f"{name}: {row.planned.row.note}")
         said += [f"{name}, seed {seed}: failed, {error}" for seed, error in row.errors.items()]
+        said += [
+            f"{name}, seed {seed}: {pretrained}"
+            for seed, result in row.results.items()
+            if (pretrained := only_pretrained(result.history))
+        ]
     return said

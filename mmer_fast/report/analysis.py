@@ -21,6 +21,7 @@ from mmer_fast.report.calibration import Calibration, calibration
 from mmer_fast.report.explanation import Explanation, chosen_samples, explain
 from mmer_fast.report.labels import LabelResult, label_results
 from mmer_fast.report.timing import StepTiming, measure_step
+from mmer_fast.training.best import only_pretrained
 from mmer_fast.training.checkpoint import CheckpointError, read_json
 from mmer_fast.training.config import TrainConfig
 from mmer_fast.training.distributed import ALONE, World
@@ -125,6 +126,8 @@ def analyse(
     """
     config = RunConfig.read(directory)
     analysis = RunAnalysis(name, config, _read_metrics(directory))
+    if pretrained := only_pretrained(analysis.metrics["history"]):
+        analysis.notes.append(pretrained)
     try:
         data = cache.get(config)
     except (DataError, RunError) as error:

@@ -85,6 +85,13 @@ def _read(path: Path, expected: Mapping[str, Tensor], advice: str) -> dict[str, 
     return dict(header)
 
 
+def only_pretrained(history: Sequence[Mapping[str, Any]]) -> str | None:
+    """That no epoch of a history trained the whole network, as a sentence; None where one did."""
+    if not history or not all(record.get("pretraining", False) for record in history):
+        return None
+    return f"All {len(history)} epochs were pretraining: the whole network was never trained, which takes more epochs."
+
+
 def is_better(history: Sequence[Mapping[str, Any]], best: Best | None, selection: str) -> bool:
     """Whether the model of the last epoch is to take the place of the best one.
 

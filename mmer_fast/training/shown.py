@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from mmer_fast.data import MultiModalData
+from mmer_fast.training.best import only_pretrained
 from mmer_fast.training.display import TrainingDisplay, recall_lines
 from mmer_fast.training.distributed import ALONE, World
 from mmer_fast.training.observers import Observers, TensorBoardLog
@@ -73,6 +74,8 @@ def train_shown(
         if ended < training.epochs:
             reason = f"no better validation {training.selection} in {training.patience} epochs"
             display.say(f"stopped early after epoch {ended} of {training.epochs}: {reason}")
+        if pretrained := only_pretrained(results["history"]):
+            display.say(f"note: {pretrained}")
         for line in recall_lines(results["mask_recall"]):
             display.say(line)
     return results

@@ -11,7 +11,7 @@ from small_ablation import NO_ATM, ROBMMR, SUITE, small_data
 
 from mmer_fast.ablation.plan import Plan, PlannedRow, make_plan
 from mmer_fast.ablation.results import COLUMNS, RowResult, RunResult, Statistic, SuiteResults, values_of
-from mmer_fast.ablation.tables import TextTable, metrics_table, published_table, robustness_table, spread
+from mmer_fast.ablation.tables import TextTable, metrics_table, published_table, remarks, robustness_table, spread
 from mmer_fast.training.settings import Settings
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
@@ -69,6 +69,21 @@ def test_a_difference_is_between_runs_of_the_same_seed(results: SuiteResults) ->
     assert (difference.mean, difference.n) == (pytest.approx(-0.02), 2)  # of -0.05 and 0.01
     assert difference.std == pytest.approx(0.03 * math.sqrt(2))
     assert other.difference(base, "part/7") is None
+
+
+def test_runs_that_were_only_pretrained_are_named(results: SuiteResults) -> None:
+    assert not any("pretraining" in said for said in remarks(results))
+    epochs = [{"epoch": 1, "pretraining": True}, {"epoch": 2, "pretraining": True}]
+    one = results.base.results[1]
+    for history, expected in ((epochs, True), ([*epochs, {"epoch": 3}], False)):
+        changed = RunResult(one.run, {**one.metrics, "history": history}, one.values)
+        base = RowResult(results.base.planned, {**results.base.results, 1: changed}, {})
+        said = [text for text in remarks(SuiteResults(results.plan, (base,))) if "pretraining" in text]
+        assert [text.partition(", ")[2] for text in said] == (
+            ["seed 1: All 2 epochs were pretraining: the whole network was never trained, which takes more epochs."]
+            if expected
+            else []
+        )
 
 
 def test_the_values_of_a_run() -> None:

@@ -42,6 +42,15 @@ def test_no_epoch_of_pretraining_is_the_best(data: MultiModalData, tmp_path: Pat
     assert Run(tmp_path / "run", "cpu").evaluate(data) == run.metrics["test"]
 
 
+@pytest.mark.parametrize("pretrain_epochs", [2, 1])
+def test_a_run_that_was_only_pretrained_says_so(data: MultiModalData, tmp_path: Path, pretrain_epochs: int) -> None:
+    settings = {**TINY, "epochs": 2, "pretrain_epochs": pretrain_epochs}
+    run = mmer_fast.training.train(data, tmp_path / "run", model="mmin", **settings, show=False)
+    for name in ("train.log", "report.html"):
+        text = (run.directory / name).read_text(encoding="utf-8")
+        assert ("All 2 epochs were pretraining: the whole network was never trained" in text) == (pretrain_epochs == 2)
+
+
 def test_patience_does_not_end_pretraining(data: MultiModalData, tmp_path: Path) -> None:
     settings = {**TINY, "epochs": 6, "pretrain_epochs": 3, "patience": 1, "learning_rate": 1e-9}
     run = mmer_fast.training.train(data, tmp_path / "run", model="mmin", **settings, show=False)
