@@ -132,18 +132,19 @@ class UtteranceSystem(SystemModel):
         return self.recognition_loss(logits_bk[labelled_b], labels_bk[labelled_b])
 
 
-def check_classes(name: str, labels_nk: np.ndarray) -> None:
+def check_classes(name: str, labels_nk: np.ndarray, used_n: np.ndarray | None = None) -> None:
     """Check that each sample has exactly one label.
 
     Args:
         name: of the split, for the message.
         labels_nk: (N, K) of 0 and 1.
+        used_n: (N,) bool, the samples whose labels are used; None: all.
 
     Raises:
         DataError: one has not.
     """
     counts_n = labels_nk.sum(axis=1)
-    wrong = np.flatnonzero(counts_n != 1)
+    wrong = np.flatnonzero((counts_n != 1) & (True if used_n is None else used_n))
     if wrong.size:
         raise DataError(
             f"{name} labels: expected exactly one for each sample with outputs='classes'; "

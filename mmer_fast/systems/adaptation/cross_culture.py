@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from mmer_fast.systems.adaptation.culture import UNKNOWN, CultureClassifier, cul
 from mmer_fast.systems.adaptation.presets import CROSS_CULTURE_PRESETS
 from mmer_fast.systems.interface import Objective
 from mmer_fast.systems.utterance import fusion
-from mmer_fast.systems.utterance_system import UtteranceConfig, UtteranceSystem
+from mmer_fast.systems.utterance_system import UtteranceConfig, UtteranceSystem, check_classes
 
 
 class CrossCulture(UtteranceSystem):
@@ -49,8 +50,15 @@ class CrossCulture(UtteranceSystem):
 
     @classmethod
     def check_data(cls, data: MultiModalData, config: UtteranceConfig) -> None:
-        super().check_data(data, config)
+        """Refuse training data without cultures, or of which no label is used, and with classes other numbers of labels
+        than one where they are used.
+
+        Raises:
+            DataError: saying what is missing.
+        """
         assert isinstance(config, CrossCultureConfig)
+        if config.labelled is None:
+            super().check_data(data, config)
         culture_n = data.splits["train"].extras.get("culture")
         if culture_n is None:
             raise DataError("train: expected the extra culture, an integer a sample; the data 'dialogues' has it")
@@ -60,6 +68,17 @@ class CrossCulture(UtteranceSystem):
                 f"train extras culture: expected (N,) integers below cultures={config.cultures}, or {UNKNOWN} where "
                 f"unknown; got {culture_n.dtype} of shape {culture_n.shape} from {culture_n.min()} to {culture_n.max()}"
             )
+        if config.labelled is None:
+            return
+        used_n = np.isin(culture_n, config.labelled)
+        if not used_n.any():
+            raise DataError(
+                f"train extras culture: expected a sample of labelled_cultures={config.labelled_cultures!r}; "
+                f"got {', '.join(map(str, np.unique(culture_n)))}"
+            )
+        if config.outputs == "classes":
+            for name, split in data.splits.items():
+                check_classes(name, split.labels, used_n if name == "train" else None)
 
     def fused(self, batch: Batch) -> Tensor:
         """The representation (B, D) that both classifiers read."""

@@ -65,7 +65,7 @@ class SemiSupervised(UtteranceSystem):
             )
         if config.outputs == "classes":
             for name, split in data.splits.items():
-                check_classes(name, split.labels[labelled_n] if name == "train" else split.labels)
+                check_classes(name, split.labels, labelled_n if name == "train" else None)
 
     def latents(self, batch: Batch) -> Tensor:
         """Embeddings (B, M, D) in (-1, 1) in the space that modalities share, 0 where one is missing."""

@@ -127,6 +127,19 @@ def test_data_with_several_labels_is_refused_as_classes() -> None:
     CrossCulture.check_data(data, CrossCultureConfig(cultures=2, outputs="labels"))
 
 
+def test_labels_that_are_not_used_need_not_be_there() -> None:
+    data = small_data()
+    train = data.splits["train"]
+    train.labels[train.extras["culture"] == 0] = 0
+    CrossCulture.check_data(data, CrossCultureConfig(cultures=2, labelled_cultures="1"))
+    first = int(np.flatnonzero(train.extras["culture"] == 0)[0])
+    for labelled in (None, "0", "0+1"):
+        with pytest.raises(DataError, match=f"train labels: expected exactly one .* for sample {first} "):
+            CrossCulture.check_data(data, CrossCultureConfig(cultures=2, labelled_cultures=labelled))
+    with pytest.raises(DataError, match=r"expected a sample of labelled_cultures='2'; got 0, 1"):
+        CrossCulture.check_data(data, CrossCultureConfig(cultures=3, labelled_cultures="2"))
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
