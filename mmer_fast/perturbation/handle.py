@@ -157,6 +157,12 @@ class Perturbation:
             if not perturbed.isdisjoint(map(id, owner._parameters.values())):
                 hooks.append(owner.register_state_dict_post_hook(_save_clean_values))
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Two that stand for the same weights would restore them twice, the first while the other counts on it."""
+        if self._active:
+            raise TypeError("a perturbation that is not restored cannot be copied or pickled: call its restore_() first")
+        return super().__reduce_ex__(protocol)
+
     def __del__(self) -> None:
         if sys.is_finalizing():
             return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
+import pickle
 import sys
 import types
 import warnings
@@ -148,6 +150,19 @@ def test_different_parts_may_be_perturbed_at_once(model: Model) -> None:
     with mf.perturbed(model.hidden, 0.3), mf.perturbed([model.out.bias], 0.1):
         assert moved(model, before) == ["hidden.0.weight", "hidden.1.weight", "hidden.1.bias", "out.bias"]
     assert unchanged(model, before)
+
+
+def test_a_handle_is_copied_once_it_is_restored(model: Model) -> None:
+    """A copy that goes away would restore the weights of the one that is in use."""
+    loss(model).backward()
+    before = snapshot(model)
+    perturbation = mf.perturb_(model, radius=0.1)
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"not restored cannot be copied or pickled: call its restore_\(\)"):
+            copied(perturbation)
+    perturbation.restore_()
+    assert unchanged(model, before)
+    assert not copy.copy(perturbation).active
 
 
 def test_a_handle_that_goes_away_restores_and_says_so(model: Model) -> None:
