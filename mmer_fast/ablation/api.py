@@ -53,7 +53,7 @@ def run_suite(
 
     Args:
         suite: one of `mmer_fast.ablation.suites.SUITE_NAMES`, such as "table2" or "univa", or one of your own.
-        out: directory, made if need be; of the same preset, settings and data if it holds runs.
+        out: directory, created if needed; of the same preset, settings and data if it holds runs.
         data: a data set, a path that `mmer_fast.data.load` reads, or "synthetic".
         only: slugs of the rows to train; none stands for all.
         seeds: how many, from 0; or which.

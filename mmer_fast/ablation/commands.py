@@ -23,7 +23,7 @@ from mmer_fast.training.options import (
 )
 from mmer_fast.training.settings import Settings
 
-OutOption = Annotated[Path, typer.Option(help="Directory for runs, tables and plots; made if need be.")]
+OutOption = Annotated[Path, typer.Option(help="Directory for runs, tables and plots; created if needed.")]
 SeedsOption = Annotated[int, typer.Option(min=1, help="Runs of each row, with the seeds 0, 1, ...")]
 EpochsOption = Annotated[int | None, typer.Option(help="Passes over the training data.")]
 JobsOption = Annotated[

@@ -73,7 +73,7 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
 
 def commit() -> str | None:
     """Short git commit of the working tree, ``+`` where tracked files differ from it; None outside of a checkout."""
-    if not (ROOT / ".git").exists():  # an installation, perhaps inside of somebody else's repository
+    if not (ROOT / ".git").exists():  # an installation, perhaps inside another repository
         return None
     try:
         head = _git("rev-parse", "--short=12", "HEAD")

@@ -2,7 +2,7 @@
 
     floor = max(bytes / copy bandwidth, FLOP / rate of a product, sigmoids / rate of torch.sigmoid)
 
-What is counted is what nobody can do without who computes the same: each input is read once and each result written
+What is counted is what any program that computes the same has to do: each input is read once and each result written
 once, however often a contestant goes over them. The rates take their turns beside the contestants; copy and sigmoid
 have as many values as the case.
 

@@ -50,7 +50,7 @@ class Batch:
         return {name: known[name] if name in known else lengths_b.cpu() for name, lengths_b in self.lengths.items()}
 
     def _known_lengths(self) -> dict[str, Tensor]:
-        """Those of `host_lengths` that nobody has to wait for."""
+        """Those of `host_lengths`, for which nothing has to wait."""
         known = {name: lengths_b for name, lengths_b in self.lengths.items() if lengths_b.device.type == "cpu"}
         return known | {name: host for name, (copied, host) in self._origin.items() if copied is self.lengths.get(name)}
 

@@ -27,9 +27,7 @@ _GENERATED = ", ".join(f'"{name}"' for name in GENERATORS)
 SourceArgument = Annotated[
     str, typer.Argument(metavar="IN", help=f"A data file or folder, or generated: {_GENERATED}.")
 ]
-FormatOption = Annotated[
-    str | None, typer.Option("--format", help=f"What IN is: {_NAMES}. Default: found out from IN.")
-]
+FormatOption = Annotated[str | None, typer.Option("--format", help=f"What IN is: {_NAMES}. Default: detected from IN.")]
 
 
 def register(app: typer.Typer) -> None:

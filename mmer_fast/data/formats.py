@@ -21,7 +21,7 @@ PICKLE_SUFFIXES = (".pkl", ".pickle", ".p")
 
 
 class Source:
-    """A file or folder that a user names; what several formats ask about it is found out once.
+    """A file or folder that a user names; what several formats ask about it is determined once.
 
     Attributes:
         path: as given.

@@ -14,7 +14,7 @@ SPLITS = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Needs:
-    """What has to be in a data set; more is read where it is there, and checked as ever.
+    """What has to be in a data set; more is read where it is there, and checked as usual.
 
     Attributes:
         splits: of `SPLITS`, those that have to be there.

@@ -145,7 +145,7 @@ def _mapped(file: IO[bytes], entry: zipfile.ZipInfo) -> np.ndarray | None:
 
 
 def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray | None:
-    """A compressed array, by and by, in one that memory need not hold; None where it is of a rare kind.
+    """A compressed array, piece by piece, in one that memory need not hold; None where it is of a rare kind.
 
     The zip reader holds what comes out to the entry's checksum at its end.
     """

@@ -1,6 +1,6 @@
 """Padding: lengths from all-zero rows, and zeros past given lengths.
 
-Published feature files seldom state sequence lengths. Padding there is an all-zero feature vector, behind the
+Published feature files seldom state sequence lengths. Padding there is an all-zero feature vector, after the
 sequence or, in word-aligned data, in front of it. A zero vector between two others is kept: it is a silent or
 faceless moment.
 

@@ -78,7 +78,7 @@ def _read(source: Source) -> MultiModalData:
 
 
 def _array(file: Any, key: str) -> np.ndarray:
-    """An array of the file; a large one by and by, into one that memory need not hold."""
+    """An array of the file; a large one piece by piece, into one that memory need not hold."""
     stored = file.get_slice(key)
     shape = stored.get_shape()
     dtype = stored[:1].dtype if shape and shape[0] > 0 else np.dtype(np.uint8)

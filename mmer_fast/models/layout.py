@@ -21,7 +21,7 @@ class BatchLayout:
         steps: modality → T of its padded batch.
         alone: modality → where its tokens are among those of the modality.
         joint: where the tokens of each modality are among those of all, in the order of the modalities.
-        fillers: how many of the samples, the last ones, are none: nobody reads what the network makes of them.
+        fillers: how many of the samples, the last ones, are not real: what the network makes of them is not read.
     """
 
     lengths: dict[str, Tensor]

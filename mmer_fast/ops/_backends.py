@@ -10,8 +10,8 @@ triton     Triton                                   CUDA tensors; CPU under ``TR
 ========== ======================================== ==========================================
 
 The choice, first match wins: the ``backend=`` argument, `use_backend`, the environment variable
-``MMER_FAST_BACKEND``, and else the fastest that can run, by a table of the operator. A choice that somebody made and
-that cannot serve raises `BackendUnavailable` with every backend's reason; the automatic choice falls back to the
+``MMER_FAST_BACKEND``, and else the fastest that can run, by a table of the operator. An explicit
+choice that cannot serve raises `BackendUnavailable` with every backend's reason; the automatic choice falls back to the
 reference with one warning.
 The choice depends on the device type, the dtype and sizes alone, so it never breaks a ``torch.compile`` graph.
 """

@@ -115,7 +115,7 @@ class Perturbation:
         return results[0]
 
     def restore_now(self) -> list[str]:
-        """Restores; returns the names of parameters that somebody else has changed in between."""
+        """Restores; returns the names of parameters that others have changed in between."""
         modified = []
         if self._versions is not None:
             modified = [name for name, p in self._named if not p.is_inference() and p._version != self._number]

@@ -71,7 +71,7 @@ def train(
 
     Args:
         data: a data set, a path that `mmer_fast.data.load` reads, or "synthetic".
-        out: the directory, made if need be; must not hold a run, unless `resume`.
+        out: the directory, created if needed; must not hold a run, unless `resume`.
         model: "robmmr" or a sister system (`mmer_fast.systems.registry.NAMES`); None: that of `config`, else "robmmr",
             or with `resume` that of the run.
         preset: of the model: "compact", "authors", or RobMMR's "paper"; None: that of `config`, else "compact", or with

@@ -5,7 +5,7 @@ sums, and everything else as JSON in its header. One file, one rename: a reader 
 one.
 
 A CRC-32 over header, names, dtypes, shapes and values finds what a disk or a copy has changed in a file: no protection
-against whoever wants to change it, but at some 3 GB/s cheap enough for every write and read. The state before the last
+against deliberate changes, but at some 3 GB/s cheap enough for every write and read. The state before the last
 one is kept, so that a damaged file costs a few steps and not the run.
 """
 

@@ -65,7 +65,7 @@ app = typer.Typer(
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Directory for checkpoints, metrics and curves; made if need be.")],
+    out: Annotated[Path, typer.Option(help="Directory for checkpoints, metrics and curves; created if needed.")],
     data: Annotated[
         str | None,
         typer.Option(

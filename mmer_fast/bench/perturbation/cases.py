@@ -102,7 +102,7 @@ class Inputs:
         return self.entries * self.weights[0].element_size()
 
     def problem(self) -> Problem:
-        """Parameters of one's own. The gradients, which nobody writes to, are shared."""
+        """Parameters of its own. The gradients, which are only read, are shared."""
         parameters: list[Tensor] = [nn.Parameter(w.clone()) for w in self.weights]
         for parameter, grad in zip(parameters, self.grads, strict=True):
             parameter.grad = grad
