@@ -67,16 +67,6 @@ class _Segment:
         return self.id if _ALIGNED_ID.fullmatch(self.id) else f"{self.id}[{self.row}]"
 
 
-def read_csd(path: str | Path) -> MultiModalData:
-    """Read a folder of ``.csd`` files, or the one that a given ``.csd`` lies in. One video is in memory at a time,
-    beside the padded result.
-
-    Raises:
-        DataError: naming the file and id, what was expected and what came; or h5py is missing.
-    """
-    return _read(Source(path)).check()
-
-
 def _read(source: Source) -> MultiModalData:
     folder = source.path if source.path.is_dir() else source.path.parent
     notes: list[str] = []

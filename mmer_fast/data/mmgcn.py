@@ -48,15 +48,6 @@ _SEXES = ["M", "F"]
 _MELD_SPEAKERS = 9
 
 
-def read_mmgcn(path: str | Path) -> MultiModalData:
-    """Read a pickle of MMGCN; nothing in it is executed (see `safe_pickle`).
-
-    Raises:
-        DataError: naming the part, dialogue and utterance, what was expected and what came.
-    """
-    return _read(Source(path)).check()
-
-
 def write_mmgcn(data: MultiModalData, path: str | Path) -> None:
     """Write text, video and audio, whole or not at all.
 

@@ -33,15 +33,6 @@ USUAL_FILES = {"text": "bert_large.h5", "video": "denseface.h5", "audio": "compa
 PARTS = {"train": "trn", "valid": "val", "test": "tst"}
 
 
-def read_mmin(path: str | Path) -> MultiModalData:
-    """Read MMIN's folder, utterance by utterance.
-
-    Raises:
-        DataError: naming the file and id, what was expected and what came; or h5py is missing.
-    """
-    return _read(Source(path)).check()
-
-
 def write_mmin(data: MultiModalData, path: str | Path) -> None:
     """Write text, video and audio as a new folder with one fold, whole or not at all; label names and extras are left
     out.

@@ -34,15 +34,6 @@ LABEL_KEYS = ("classification_labels", "regression_labels")
 _OTHER_KEYS = ("raw_text", "text_bert", "audio_lengths", "vision_lengths", "annotations")
 
 
-def read_mmsa(path: str | Path) -> MultiModalData:
-    """Read a pickle of MMSA; nothing in it is executed (see `safe_pickle`).
-
-    Raises:
-        DataError: naming the split and key, what was expected and what came.
-    """
-    return _read(Source(path)).check()
-
-
 def write_mmsa(data: MultiModalData, path: str | Path) -> None:
     """Write text, video and audio in MMSA's unaligned layout, whole or not at all.
 

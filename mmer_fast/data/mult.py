@@ -24,15 +24,6 @@ from mmer_fast.data.sequences import SampleCount, as_features, describe, settle
 from mmer_fast.data.writing import require_modalities, write_pickle
 
 
-def read_mult(path: str | Path) -> MultiModalData:
-    """Read a pickle of MulT; nothing in it is executed (see `safe_pickle`).
-
-    Raises:
-        DataError: naming the split and key, what was expected and what came.
-    """
-    return _read(Source(path)).check()
-
-
 def write_mult(data: MultiModalData, path: str | Path) -> None:
     """Write text, video and audio in MulT's layout, whole or not at all; labels as columns of 0 and 1 if they are
     six, else as pairs. Lengths are left to be derived, extras and other label names are left out.

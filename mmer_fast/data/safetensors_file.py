@@ -24,15 +24,6 @@ from mmer_fast.data.large_arrays import LARGE, blocks, zeros
 from mmer_fast.data.needs import FEATURES
 
 
-def read_safetensors(path: str | Path) -> MultiModalData:
-    """Read a ``.safetensors`` data set in the layout of this module.
-
-    Raises:
-        DataError: naming the key, what was expected and what came.
-    """
-    return _read(Source(path)).check()
-
-
 def write_safetensors(data: MultiModalData, path: str | Path) -> None:
     """Write a data set so that a reader sees either the old file or the whole new one; a split without labels is
     written without.

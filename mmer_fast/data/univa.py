@@ -34,15 +34,6 @@ MODALITIES = {"text_glove300": "text", "vision_utt": "video", "audio_utt": "audi
 SUBFOLDERS = {"text": "T", "video": "V", "audio": "A"}
 
 
-def read_univa(path: str | Path) -> MultiModalData:
-    """Read a folder of UniVA's pickles, or the one that a given file lies in; nothing in them is executed.
-
-    Raises:
-        DataError: naming the file and key, what was expected and what came.
-    """
-    return _read(Source(path)).check()
-
-
 def write_univa(data: MultiModalData, path: str | Path) -> None:
     """Write text, video and audio as a new folder, whole or not at all; VA values are the extras ``va_{modality}``,
     zeros where there are none. Label names and other extras are left out.

@@ -160,7 +160,7 @@ class Perturbation:
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Two that stand for the same weights would restore them twice, the first while the other counts on it."""
         if self._active:
-            raise TypeError("a perturbation that is not restored cannot be copied or pickled: call its restore_() first")
+            raise TypeError("a perturbation not restored cannot be copied or pickled: call its restore_() first")
         return super().__reduce_ex__(protocol)
 
     def __del__(self) -> None:
