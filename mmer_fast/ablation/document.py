@@ -88,7 +88,10 @@ def setup(results: SuiteResults) -> str:
 
 def _plots_note(results: SuiteResults) -> str:
     if results.plan.suite.plot == "curves":
-        return "Mean over seeds by epoch, with a band of one standard deviation."
+        return (
+            "Mean over seeds by epoch, with a band of one standard deviation. Where runs stop early, later epochs are "
+            "those of the others."
+        )
     return "Large dots: mean over seeds, with a bar of one standard deviation. Small dots: runs. Dashed: the first row."
 
 

@@ -177,11 +177,9 @@ def _curve_panel(results: SuiteResults, title: str, path: tuple[str, str]) -> Pa
         handles = []
         for i, row in enumerate(results.rows):
             colour = RUN_COLOURS[i % len(RUN_COLOURS)]
-            curves_se = np.array(
-                [[record[path[0]][path[1]] for record in result.history] for result in row.results.values()]
-            )
-            if curves_se.size:
-                _draw_curve(axes, curves_se, colour)
+            curves = [[record[path[0]][path[1]] for record in result.history] for result in row.results.values()]
+            if curves:
+                _draw_curve(axes, curves, colour)
                 handles.append(Line2D([], [], color=colour, label=plot_name(row.planned.row.name)))
         if handles:
             axes.legend(handles=handles, frameon=False, labelcolor=INK, fontsize=9)
@@ -189,10 +187,12 @@ def _curve_panel(results: SuiteResults, title: str, path: tuple[str, str]) -> Pa
     return Panel(title, draw)
 
 
-def _draw_curve(axes: Axes, curves_se: np.ndarray, colour: str) -> None:
-    """Mean and spread of the curves of S seeds over E epochs, (S, E)."""
-    epochs, mean_e = np.arange(1, curves_se.shape[1] + 1), curves_se.mean(axis=0)
+def _draw_curve(axes: Axes, curves: Sequence[Sequence[float]], colour: str) -> None:
+    """Mean and spread of the curves of seeds, in each epoch over those that did not stop before it."""
+    epochs = range(1, max(map(len, curves)) + 1)
+    found = [Statistic.of([curve[epoch - 1] for curve in curves if len(curve) >= epoch]) for epoch in epochs]
+    mean_e = np.array([statistic.mean for statistic in found if statistic is not None])
     axes.plot(epochs, mean_e, "-o", color=colour, markersize=3)
-    if len(curves_se) > 1:
-        std_e = curves_se.std(axis=0, ddof=1)
+    if len(curves) > 1:
+        std_e = np.array([statistic.std or 0.0 for statistic in found if statistic is not None])
         axes.fill_between(epochs, mean_e - std_e, mean_e + std_e, color=colour, alpha=0.15, linewidth=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from mmer_fast.report.published import WARNING
 from mmer_fast.training.settings import Settings
 
 
-def made_up(suite: Suite, out: Path, seeds: int = 2) -> SuiteResults:
-    """A suite of which every row has other numbers, and the last one a failure too."""
+def made_up(suite: Suite, out: Path, seeds: int = 2, last_epochs: Mapping[int, int] | None = None) -> SuiteResults:
+    """A suite of which every row has other numbers, and the last one a failure too; 3 epochs, or as many for a seed."""
     plan = make_plan(suite, small_data(), out, seeds=range(seeds), settings=Settings())
     rows = []
     for place, planned in enumerate(plan.rows):
@@ -28,7 +29,8 @@ def made_up(suite: Suite, out: Path, seeds: int = 2) -> SuiteResults:
         for run in planned.runs:
             f1 = 0.4 + 0.01 * place + 0.002 * run.seed
             split = {**dict.fromkeys(COLUMNS, f1), "samples": 10, "recognition": 1 - f1}
-            history = [{"epoch": e, "train": split, "valid": split} for e in (1, 2, 3)]
+            last = (last_epochs or {}).get(run.seed, 3)
+            history = [{"epoch": e, "train": split, "valid": split} for e in range(1, last + 1)]
             metrics = {"train": split, "valid": split, "test": {**split, "shift": {"0": split, "1": split}}}
             metrics |= {"mask_recall": {}, "history": history}
             results[run.seed] = RunResult(run, metrics, values_of(metrics))
@@ -97,6 +99,17 @@ def test_the_plots_show_every_row(name: str, tmp_path: Path) -> None:
     else:
         assert "masked units, %" in drawing
     assert text.count("<path") > 50
+
+
+def test_a_curve_goes_on_with_the_seeds_that_did_not_stop_early(tmp_path: Path) -> None:
+    results = made_up(SUITES["figure5"], tmp_path, last_epochs={0: 4, 1: 2})
+    axes = Figure().subplots()
+    suite_panels(results)[0].draw(axes)
+    first = axes.lines[0]
+    assert list(first.get_xdata()) == [1, 2, 3, 4]
+    assert list(first.get_ydata()) == pytest.approx([0.401, 0.401, 0.4, 0.4])
+    assert "Where runs stop early" in Text(html_page(results)).text
+    write_plot(results, tmp_path / "plot.png")
 
 
 def test_bars_have_a_mark_for_every_mean_and_every_run(tmp_path: Path) -> None:
