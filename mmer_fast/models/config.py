@@ -8,6 +8,7 @@ data: it goes to JSON and back, and an unknown or ill-typed field is an error, n
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -141,10 +142,10 @@ def config_from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 def check_types(config: object) -> None:
-    """Hold every field of a configuration dataclass to its annotation.
+    """Hold every field of a configuration dataclass to its annotation, and numbers to be finite, as JSON has them.
 
     Raises:
-        ValueError: naming the field, the type expected and the value that came.
+        ValueError: naming the field, what was expected and the value that came.
     """
     hints = get_type_hints(type(config))
     for name, hint in hints.items():
@@ -152,6 +153,7 @@ def check_types(config: object) -> None:
         if not _matches(value, hint):
             shown = str(hint).replace("typing.", "") if get_origin(hint) else hint.__name__
             raise ValueError(f"{type(config).__name__}.{name} must be {shown}, got {value!r}")
+        require(config, name, not isinstance(value, float) or math.isfinite(value), "finite")
 
 
 def _matches(value: object, hint: Any) -> bool:

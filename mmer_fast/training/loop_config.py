@@ -91,6 +91,7 @@ class LoopConfig:
         require(self, "patience", self.patience is None or self.patience >= 1, "at least 1 or None")
         for name in ("noise_scale", "weight_decay", "warmup", "checkpoint_every", "seed", "workers"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
+        require(self, "seed", self.seed < 2**63, "below 2**63")
         for name in ("threshold", "warmup_start", "erasing_probability"):
             require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         require(self, "clip_norm", self.clip_norm is None or self.clip_norm > 0, "positive or None")

@@ -42,7 +42,7 @@ def steps_per_epoch(split: Split, config: LoopConfig, group: str | None = None) 
 
 
 def _shuffled(lengths: Tensor, config: LoopConfig, epoch: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed((config.seed * 1_000_003 + epoch) % 2**64)
     order = torch.randperm(len(lengths), generator=generator)
     if not config.bucket_by_length:
         return list(order.split(config.batch_size))

@@ -41,6 +41,12 @@ def test_every_sample_comes_once_an_epoch(bucket: bool, batch_size: int) -> None
     assert sorted(torch.cat(chunks).tolist()) == list(range(len(split)))
 
 
+def test_any_seed_that_a_configuration_takes_has_an_order() -> None:
+    split = small_data().splits["train"]
+    config = dataclasses.replace(TRAIN, seed=2**63 - 1)
+    assert torch.cat(epoch_batches(split, config, 1)).sort().values.tolist() == list(range(len(split)))
+
+
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     split = small_data().splits["train"]
     state = torch.get_rng_state()

@@ -127,6 +127,10 @@ def test_json_of_another_form_is_refused(change: dict, message: str) -> None:
         ("accumulation", 3),
         ("patience", 0),
         ("workers", -1),
+        ("clip_norm", float("inf")),
+        ("rho", float("inf")),
+        ("weight_decay", float("nan")),
+        ("seed", 2**63),
     ],
 )
 def test_bad_values_name_the_field(field: str, value: object) -> None:
