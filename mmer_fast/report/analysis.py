@@ -45,6 +45,7 @@ class RunAnalysis:
         labels: results of each label; None without data, as all that follows.
         calibration: of its probabilities.
         samples: explained ones.
+        chosen_by: the run whose predictions chose them.
         parts: for each of `samples`, the code of the part of the data that it belongs to, if there are any.
         timing: of a step; None also where it was not asked for, or failed (then `notes` says so).
     """
@@ -56,6 +57,7 @@ class RunAnalysis:
     labels: list[LabelResult] | None = None
     calibration: Calibration | None = None
     samples: list[Explanation] = field(default_factory=list)
+    chosen_by: str = ""
     parts: list[str | None] = field(default_factory=list)
     timing: StepTiming | None = None
 
@@ -70,7 +72,7 @@ class DataCache:
     def __init__(self, given: MultiModalData | str | Path | None = None) -> None:
         self.given = given
         self.read: dict[str, MultiModalData] = {}
-        self.chosen: dict[str, list[tuple[str, int]]] = {}
+        self.chosen: dict[str, tuple[str, list[tuple[str, int]]]] = {}
 
     def get(self, config: RunConfig) -> MultiModalData:
         """The data of a run, with its modalities in its order; those that `given` lacks are missing in every sample.
@@ -95,10 +97,14 @@ class DataCache:
             raise RunError(f"{data.source}: expected the labels {expected}; got {data.label_names}")
         return data
 
-    def samples(self, config: RunConfig, probabilities_nk: np.ndarray, labels_nk: np.ndarray) -> list[tuple[str, int]]:
-        """The samples to explain: those of the first run on the same data, so that runs can be compared."""
+    def samples(
+        self, name: str, config: RunConfig, probabilities_nk: np.ndarray, labels_nk: np.ndarray
+    ) -> tuple[str, list[tuple[str, int]]]:
+        """The samples to explain, and the name of the run that chose them: the first one on the same data, so that runs
+        can be compared.
+        """
         key = str(config.data["checksum"].get(SPLIT)) + str(len(labels_nk))
-        return self.chosen.setdefault(key, chosen_samples(probabilities_nk, labels_nk))
+        return self.chosen.setdefault(key, (name, chosen_samples(probabilities_nk, labels_nk)))
 
 
 def analyse(
@@ -162,7 +168,9 @@ def _compute(
     analysis.calibration = calibration(probabilities_nk, labels_nk)
     if not isinstance(model, RobMMR):
         return
-    for title, index in cache.samples(analysis.config, probabilities_nk.numpy(), split.labels):
+    chosen = cache.samples(analysis.name, analysis.config, probabilities_nk.numpy(), split.labels)
+    analysis.chosen_by, samples = chosen
+    for title, index in samples:
         analysis.samples.append(explain(model, data, SPLIT, index, threshold=threshold, title=title))
         analysis.parts.append(str(split.extras["shift"][index]) if "shift" in split.extras else None)
 

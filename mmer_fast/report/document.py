@@ -159,8 +159,12 @@ def _masks(runs: Sequence[RunAnalysis]) -> Html | None:
         "the network learns to do without them. Under each label's probability, in the colour of masked units, is the "
         "one predicted from what ATM leaves."
     )
-    if len(shown) > 1:
-        text += f" The samples are chosen by the predictions of {shown[0].name}."
+    choosing = list(dict.fromkeys(run.chosen_by for run in shown))
+    if len(choosing) > 1:
+        first = f"the first of them: {', '.join(choosing)}"
+        text += f" Runs trained on the same data show the same samples, which are chosen by the predictions of {first}."
+    elif len(shown) > 1:
+        text += f" The samples are chosen by the predictions of {choosing[0]}."
     blocks = [
         join(
             (

@@ -198,6 +198,15 @@ def test_several_runs_lie_side_by_side(run: Run, natural: Run, data: MultiModalD
     assert len(re.findall("Sample", page.text)) == 2 * len(set(re.findall(r"Sample (\d+)", page.text)))
 
 
+def test_runs_on_other_data_show_samples_of_their_own_choice(
+    run: Run, natural: Run, data: MultiModalData, tmp_path: Path
+) -> None:
+    other = small_run(small_data(n_test=15), tmp_path / "other", epochs=1)
+    page = report_of(run, natural, other, data=data, out=tmp_path / "all.html")
+    assert "chosen by the predictions of the first of them: first & <best>, other." in page.text
+    assert "The samples are chosen by" not in page.text
+
+
 def test_a_missing_modality_and_a_single_label(tmp_path: Path) -> None:
     data = with_labels(small_data(missing_share=1.0, uninformative_share=0.0), [0])
     run = small_run(data, tmp_path / "run", epochs=1)
