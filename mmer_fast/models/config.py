@@ -53,8 +53,8 @@ class RobMMRConfig:
         mask_count: a fixed k for every modality, in units; overrides `mask_ratio`. At most the length is
             masked.
         mask_epsilon: entropic regularisation ε of the SOFT top-k operator.
-        mask_normalizer: divisor Z of the transport cost, or "max": the largest cost in the batch, for each
-            modality.
+        mask_normalizer: divisor Z of the transport cost, or "max": the largest cost in the batch (in the micro-batch,
+            with `accumulation`), for each modality.
         mask_solver: "newton" (exact fixed point) or "sinkhorn" (`mask_iterations` steps from the usual
             start).
         mask_iterations: iterations of the solver; None leaves them to the operator.

@@ -6,9 +6,9 @@ losses are means over samples, so a micro-batch counts with its share of the sam
 micro-batches of the *global* batch that are divided among the ranks, so all ranks run the step equally often.
 
 **APP perturbs each micro-batch along its own g** (Eq. 14), as m-sharpness does: with σ > 0 and `perturbation`
-"gradient" the gradients are those of another, noisier perturbation than that of the whole batch. With "random", "fgsm",
-"pgd" or dropout other random numbers are drawn. Without any of these the gradients are those of the whole batch up to
-rounding.
+"gradient" the gradients are those of another, noisier perturbation than that of the whole batch. The largest cost of
+`mask_normalizer` "max" is likewise that of the micro-batch. With "random", "fgsm", "pgd", random masks or dropout other
+random numbers are drawn. Without any of these the gradients are those of the whole batch up to rounding.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ class LoopConfig:
             that need whole dialogues in a batch count dialogues.
         accumulation: micro-batches that the gradients of a step are summed over, a divisor of `batch_size`: each has
             `batch_size` / `accumulation` samples, which is what has to fit into memory. With σ > 0 RobMMR's APP
-            perturbs each along its own g (`mmer_fast.training.accumulation`).
+            perturbs each along its own g, and `mask_normalizer` "max" is the largest cost in each
+            (`mmer_fast.training.accumulation`).
         evaluation_batch_size: samples that validation, test and report compute at a time, at least one whole dialogue
             where dialogues stay together; changes no more than how sums are rounded.
         bucket_by_length: put samples of similar length into a batch (`epoch_batches`), which leaves less
