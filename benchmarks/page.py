@@ -43,9 +43,9 @@ def document(found: Sequence[Found]) -> str:
     parts: list[Content] = [tag("style", Html(STYLE)), _machines(found), _promises(found)]
     parts += [_operator(*each) for each in found]
     lead = (
-        "Contestants are timed in turns, after their results agreed with the float64 reference; only peers of soft top-k "
-        "are timed whatever their error, which its table shows. The roofline is the least time in which the machine "
-        "could move the bytes or do the arithmetic of a call."
+        "Contestants are timed in turns, after their results agreed with the float64 reference; peers of soft top-k "
+        "alone are timed whatever their error, which its table shows. The roofline is the least time in which the "
+        "machine could move the bytes or do the arithmetic of a call."
     )
     return page("mmer_fast benchmarks", lead, *parts)
 
