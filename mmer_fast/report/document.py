@@ -22,6 +22,7 @@ from mmer_fast.report.tables import (
     chips,
     data_table,
     differences_table,
+    have_other_data,
     metrics_table,
     notes_list,
     part_name,
@@ -115,7 +116,8 @@ def _curves(runs: Sequence[RunAnalysis]) -> list[RunCurves]:
 
 
 def _results(runs: Sequence[RunAnalysis]) -> Html:
-    ours = tag("div", metrics_table(runs), note(f"Of the chosen epoch; {_decision(runs)}. {MEANING}"))
+    warning = note("Measured on different samples: not to be compared.", "warn") if have_other_data(runs) else None
+    ours = tag("div", warning, metrics_table(runs), note(f"Of the chosen epoch; {_decision(runs)}. {MEANING}"))
     return section("Metrics", tag("div", ours, published_table(), class_="columns"), anchor="metrics")
 
 

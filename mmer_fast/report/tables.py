@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from mmer_fast.data.synthetic import SHIFT_MISSING, SHIFT_NONE, SHIFT_UNINFORMATIVE
@@ -123,7 +124,10 @@ def shown(value: Any) -> str:
 
 
 def metrics_table(runs: Sequence[RunAnalysis]) -> Html:
-    """Metrics of validation and test and of the known parts of the test, run beside run; the best in bold."""
+    """Metrics of validation and test and of the known parts of the test, run beside run; the best in bold, unless
+    the runs were measured on other samples.
+    """
+    marked = len(runs) > 1 and not have_other_data(runs)
     grouped: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
     for i, run in enumerate(runs):
         for name in ("valid", "test"):
@@ -139,13 +143,27 @@ def metrics_table(runs: Sequence[RunAnalysis]) -> Html:
             rows.append([f"{group}, {counts.pop()} samples" if len(counts) == 1 else group])
         for i, result in results:
             cells = [
-                tag("span", number(result[key]), class_="best" if len(runs) > 1 and result[key] == best[key] else None)
+                tag("span", number(result[key]), class_="best" if marked and result[key] == best[key] else None)
                 for key in METRICS
             ]
             first = _chip(i, runs[i].name) if len(runs) > 1 else group
             size = tag("small", f"{result['samples']} samples") if len(runs) == 1 or counts else None
             rows.append([join((first, size)), *cells])
     return table(["run" if len(runs) > 1 else "part", *METRICS.values()], rows)
+
+
+def have_other_data(runs: Sequence[RunAnalysis]) -> bool:
+    """Whether some runs were certainly measured on other samples than others: their metrics are not to be compared.
+
+    Runs with other modalities may have the same ones, although the checksums differ.
+    """
+    return any(_differ(one.config.data, other.config.data) for one, other in combinations(runs, 2))
+
+
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    facts = ("samples", "checksum") if one["modalities"] == other["modalities"] else ("samples",)
+    measured = [(fact, split) for fact in facts for split in ("valid", "test")]
+    return one["label_names"] != other["label_names"] or any(one[f][split] != other[f][split] for f, split in measured)
 
 
 def _best(key: str, results: Sequence[Mapping[str, Any]]) -> float | None:

@@ -207,6 +207,21 @@ def test_runs_on_other_data_show_samples_of_their_own_choice(
     assert "The samples are chosen by" not in page.text
 
 
+def test_the_best_is_marked_where_the_runs_were_measured_on_the_same_samples(
+    run: Run, natural: Run, data: MultiModalData, tmp_path: Path
+) -> None:
+    fewer = small_run(data.select(["audio", "video"]), tmp_path / "fewer", epochs=1)
+    shorter = small_run(small_data(n_train=16), tmp_path / "shorter", epochs=1)
+    other = small_run(small_data(n_test=15), tmp_path / "other", epochs=1)
+    for added, marked in ((natural, True), (fewer, True), (shorter, True), (other, False)):
+        out = tmp_path / "both.html"
+        page = report_of(run, added, data=data, out=out)
+        text = out.read_text(encoding="utf-8")
+        metrics = text[text.index('id="metrics"') : text.index('id="curves"')]
+        assert ('class="best"' in metrics) == marked
+        assert ("Measured on different samples" in page.text) != marked
+
+
 def test_a_missing_modality_and_a_single_label(tmp_path: Path) -> None:
     data = with_labels(small_data(missing_share=1.0, uninformative_share=0.0), [0])
     run = small_run(data, tmp_path / "run", epochs=1)
