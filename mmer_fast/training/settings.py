@@ -32,13 +32,38 @@ from mmer_fast.training.systems import ROBMMR, Configs, System, find_system
 DEFAULT_PRESET = "compact"
 
 
+class _Repeated(yaml.YAMLError):
+    """A key that a mapping has twice, of which parsers silently take the last."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 5e-5 is a number, which YAML 1.1 denies."""
+    """YAML as people write it: 5e-5 is a number, which YAML 1.1 denies. Keys come once."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        _once([key.value for key, _ in node.value])
+        return node
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+([.][0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+
+
+def _once(keys: list[Any]) -> None:
+    """
+    Raises:
+        _Repeated: a key is there twice.
+    """
+    for i, key in enumerate(keys):
+        if key in keys[:i]:
+            raise _Repeated(f"{key} is there twice")
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON."""
+    _once([key for key, _ in pairs])
+    return dict(pairs)
 
 
 @dataclass(frozen=True)
@@ -105,15 +130,20 @@ def read_settings(path: Path, system: str | None = None) -> Settings:
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: cannot be read as a configuration: {error}") from None
     try:
-        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
+        content = json.loads(text, object_pairs_hook=_mapping) if path.suffix == ".json" else yaml.load(text, _Loader)
+    except _Repeated as error:
+        raise RunError(f"{path}: {error}") from None
     except (ValueError, yaml.YAMLError) as error:
         raise RunError(f"{path} is neither YAML nor JSON: {error}") from None
     content = {} if content is None else content
     if not isinstance(content, dict) or not set(content) <= {"system", "preset", "data", "model", "train"}:
         got = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise RunError(f"{path}: expected the sections model, train and the entries system, preset; got {got}")
+    named = content.get("system")
+    if not isinstance(named, str | None):
+        raise RunError(f"{path}: system must be a name, got {named!r}")
     values: dict[str, Any] = {}
-    kind = named_system(content.get("system") or system or ROBMMR)
+    kind = named_system(named or system or ROBMMR)
     for name, config in kind.sections.items():
         section = content.get(name) or {}
         fields = [each.name for each in dataclasses.fields(config)]
@@ -123,7 +153,7 @@ def read_settings(path: Path, system: str | None = None) -> Settings:
         if unknown:
             raise RunError(f"{path}: unknown field(s) {', '.join(unknown)} in {name}; known: {', '.join(fields)}")
         values |= section
-    return Settings(content.get("preset"), values, content.get("system"))
+    return Settings(content.get("preset"), values, named)
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:

@@ -109,6 +109,10 @@ def test_what_is_no_assignment_is_refused(assignment: str) -> None:
         ("a.yaml", "modl: {}", "expected the sections .*got modl"),
         ("a.yaml", "model: 3", "model must be fields of RobMMRConfig, got 3"),
         ("a.yaml", "model: {rho: 1}", r"unknown field\(s\) rho in model; known: dim, "),
+        ("a.yaml", "train: {rho: 1, sigma: 1, rho: 2}", "a.yaml: rho is there twice"),
+        ("a.yaml", "train: {rho: 1}\nmodel: {}\ntrain: {sigma: 1}", "a.yaml: train is there twice"),
+        ("a.json", '{"train": {"rho": 1, "rho": 2}}', "a.json: rho is there twice"),
+        ("a.yaml", "system: [robmmr]", r"system must be a name, got \['robmmr'\]"),
         ("a.yaml", "a: !!python/object/apply:os.system [true]", "neither YAML nor JSON"),
     ],
 )
