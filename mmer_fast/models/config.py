@@ -57,7 +57,7 @@ class RobMMRConfig:
             with `accumulation`), for each modality.
         mask_solver: "newton" (exact fixed point) or "sinkhorn" (`mask_iterations` steps from the usual
             start).
-        mask_iterations: iterations of the solver; None leaves them to the operator.
+        mask_iterations: iterations of "sinkhorn"; None leaves them to the operator.
         reversal: whose gradient is reversed: "mask_network" is θ_M only (Eq. 11; the encoders get no gradient
             through the mask), "scores" lets the reversed gradient pass through the scores into the encoders. With
             "none" (Table 2's "no gradient reversal") θ_M gets the gradient of L_m itself, times `reversal_scale`, and
@@ -118,6 +118,8 @@ class RobMMRConfig:
         )
         for name in ("padded_length", "mask_count", "mask_iterations"):
             require(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1 or None")
+        exact = self.mask_source == "network" and self.mask_solver == "newton"
+        require(self, "mask_iterations", self.mask_iterations is None or not exact, "None with mask_solver='newton'")
 
 
 def require(config: object, field: str, holds: bool, expected: str) -> None:

@@ -242,6 +242,7 @@ def test_impossible_models_are_refused(modalities: dict[str, int], labels: int) 
         ("mask_largest", 1),
         ("classifier", "linear"),
         ("reversal_scale", -1.0),
+        ("mask_iterations", 20),
     ],
 )
 def test_bad_configuration_names_the_field(field: str, value: object) -> None:
