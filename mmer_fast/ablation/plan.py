@@ -166,7 +166,8 @@ def make_plan(
         )
 
     rows = tuple(planned(row) for row in suite.rows)
-    named = settings if settings.preset else settings.updated(DEFAULT_PRESET, {})
+    common = {name: value for name, value in settings.values.items() if name != "seed"}
+    named = dataclasses.replace(settings, preset=settings.preset or DEFAULT_PRESET, values=common)
     plan = Plan(suite, rows, tuple(seeds), named, {**describe_data(data), "notes": list(data.notes)}, out)
     for run in plan.chosen([]):
         _check_stored(run)

@@ -124,6 +124,13 @@ def test_rows_of_the_same_settings_share_their_directories(data: MultiModalData)
     assert directories(planned("figure4a", data, "authors")["mask-40"]) == ["mask-40-seed0", "mask-40-seed4"]
 
 
+def test_a_seed_among_the_settings_is_not_said_to_be_that_of_the_rows(data: MultiModalData) -> None:
+    settings = Settings(values={"seed": 7, "dim": 16, "heads": 2})
+    plan = make_plan(SUITES["figure5"], data, Path("absent"), seeds=[0], settings=settings)
+    assert plan.settings == Settings("compact", {"dim": 16, "heads": 2})
+    assert {run.config.train.seed for run in plan.chosen([])} == {0}
+
+
 def test_a_shared_run_is_trained_once_and_all_rows_of_a_seed_come_before_the_next(data: MultiModalData) -> None:
     plan = make_plan(SUITES["figure4a"], data, Path("absent"), seeds=[4, 0], settings=Settings())
     first = ["robmmr", "mask-10", "mask-20", "mask-30", "mask-50", "mask-60", "mask-70", "mask-80"]
