@@ -26,7 +26,7 @@ class MaskNetwork(nn.Module):
 
     The gradient is reversed here (Eq. 11): minimising the masked loss then *maximises* it over the parameters
     of this network. `config.reversal` decides whether the encoders below receive the reversed gradient too, and
-    whether it is reversed at all.
+    whether it is reversed at all. The bias is one number (Eq. 6 prints one a place, for sequences of one length).
     """
 
     def __init__(self, config: RobMMRConfig) -> None:

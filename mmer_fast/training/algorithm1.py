@@ -8,6 +8,9 @@ The gradients accumulate to those of L_r + ρ L_m + σ L_p (Eq. 15). Nothing is 
 what the algorithm shares: the masks come from the clean encodings of the first pass, and the target of L_p is
 its prediction. This is the yardstick for faster forms of the step.
 
+Line 12 of the algorithm does not name D among what receives ∇L_m. Eq. 4 and 15 minimise L_m over D as well, and so do
+we.
+
 **The target y* of L_p is detached.** Eq. 13 leaves it open and the published code detaches it. The clean
 prediction is the reference that the perturbed network has to reproduce (as in virtual adversarial training);
 with a gradient through it, L_p could fall by making the *clean* prediction worse, and it would be the
