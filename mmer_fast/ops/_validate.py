@@ -41,7 +41,7 @@ def floating_tensor(name: str, value: object) -> Tensor:
 def dense_tensor(name: str, value: object) -> Tensor:
     tensor = floating_tensor(name, value)
     if tensor.layout is not torch.strided or tensor.is_nested:  # a nested one may say that it is strided
-        got = "a nested tensor" if tensor.is_nested else tensor.layout
+        got = "a nested tensor" if tensor.layout is torch.strided else tensor.layout
         raise TypeError(f"{name} must be a dense tensor, with lengths where rows are ragged, got {got}")
     return tensor
 
