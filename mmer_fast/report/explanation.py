@@ -40,6 +40,12 @@ class ModalityUnits:
         """How many units ATM takes away: k of Eq. 7."""
         return float(self.masked.sum())
 
+    @property
+    def summary(self) -> str:
+        """Both numbers in words."""
+        units = "unit" if self.length == 1 else "units"
+        return f"{self.length} {units}, ATM masks {self.count:.1f}" if self.length else "missing in this sample"
+
 
 @dataclass(frozen=True)
 class Explanation:

@@ -112,12 +112,9 @@ def _probability_bar(name: str, p: float, masked: float, threshold: float) -> Ht
 
 
 def _modality(name: str, units: ModalityUnits) -> Html:
-    if units.length == 0:
-        text = "missing in this sample"
-    else:
-        text = f"{units.length} units, ATM masks {units.count:.1f}"
-        if units.planted is not None:
-            text += f", {int(units.planted.sum())} planted"
+    text = units.summary
+    if units.length > 0 and units.planted is not None:
+        text += f", {int(units.planted.sum())} planted"
     heading = tag("p", tag("b", name), f": {text}")
     if len(units.masked) == 0:
         return tag("div", heading, class_="units")

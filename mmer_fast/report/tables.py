@@ -98,7 +98,8 @@ def differences_table(runs: Sequence[RunAnalysis]) -> Html:
         cells = [tag("span" if value == paper[key] else "b", shown(value), class_="value") for value in values]
         rows.append([key, tag("span", shown(paper[key]), class_="value"), *cells])
     header = ["setting", standard, *(_names(runs) if len(runs) > 1 else ["this run"])]
-    title = tag("h3", f"Settings that differ from the {'paper' if standard == 'paper' else 'authors'}'s preset")
+    whose = "paper's" if standard == "paper" else "authors'"
+    title = tag("h3", f"Settings that differ from the {whose} preset")
     return tag("div", title, table(header, rows, text_columns=len(header)))
 
 

@@ -61,10 +61,7 @@ def _labels(explanation: Explanation) -> Table:
 
 
 def _modality(name: str, units: ModalityUnits, width: int) -> Iterator[Text]:
-    if units.length == 0:
-        yield Text(f"{name}: missing in this sample", style="bold")
-    else:
-        yield Text(f"{name}: {units.length} units, ATM masks {units.count:.1f}", style="bold")
+    yield Text(f"{name}: {units.summary}", style="bold")
     for start in range(0, len(units.masked), width):
         chosen = slice(start, start + width)
         masked = units.masked[chosen].tolist()

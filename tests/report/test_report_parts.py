@@ -22,7 +22,7 @@ from mmer_fast.models import RobMMR, RobMMRConfig
 from mmer_fast.report import timing
 from mmer_fast.report.calibration import calibration
 from mmer_fast.report.curves import PANELS, RunCurves, curve_panels, plot_curves
-from mmer_fast.report.explanation import chosen_samples, explain, find_sample
+from mmer_fast.report.explanation import ModalityUnits, chosen_samples, explain, find_sample
 from mmer_fast.report.labels import label_results
 from mmer_fast.report.masks import legend, sample_block
 from mmer_fast.report.page import Html, escape, number, page, table, tag
@@ -196,6 +196,13 @@ def test_an_explanation_of_random_masks_is_one_draw_without_scores(data: MultiMo
         text = f"{units.length} units, ATM masks {units.count:.1f}" if units.length else "missing in this sample"
         assert f"{name}: {text}" in shown[0]
     assert shown[2].count("% masked") == sum(len(units.masked) for units in result.modalities.values())
+
+
+@pytest.mark.parametrize(
+    ("length", "text"), [(0, "missing in this sample"), (1, "1 unit, ATM masks 0.5"), (2, "2 units, ATM masks 1.0")]
+)
+def test_units_in_words(length: int, text: str) -> None:
+    assert ModalityUnits(None, np.full(length, 0.5, np.float32), None, length).summary == text
 
 
 def test_an_explanation_fits_a_terminal_of_any_width(data: MultiModalData) -> None:
