@@ -103,9 +103,7 @@ class UtteranceSystem(SystemModel):
 
     @classmethod
     def check_data(cls, data: MultiModalData, config: UtteranceConfig) -> None:
-        if config.outputs == "classes":
-            for name, split in data.splits.items():
-                check_classes(name, split.labels)
+        check_classes(data, config)
 
     def fit(self, split: Split) -> None:
         fit_standardization(self.standardization, split)
@@ -132,21 +130,27 @@ class UtteranceSystem(SystemModel):
         return self.recognition_loss(logits_bk[labelled_b], labels_bk[labelled_b])
 
 
-def check_classes(name: str, labels_nk: np.ndarray, used_n: np.ndarray | None = None) -> None:
-    """Check that each sample has exactly one label.
+def check_classes(data: MultiModalData, config: UtteranceConfig, used_n: np.ndarray | None = None) -> None:
+    """Check that each sample has exactly one label, where the system chooses one class.
 
     Args:
-        name: of the split, for the message.
-        labels_nk: (N, K) of 0 and 1.
-        used_n: (N,) bool, the samples whose labels are used; None: all.
+        data: all of its splits.
+        config: of the system.
+        used_n: (N,) bool, the training samples whose labels are used; None: all.
 
     Raises:
         DataError: one has not.
     """
-    counts_n = labels_nk.sum(axis=1)
-    wrong = np.flatnonzero((counts_n != 1) & (True if used_n is None else used_n))
-    if wrong.size:
-        raise DataError(
-            f"{name} labels: expected exactly one for each sample with outputs='classes'; "
-            f"got {counts_n[wrong[0]]} for sample {wrong[0]} (outputs='labels' allows any number)"
-        )
+    if config.outputs != "classes":
+        return
+    for name, split in data.splits.items():
+        counts_n = split.labels.sum(axis=1)
+        wrong_n = counts_n != 1
+        if name == "train" and used_n is not None:
+            wrong_n &= used_n
+        if wrong_n.any():
+            first = wrong_n.argmax()
+            raise DataError(
+                f"{name} labels: expected exactly one for each sample with outputs='classes'; "
+                f"got {counts_n[first]} for sample {first} (outputs='labels' allows any number)"
+            )

@@ -1,8 +1,8 @@
 """How training stops where it cannot go on: a loss or weight that is not finite, or memory that ran out.
 
 It ends with a `TrainingError` of one line: what happened in which step, what is kept on disk, what to try. The losses
-are looked at where training reads them anyway, weights and optimiser before a state is saved, so that no
-state that is saved is not finite. Which tensor it began with is looked for only then (`mmer_fast.training.finite`).
+are looked at where training reads them anyway, weights and optimiser before a state is saved, so that every saved state
+is finite. Which tensor it began with is looked for only then (`mmer_fast.training.finite`).
 
 Where processes train together, what is not finite ends all of them, and they come together for its state. Memory may
 run out in one alone: that one asks nothing of the others, and so keeps no state.

@@ -76,9 +76,7 @@ class CrossCulture(UtteranceSystem):
                 f"train extras culture: expected a sample of labelled_cultures={config.labelled_cultures!r}; "
                 f"got {', '.join(map(str, np.unique(culture_n)))}"
             )
-        if config.outputs == "classes":
-            for name, split in data.splits.items():
-                check_classes(name, split.labels, used_n if name == "train" else None)
+        check_classes(data, config, used_n)
 
     def fused(self, batch: Batch) -> Tensor:
         """The representation (B, D) that both classifiers read."""

@@ -63,9 +63,7 @@ class SemiSupervised(UtteranceSystem):
                 f"train extras labelled: expected (N,) bool with at least one True; "
                 f"got {labelled_n.dtype} of shape {labelled_n.shape}"
             )
-        if config.outputs == "classes":
-            for name, split in data.splits.items():
-                check_classes(name, split.labels, labelled_n if name == "train" else None)
+        check_classes(data, config, labelled_n)
 
     def latents(self, batch: Batch) -> Tensor:
         """Embeddings (B, M, D) in (-1, 1) in the space that modalities share, 0 where one is missing."""
