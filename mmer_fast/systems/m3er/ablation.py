@@ -25,6 +25,7 @@ ABLATION = Suite(
         _row(f"{MINUS} check", "no-check", {"check": False}),
         _row(f"{MINUS} check {MINUS} proxies", "no-check-no-proxies", {"check": False, "proxy": False}),
         _row("original fusion", "original-fusion", {"fusion": "original"}),
+        _row("modified, through the weights", "through-weights", {"detach_weights": False}),
         _row("plain cross-entropies", "no-weights", {"beta": 0.0}),
     ),
 )
