@@ -92,7 +92,7 @@ class MultiModalData:
             raise DataError(f"modalities: expected each name once; got {', '.join(names)}")
         unknown = [name for name in names if name not in self.modalities]
         if unknown:
-            raise DataError(f"modalities: {', '.join(unknown)} not in {self.source}; available: {available}")
+            raise DataError(f"modalities: {', '.join(map(repr, unknown))} not in {self.source}; available: {available}")
         return MultiModalData(
             splits={name: split.select(names) for name, split in self.splits.items()},
             label_names=self.label_names,

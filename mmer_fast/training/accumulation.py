@@ -23,6 +23,7 @@ from mmer_fast.data import Batch
 from mmer_fast.training.algorithm1 import StepResult
 from mmer_fast.training.distributed import whole_batch
 from mmer_fast.training.loop_config import LoopConfig
+from mmer_fast.training.order import cut
 from mmer_fast.training.steps import Step
 
 
@@ -32,7 +33,7 @@ def micro_batches_of(indices_b: Tensor, config: LoopConfig, group: str | None = 
     Args:
         group: `Network.group`.
     """
-    return indices_b.split(config.batch_size // config.accumulation if group is None else len(indices_b))
+    return cut(indices_b, config.batch_size // config.accumulation if group is None else len(indices_b))
 
 
 def accumulate_gradients(

@@ -45,10 +45,10 @@ def _shuffled(lengths: Tensor, config: LoopConfig, epoch: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed((config.seed * 1_000_003 + epoch) % 2**64)
     order = torch.randperm(len(lengths), generator=generator)
     if not config.bucket_by_length:
-        return list(order.split(config.batch_size))
-    pools = order.split(POOL_BATCHES * config.batch_size)
+        return cut(order, config.batch_size)
+    pools = cut(order, POOL_BATCHES * config.batch_size)
     sorted_pools = [pool[lengths[pool].argsort(stable=True)] for pool in pools]
-    pooled = [batch for pool in sorted_pools for batch in pool.split(config.batch_size)]
+    pooled = [batch for pool in sorted_pools for batch in cut(pool, config.batch_size)]
     return [pooled[i] for i in torch.randperm(len(pooled), generator=generator).tolist()]
 
 
@@ -59,7 +59,12 @@ def sorted_batches(split: Split, batch_size: int, group: str | None = None) -> l
     """
     if group is not None:
         return _whole_groups(_members(split, group), batch_size)
-    return list(_total_lengths(split).argsort(stable=True).split(batch_size))
+    return cut(_total_lengths(split).argsort(stable=True), batch_size)
+
+
+def cut(indices: Tensor, size: int) -> list[Tensor]:
+    """Consecutive pieces of that size, the last perhaps smaller; of a size beyond what there is, however large, one."""
+    return list(indices.split(min(size, max(len(indices), 1))))
 
 
 def _members(split: Split, group: str) -> list[Tensor]:

@@ -97,7 +97,7 @@ def test_select_keeps_the_given_order(make_small):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["smell"], "smell not in made for a test; available: text, video"),
+        (["smell"], "'smell' not in made for a test; available: text, video"),
         ([], "got none"),
         (["text"] * 2, "each name once"),
         ("text", "expected a list of names; got the text 'text'"),

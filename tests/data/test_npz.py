@@ -246,5 +246,5 @@ def test_the_same_data_give_the_same_bytes(make_small, tmp_path, compress):
 def test_load_selects_modalities(tmp_path):
     path = _save(tmp_path / "good.npz", _arrays())
     assert list(load(path, modalities=["audio"]).modalities) == ["audio"]
-    with pytest.raises(DataError, match=r"smell not in .*good\.npz; available: text, audio"):
+    with pytest.raises(DataError, match=r"'smell' not in .*good\.npz; available: text, audio"):
         load(str(path), modalities=["smell"])

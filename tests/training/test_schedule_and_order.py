@@ -10,6 +10,7 @@ import torch
 from small_training import TRAIN, small_data
 
 from mmer_fast.training import preset
+from mmer_fast.training.accumulation import micro_batches_of
 from mmer_fast.training.order import batches, epoch_batches, sorted_batches
 from mmer_fast.training.schedule import learning_rate
 
@@ -31,7 +32,7 @@ def test_the_authors_never_leave_the_warm_up() -> None:
 
 
 @pytest.mark.parametrize("bucket", [False, True])
-@pytest.mark.parametrize("batch_size", [7, 8, 100])
+@pytest.mark.parametrize("batch_size", [7, 8, 100, 10**20])
 def test_every_sample_comes_once_an_epoch(bucket: bool, batch_size: int) -> None:
     split = small_data().splits["train"]
     config = dataclasses.replace(TRAIN, batch_size=batch_size, bucket_by_length=bucket)
@@ -57,6 +58,16 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert order(0, 0) == order(0, 0)
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("batch_size", [100, 10**20])
+def test_a_batch_larger_than_the_data_is_all_of_it(batch_size: int) -> None:
+    split = small_data().splits["train"]
+    assert [len(chunk) for chunk in sorted_batches(split, batch_size)] == [len(split)]
+    (whole,) = epoch_batches(split, dataclasses.replace(TRAIN, batch_size=batch_size), 0)
+    assert [len(part) for part in micro_batches_of(whole, dataclasses.replace(TRAIN, batch_size=batch_size))] == [
+        len(split)
+    ]
 
 
 def test_buckets_leave_less_padding() -> None:
