@@ -107,6 +107,9 @@ def _train(
         return {}
     shared = resources(device, jobs, len(missing))
     with AblationDisplay(console, len(missing)) as display:
+        for row in plan.rows:
+            if row.skipped:
+                display.say(f"{row.row.name}: left out, {row.skipped}")
         display.say(
             f"{plan.suite.title}: {len(missing)} runs to train, {len(runs) - len(missing)} finished before; "
             f"{shared.jobs} at a time on {', '.join(shared.devices)}"

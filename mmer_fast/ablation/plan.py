@@ -131,12 +131,14 @@ def make_plan(
         out: directory of the ablation.
         seeds: different ones, at least one.
         settings: a preset and fields in place of its own, for every row; the seed among them is of no effect.
-        only: slugs of the rows that will be trained, none stands for all; another row that cannot be trained with
-            these settings is skipped.
+        only: slugs of the rows that will be trained, none stands for all.
+
+    Rows that cannot be trained with these settings are skipped, as a table of Table 2 in bfloat16 has no FGSM; but not
+    those that `only` names, nor the first row if it names none.
 
     Raises:
-        RunError: the configuration of a row to train is not valid, or a directory holds a run with another one or of
-            other data.
+        RunError: the configuration of a row that is not skipped is not valid, a row has a field that there is not, or
+            a directory holds a run with another configuration or of other data.
         CheckpointError: the configuration of a run that is there cannot be read.
     """
     bases = _bases(suite, settings)
@@ -148,7 +150,8 @@ def make_plan(
     describe = cache(lambda names: describe_data(data.select(names)))
 
     def planned(row: Row) -> PlannedRow:
-        configured = _configured_or_why_not(row, bases[row.system], data, only)
+        asked_for = row.slug in only if only else row is suite.rows[0]
+        configured = _configured_or_why_not(row, bases[row.system], data, may_be_left_out=not asked_for)
         if isinstance(configured, str):
             return PlannedRow(row, skipped=configured)
         model, train = configured
@@ -179,14 +182,14 @@ def _bases(suite: Suite, settings: Settings) -> dict[str, Configs]:
     return {row.system: configure(dataclasses.replace(settings, system=row.system)) for row in suite.rows}
 
 
-def _configured_or_why_not(row: Row, base: Configs, data: MultiModalData, only: Sequence[str]) -> Configs | str:
+def _configured_or_why_not(row: Row, base: Configs, data: MultiModalData, may_be_left_out: bool) -> Configs | str:
     reason = _does_not_apply(row, data)
     if reason:
         return reason
     try:
         configs = _configured(row, base)
     except (TypeError, ValueError) as error:
-        if only and row.slug not in only:
+        if isinstance(error, ValueError) and may_be_left_out:
             return f"not possible with these settings ({error})"
         raise RunError(f"{row.name}: {error}") from None
     try:

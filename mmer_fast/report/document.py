@@ -122,11 +122,14 @@ def _results(runs: Sequence[RunAnalysis]) -> Html:
 
 
 def _decision(runs: Sequence[RunAnalysis]) -> str:
-    """What is predicted, in words."""
-    configs = [run.config for run in runs]
-    above = sorted({f"{one.train.threshold:g}" for one in configs if one.outputs.decision == "threshold"})
+    """What is predicted, in words; with the runs' names where their thresholds differ."""
+    names: dict[float, list[str]] = {}
+    for run in runs:
+        if run.config.outputs.decision == "threshold":
+            names.setdefault(run.config.train.threshold, []).append(run.name)
+    above = [f"{level:g}" + (f" ({', '.join(names[level])})" if len(names) > 1 else "") for level in sorted(names)]
     words = [f"a label is predicted above {', '.join(above)}"] if above else []
-    if any(one.outputs.decision == "argmax" for one in configs):
+    if any(run.config.outputs.decision == "argmax" for run in runs):
         words.append("of classes the most probable one is predicted")
     return "; ".join(words)
 

@@ -153,16 +153,27 @@ def test_what_cannot_be_is_refused(data: MultiModalData) -> None:
         find_suite("table3")
     with pytest.raises(RunError, match=r"figure5 has no row no-atm, x; it has robmmr, natural, atm, app"):
         check_slugs(SUITES["figure5"], ["atm", "no-atm", "x"])
-    with pytest.raises(RunError, match=r"\+ FGSM: TrainConfig.precision must be 'float32'"):
-        planned("table2", data, precision="bfloat16")
-    others = planned("table2", data, only=["no-app"], precision="bfloat16")
-    assert "not possible with these settings" in (others["fgsm"].skipped or "")
-    assert others["no-app"].skipped is None
     with pytest.raises(RunError, match="unknown setting"):
         planned("figure5", data, colour=3)
     wrong = Suite("wrong", "Wrong", (Row("first", "first"), Row("second", "second", model={"depth": 3})))
     with pytest.raises(RunError, match=r"second: .*depth"):
         planned(wrong, data)
+
+
+@pytest.mark.parametrize("only", [[], ["no-app"]])
+def test_rows_that_the_settings_forbid_are_left_out_with_the_reason(only: list[str], data: MultiModalData) -> None:
+    rows = planned("table2", data, only=only, precision="bfloat16")
+    left_out = {slug: row.skipped for slug, row in rows.items() if row.skipped is not None}
+    assert left_out.keys() == {"fgsm", "pgd"}
+    assert "not possible with these settings (TrainConfig.precision must be 'float32'" in (left_out["fgsm"] or "")
+
+
+def test_a_row_that_is_asked_for_or_the_first_is_not_left_out(data: MultiModalData) -> None:
+    with pytest.raises(RunError, match=r"\+ FGSM: TrainConfig.precision must be 'float32'"):
+        planned("table2", data, only=["no-app", "fgsm"], precision="bfloat16")
+    fgsm = Suite("fgsm", "FGSM first", (Row("FGSM", "fgsm", train={"perturbation": "fgsm"}), Row("RobMMR", "robmmr")))
+    with pytest.raises(RunError, match=r"^FGSM: TrainConfig.precision must be"):
+        planned(fgsm, data, precision="bfloat16")
 
 
 def test_names_are_set_for_pages_and_plots() -> None:

@@ -198,6 +198,15 @@ def test_several_runs_lie_side_by_side(run: Run, natural: Run, data: MultiModalD
     assert len(re.findall("Sample", page.text)) == 2 * len(set(re.findall(r"Sample (\d+)", page.text)))
 
 
+def test_thresholds_are_said_with_their_runs_where_they_differ(
+    run: Run, natural: Run, data: MultiModalData, tmp_path: Path
+) -> None:
+    low = small_run(data, tmp_path / "low", threshold=0.2)
+    text = report_of(run, natural, low, data=data, out=tmp_path / "three.html").text
+    assert "a label is predicted above 0.2 (low), 0.5 (first & <best>, natural)." in text
+    assert "a label is predicted above 0.5." in report_of(run, natural, data=data, out=tmp_path / "two.html").text
+
+
 def test_runs_on_other_data_show_samples_of_their_own_choice(
     run: Run, natural: Run, data: MultiModalData, tmp_path: Path
 ) -> None:
