@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmer_fast.bench import machine
 from mmer_fast.systems.univa import va_contrastive_loss
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,6 +117,18 @@ def _timed(call: Callable[[], Tensor], device: str) -> float:
     return time.perf_counter() - start
 
 
+def provenance(device: str, threads: int) -> dict[str, Any]:
+    """Where and with what these figures were taken."""
+    gpu = torch.cuda.get_device_name() if device == "cuda" else None
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": machine.commit(),
+        "versions": machine.versions(()),
+        "machine": {"cpu": machine.cpu_model(), "cpu_generation": machine.cpu_generation(), "gpu": gpu},
+        "threads": threads,
+    }
+
+
 def in_a_process(form: str, samples: int, width: int, options: argparse.Namespace) -> dict[str, Any]:
     """`measure` in a new process.
 
@@ -137,6 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default 2)")
     parser.add_argument("--rounds", type=int, default=5, help="timed calls; the median counts")
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures, with machine, versions and commit")
     parser.add_argument("--form", choices=FORMS, help="measure this one in this process, and print JSON")
     options = parser.parse_args(arguments)
     if options.form is not None:
@@ -144,6 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(measure(options.form, options.samples[0], options.width, options.device, options.rounds)))
         return 0
     wrong = 0
+    rows: list[dict[str, Any]] = []
     for samples in options.samples:
         print(f"B = {samples}, D = {options.width}, {options.device}, forward + backward")
         for form in FORMS:
@@ -152,10 +168,15 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"  {form:14} not run: its backward pass needs about {kept * 1e-9:.0f} GB")
                 continue
             row = in_a_process(form, samples, options.width, options)
+            rows.append({"form": form, "samples": samples, "width": options.width, **row})
             off = row["gradient_error"]
             wrong += not off <= TOLERANCE
             figures = f"{row['seconds'] * 1e3:9.1f} ms{row['peak_bytes'] / 2**20:9.0f} MiB"
             print(f"  {form:14}{figures}   error {off:.0e}{'' if off <= TOLERANCE else '  WRONG'}", flush=True)
+    if options.out is not None and not wrong:
+        options.out.write_text(
+            json.dumps({**provenance(options.device, options.threads), "rows": rows}, indent=1) + "\n"
+        )
     return 1 if wrong else 0
 
 

@@ -36,6 +36,15 @@ def test_every_form_computes_the_same(capsys: pytest.CaptureFixture[str]) -> Non
     assert "WRONG" not in printed
 
 
+def test_figures_are_written_with_their_origin(tmp_path: Path) -> None:
+    out = tmp_path / "va.json"
+    assert va_contrast.main([*TINY, "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert [row["form"] for row in record["rows"]] == list(va_contrast.FORMS)
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["threads"] == 1
+
+
 def test_a_child_prints_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert va_contrast.main([*TINY, "--form", "blocks"]) == 0
     row = json.loads(capsys.readouterr().out)
@@ -44,9 +53,12 @@ def test_a_child_prints_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert row["gradient_error"] < va_contrast.TOLERANCE
 
 
-def test_a_wrong_gradient_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_gradient_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.setitem(va_contrast.FORMS, "blocks", lambda features, va: 1.001 * va_contrast.all_pairs(features, va))
-    assert va_contrast.main(TINY) == 1
+    assert va_contrast.main([*TINY, "--out", str(tmp_path / "va.json")]) == 1
+    assert not (tmp_path / "va.json").exists()
     assert "error 1e-03  WRONG" in capsys.readouterr().out
 
 
