@@ -6,5 +6,5 @@
     tables.py     the rows of the pages, from these files
     run.py        `python -m benchmarks.systems.run`
 
-`tests/test_systems_pages.py` holds the pages to the files.
+`tests/test_benchmarks_systems.py` holds the pages to the files.
 """

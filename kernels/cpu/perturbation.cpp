@@ -5,13 +5,15 @@
 //
 //     stash_i = w_i (bits),   w_i <- w_i + (d_i prescale) scale
 //
-// Memory is read and written once and little else costs: all arithmetic is in double, whatever the dtypes.
+// Memory is read and written once and little else costs: all arithmetic is in double, whatever the dtypes, but for
+// steps of half weights that float computes to the same bits.
 #include "perturbation.h"
 
 #include <cmath>
 
 #include "../common/perturbation_math.h"
 #include "perturbation_blocks.h"
+#include "perturbation_halves.h"
 
 namespace mmer {
 inline namespace MMER_VARIANT {
@@ -108,15 +110,27 @@ double norm_of_products(const PerturbationTensor& tensor, const PerturbationChun
 
 // w_i <- w_i + (d_i prescale) scale. In this order no product leaves the range: |w_i g_i| is at most the norm.
 template <bool kAdaptive, class W, class G>
+MMER_INLINE void move_register(W* w, const G* g, double prescale, double scale) {
+  const Wide wide = load_wide(w);
+  Wide d = load_wide(g);
+  d = kAdaptive ? ((d * wide) * prescale) * wide : d * prescale;
+  store_wide(w, wide + d * scale);
+}
+
+template <bool kAdaptive, class W, class G>
 void move(W* w, const G* g, int64_t n, const PerturbationStep& step) {
   const double prescale = step.prescale, scale = step.scale;
   int64_t i = 0;
-  for (; i + kWideLanes <= n; i += kWideLanes) {
-    const Wide wide = load_wide(w + i);
-    Wide d = load_wide(g + i);
-    d = kAdaptive ? ((d * wide) * prescale) * wide : d * prescale;
-    store_wide(w + i, wide + d * scale);
+  if constexpr (kHasHalfSteps && !kAdaptive && sizeof(W) == 2 && sizeof(G) <= 4) {
+    if (floats_suffice(step.factor())) {
+      const float factor = static_cast<float>(step.factor());
+      for (; i + kFloats <= n; i += kFloats) {
+        if (half_step(w + i, g + i, factor)) continue;
+        for (int j = 0; j < kFloats; j += kWideLanes) move_register<false>(w + i + j, g + i + j, prescale, scale);
+      }
+    }
   }
+  for (; i + kWideLanes <= n; i += kWideLanes) move_register<kAdaptive>(w + i, g + i, prescale, scale);
   for (; i < n; ++i) {
     const double wide = entry_wide(w[i]);
     double d = entry_wide(g[i]);

@@ -69,6 +69,14 @@ MMER_INLINE void store_floats(Narrow x, Half* p) {
 }
 #endif
 
+MMER_INLINE Wide widened(Narrow narrow) {
+#if defined(__AVX512F__)
+  return (Wide)_mm512_cvtps_pd((__m256)narrow);  // GCC 12 makes four instructions of the generic one
+#else
+  return __builtin_convertvector(narrow, Wide);
+#endif
+}
+
 // From any storage type and back, rounded to nearest even; half types by way of floats.
 template <class Storage>
 MMER_INLINE Wide load_wide(const Storage* p) {
@@ -84,7 +92,7 @@ MMER_INLINE Wide load_wide(const Storage* p) {
       const auto floats = half_floats(p);
       std::memcpy(&narrow, &floats, sizeof narrow);
     }
-    return __builtin_convertvector(narrow, Wide);
+    return widened(narrow);
   }
 }
 template <class Storage>
