@@ -48,6 +48,17 @@ bool is_dense(const Tensor& tensor) {
   return true;
 }
 
+// Whether tensors of one shape have their entries at the same places of a piece of memory each.
+bool laid_out_alike(const Tensor& like, std::initializer_list<const Tensor*> others) {
+  const bool contiguous = like.is_contiguous();
+  if (!contiguous && !is_dense(like)) return false;
+  for (const Tensor* other : others) {
+    if (other == nullptr || other == &like || (contiguous && other->is_contiguous())) continue;
+    if (!same_strides(*other, like)) return false;
+  }
+  return true;
+}
+
 // The tensors of a call as the kernels see them: flat. What is not dense, or not laid out as its partners are, goes
 // through contiguous copies.
 class FlatTensors {
@@ -56,60 +67,64 @@ class FlatTensors {
   FlatTensors(const Tensors& weights, const Tensors& grads, const Tensors& stash) : weights_(weights), stash_(stash) {
     const size_t count = std::max(weights.size(), grads.size());
     STD_TORCH_CHECK(count > 0, "expected at least one tensor");
-    const Tensor& first = weights.empty() ? grads[0] : weights[0];
-    for (size_t i = 0; i < count; ++i) add(i, first, at(weights, i, count), at(grads, i, count), at(stash, i, count));
+    for (const Tensors* list : {&weights, &grads, &stash}) {
+      STD_TORCH_CHECK(list->empty() || list->size() == count, "the lists must be of one length");
+    }
+    tensors_.reserve(count);
+    const auto device = (weights.empty() ? grads : weights)[0].device();
+    for (size_t i = 0; i < count; ++i) add(i, device, at(weights, i), at(grads, i), at(stash, i));
   }
 
   const PerturbationTensor* data() const { return tensors_.data(); }
   int64_t count() const { return static_cast<int64_t>(tensors_.size()); }
 
-  void write_back_weights() { write_back(weights_, flat_weights_); }
-  void write_back_stash() { write_back(stash_, flat_stash_); }
+  void write_back_weights() const { write_back(weights_, weight_copies_); }
+  void write_back_stash() const { write_back(stash_, stash_copies_); }
 
  private:
-  static const Tensor* at(const Tensors& list, size_t i, size_t count) {
-    STD_TORCH_CHECK(list.empty() || list.size() == count, "the lists must be of one length");
-    return list.empty() ? nullptr : &list[i];
-  }
+  using Copies = std::vector<std::pair<size_t, Tensor>>;  // of which tensor
 
-  void add(size_t i, const Tensor& first, const Tensor* weight, const Tensor* grad, const Tensor* stash) {
+  static const Tensor* at(const Tensors& list, size_t i) { return list.empty() ? nullptr : &list[i]; }
+
+  template <class Device>
+  void add(size_t i, const Device& device, const Tensor* weight, const Tensor* grad, const Tensor* stash) {
     const Tensor& like = weight != nullptr ? *weight : *grad;
-    bool flat = is_dense(like);
     for (const Tensor* other : {weight, grad, stash}) {
       if (other == nullptr) continue;
-      STD_TORCH_CHECK(other->device() == first.device(), "tensor ", i, " is on another device");
-      STD_TORCH_CHECK(same_shape(*other, like), "tensor ", i, " of the lists has several shapes");
-      flat = flat && same_strides(*other, like);
+      STD_TORCH_CHECK(other->device() == device, "tensor ", i, " is on another device");
+      STD_TORCH_CHECK(other == &like || same_shape(*other, like), "tensor ", i, " of the lists has several shapes");
     }
     STD_TORCH_CHECK(stash == nullptr || stash->scalar_type() == weight->scalar_type(), "stash ", i,
                     " must have the dtype of its parameter");
     PerturbationTensor entry{};
     entry.n = like.numel();
-    entry.weight = entry.n > 0 ? keep(flat_weights_, weight, flat) : nullptr;
-    entry.grad = entry.n > 0 ? keep(grads_, grad, flat) : nullptr;
-    entry.stash = entry.n > 0 ? keep(flat_stash_, stash, flat) : nullptr;
+    if (entry.n > 0) {
+      const bool alike = laid_out_alike(like, {weight, grad, stash});
+      entry.weight = flat(weight_copies_, i, weight, alike);
+      entry.grad = flat(grad_copies_, i, grad, alike);
+      entry.stash = flat(stash_copies_, i, stash, alike);
+    }
     entry.weight_dtype = dtype_of(like, "params");
     entry.grad_dtype = grad != nullptr ? dtype_of(*grad, "grads") : entry.weight_dtype;
     tensors_.push_back(entry);
   }
 
-  static void* keep(Tensors& list, const Tensor* tensor, bool flat) {
+  static void* flat(Copies& copies, size_t i, const Tensor* tensor, bool alike) {
     if (tensor == nullptr) return nullptr;
-    list.push_back(flat ? *tensor : torch::stable::contiguous(*tensor));
-    return list.back().data_ptr();
+    if (alike) return tensor->data_ptr();
+    copies.emplace_back(i, torch::stable::contiguous(*tensor));
+    return copies.back().second.data_ptr();
   }
 
-  static void write_back(const Tensors& originals, const Tensors& flat) {
-    size_t next = 0;
-    for (Tensor original : originals) {
-      if (original.numel() == 0) continue;
-      const Tensor& copy = flat[next++];
+  static void write_back(const Tensors& originals, const Copies& copies) {
+    for (const auto& [i, copy] : copies) {
+      Tensor original = originals[i];
       if (copy.data_ptr() != original.data_ptr()) torch::stable::copy_(original, copy);
     }
   }
 
   const Tensors &weights_, &stash_;
-  Tensors flat_weights_, grads_, flat_stash_;  // of those with entries
+  Copies weight_copies_, grad_copies_, stash_copies_;
   std::vector<PerturbationTensor> tensors_;
 };
 

@@ -290,17 +290,10 @@ def check_distinct(lists: dict[str, list[Tensor]], names: Sequence[str] | None =
     spans = []
     for name, tensors in lists.items():
         for i, t in enumerate(tensors):
-            reach = t.numel()
-            if reach == 0 or type(t) not in _PLAIN or t.is_meta:
-                continue
-            start = t.data_ptr()
-            if not t.is_contiguous():
-                extents = [(size - 1, stride) for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1]
-                if any(stride == 0 for _, stride in extents):
-                    shown = f"{name}[{i}]" if names is None else f"parameter {names[i]!r}"
-                    raise ValueError(f"{shown} must have memory of its own for every entry, got an expanded tensor")
-                reach = 1 + sum(steps * stride for steps, stride in extents)
-            spans.append((start, start + reach * t.element_size(), name, i))
+            if type(t) in _PLAIN and (size := t.nbytes) and (start := t.data_ptr()):  # not empty, and not on meta
+                if not t.is_contiguous():
+                    size = _reach(t, f"{name}[{i}]" if names is None else f"parameter {names[i]!r}")
+                spans.append((start, start + size, name, i))
     spans.sort()
     for (_, end, name, i), (start, _, other, j) in pairwise(spans):
         if start < end:
@@ -308,6 +301,14 @@ def check_distinct(lists: dict[str, list[Tensor]], names: Sequence[str] | None =
             raise ValueError(
                 f"{pair[0]} and {pair[1]} share memory: a tied tensor must be given once, with one gradient"
             )
+
+
+def _reach(tensor: Tensor, name: str) -> int:
+    """Bytes from a tensor's first entry to the end of its last."""
+    extents = [(size - 1, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+    if any(stride == 0 for _, stride in extents):
+        raise ValueError(f"{name} must have memory of its own for every entry, got an expanded tensor")
+    return (1 + sum(steps * stride for steps, stride in extents)) * tensor.element_size()
 
 
 def given_norms(name: str, norms: object, scope: int, params: list[Tensor]) -> Tensor:

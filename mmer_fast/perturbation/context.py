@@ -187,8 +187,8 @@ def _checked_inv_scale(value: float | Tensor | None) -> float | Tensor | None:
 
 
 def _same_device(named: Named, values: Sequence[Tensor]) -> None:
+    first = values[0].device
     for (name, _), value in zip(named, values, strict=True):
-        if value.device != values[0].device:
-            raise ValueError(
-                f"parameter {name!r} must be on the device of {named[0][0]!r} ({values[0].device}), got {value.device}"
-            )
+        if value.device != first:
+            expected = f"the device of {named[0][0]!r} ({first})"
+            raise ValueError(f"parameter {name!r} must be on {expected}, got {value.device}")

@@ -19,20 +19,20 @@ from mmer_fast.perturbation.selection import Named, Target, choose
 class Record:
     """Of one parameter: `stash` in the layout of its (local) values, and whether it is `perturbed`."""
 
-    __slots__ = ("_owner", "perturbed", "stash")
+    __slots__ = ("_kind", "_owner", "perturbed", "stash")
 
     def __init__(self, owner: weakref.ref[Tensor]) -> None:
         self._owner = owner
+        self._kind: tuple[torch.Size, torch.dtype, torch.device] | None = None
         self.stash: Tensor | None = None
         self.perturbed = False
 
     def stash_for(self, values: Tensor) -> Tensor:
         """The stash, allocated anew where the values are of another kind than before (module.to(...))."""
-        stash = self.stash
-        if stash is None or not (
-            stash.shape == values.shape and stash.dtype == values.dtype and stash.device == values.device
-        ):
+        stash, kind = self.stash, (values.shape, values.dtype, values.device)
+        if stash is None or kind != self._kind:
             stash = self.stash = torch.empty_like(values, requires_grad=False)
+            self._kind = kind
         return stash
 
 

@@ -109,6 +109,12 @@ def test_empty_tensors_only(backend: str, device: str) -> None:
     ops.restore_(case.params, case.stash, backend=backend)
 
 
+def test_an_empty_view_inside_of_another_tensor_shares_nothing(backend: str, device: str) -> None:
+    whole = torch.randn(6, device=device)
+    params = [whole, whole[3:3], whole[3:3].reshape(2, 0)]
+    check(backend, lists(params, [torch.ones_like(x) for x in params]))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_thousand_cycles_keep_every_bit(backend: str, device: str, interpreted: bool, dtype: torch.dtype) -> None:
     """Adding and subtracting changes two weights of three in float32 over as many cycles."""
