@@ -112,6 +112,8 @@ def _shown(part: object) -> str:
 
 def _check_gradient(name: str, parameter: Tensor, gradient: object) -> None:
     _validate.floating_tensor(f"parameter {name!r}", parameter)
+    if parameter.layout != torch.strided:
+        raise TypeError(f"parameter {name!r} must be dense, got {parameter.layout}")
     if not parameter.is_leaf:
         raise ValueError(f"parameter {name!r} must be a leaf, not the result of an operation: it is moved in place")
     _validate.floating_tensor(f"the gradient of {name!r}", gradient)

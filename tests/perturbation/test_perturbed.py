@@ -235,6 +235,8 @@ def test_errors_name_what_is_wrong(model: Model) -> None:
     refused(ValueError, r"gradient of '0' must have the shape \(6, 6\), got \(6,\)", [weight], grads=[grad[0]])
     refused(TypeError, r"gradient of '0' must be float32, float64", [weight], grads=[grad.long()])
     refused(TypeError, r"gradient of '0' must be dense, got torch.sparse_coo", [weight], grads=[grad.to_sparse()])
+    sparse = nn.Parameter(torch.eye(3).to_sparse())
+    refused(TypeError, r"parameter '0' must be dense, got torch.sparse_coo", [sparse], grads=[torch.ones(3, 3)])
     refused(ValueError, r"'0' and '1' share memory", [weight, weight.data], grads=[grad, grad])
     refused(ValueError, r"parameter '0' must be a leaf", [weight * 2], grads=[grad])
     refused(TypeError, r"parameter '0' must be float32, float64", [torch.zeros(3).long()], grads=[torch.zeros(3)])
