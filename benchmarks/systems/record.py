@@ -12,27 +12,22 @@ import torch
 
 from benchmarks.systems.measures import Finished
 from benchmarks.systems.studies import Study
-from mmer_fast._files import write_atomically
 from mmer_fast.ablation.results import CLASS_COLUMNS, COLUMNS, RowResult, RunResult, SuiteResults
 from mmer_fast.bench import machine
 from mmer_fast.data import MultiModalData
 from mmer_fast.metrics import multilabel_metrics, single_label_metrics
 from mmer_fast.training.api import Run
+from mmer_fast.training.checkpoint import write_json
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("numpy", "scikit-learn", "torchmetrics")
 
 
 def write(study: Study, results: SuiteResults, data: MultiModalData) -> Path:
-    """Measure the finished runs of a study, and write its file."""
-    document = to_json(study, results, data)
+    """Measure the runs of a study, which are all finished, and write its file."""
     path = RESULTS / f"{study.name}.json"
-
-    def write_text(partial: Path) -> None:
-        partial.write_text(_text(document))
-
     RESULTS.mkdir(exist_ok=True)
-    write_atomically(path, write_text)
+    write_json(path, to_json(study, results, data))
     return path
 
 
@@ -118,18 +113,3 @@ def _constant(p_k: torch.Tensor, labels_nk: torch.Tensor) -> dict[str, Any]:
     if (labels_nk.sum(dim=1) == 1).all():
         metrics |= single_label_metrics(p_nk, labels_nk)
     return metrics
-
-
-def _text(document: Mapping[str, Any]) -> str:
-    """JSON with a line for every run, so that a difference between two files can be read."""
-    runs: list[str] = []
-
-    def held(run: Mapping[str, Any]) -> str:
-        runs.append(json.dumps(run))
-        return f"\0{len(runs) - 1}\0"
-
-    rows = [{**row, "runs": [held(run) for run in row["runs"]]} for row in document["rows"]]
-    text = json.dumps({**document, "rows": rows}, indent=1)
-    for i, run in enumerate(runs):
-        text = text.replace(json.dumps(f"\0{i}\0"), run)
-    return text + "\n"

@@ -15,7 +15,7 @@ from benchmarks.systems.studies import SEEDS, STUDIES
 from mmer_fast.ablation import run_suite
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.systems.run", description=__doc__)
     parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"of {', '.join(STUDIES)}; default: all")
     parser.add_argument("--out", type=Path, default=Path("runs/systems"), help="directory of the runs")
@@ -24,6 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = [name for name in options.studies if name not in STUDIES]
     if unknown:
         parser.error(f"no study {', '.join(unknown)}; there are {', '.join(STUDIES)}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
     failed = 0
     for name in options.studies or STUDIES:
         study = STUDIES[name]
@@ -33,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         errors = [error for row in results.rows for error in row.errors.values()]
         failed += len(errors)
-        print(*errors, record.write(study, results, data), sep="\n", flush=True)
+        print(*(errors or [str(record.write(study, results, data))]), sep="\n", flush=True)
     for page, lines in tables.pages().items():
         print(f"\n{page}", *lines, sep="\n")
     return 1 if failed else 0

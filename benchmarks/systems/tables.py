@@ -50,7 +50,8 @@ results = cache(Results)
 
 
 def number(value: float, sign: str = "") -> str:
-    """Three digits without the 0 before the point."""
+    """Three digits without the 0 before the point; 0 has no minus."""
+    value = round(value, 3) + 0.0
     return f"{value:{sign}.3f}".replace("0.", ".", 1 if abs(value) < 1 else 0).replace("-", MINUS)
 
 
@@ -70,7 +71,7 @@ def pages() -> dict[str, list[str]]:
         "m3er.md": m3er(),
         "mmgcn.md": mmgcn(),
         "mmin.md": mmin(),
-        "univa.md": univa(),
+        "univa.md": contrast() + univa(),
     }
 
 
@@ -174,6 +175,28 @@ def univa() -> list[str]:
     for count, name in ((1, "always the one most frequent emotion"), (2, "always the two most frequent")):
         lines.append(_line(name, *(found.constant(count, metric) for metric in metrics), ""))
     return lines
+
+
+def contrast() -> list[str]:
+    """Of `benchmarks.va_contrast`: peak memory and time of the forms of the contrastive loss, by samples."""
+    names = {
+        "blocks": "blocks",
+        "all pairs": "matrices (B, B) of all pairs",
+        "all products": "products (B, B, D) of all pairs",
+    }
+    rows = {(row["form"], row["samples"]): row for row in record.read("va_contrast")["rows"]}
+
+    def cells(form: str, text: Callable[[Mapping[str, Any]], str]) -> list[str]:
+        return [text(rows[form, samples]) if (form, samples) in rows else "not run" for samples in (1024, 4096)]
+
+    return [
+        _line(
+            name,
+            *cells(form, lambda row: f"{row['peak_bytes'] / 2**20:.0f} MiB"),
+            *cells(form, lambda row: f"{row['seconds'] * 1e3:.3g} ms"),
+        )
+        for form, name in names.items()
+    ]
 
 
 def adaptation() -> list[str]:
