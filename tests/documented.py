@@ -26,6 +26,7 @@ from torch.distributed.run import get_args_parser
 from typer.main import get_command
 
 from benchmarks import run as benchmark_run
+from benchmarks.systems import run as systems_run
 from mmer_fast import cli, info
 from mmer_fast.training.commands import app
 from mmer_fast.training.settings import configure, read_settings
@@ -127,6 +128,8 @@ def run_command(words: list[str]) -> None:
                 info.main(arguments)
         case ["python", "-m", "benchmarks.run", *arguments]:
             benchmark_run.parse(arguments)
+        case ["python", "-m", "benchmarks.systems.run", *arguments]:
+            systems_run.parse(arguments)
         case ["python", "-m", module]:
             assert find_spec(module), f"there is no module {module}"
         case ["python", script]:

@@ -11,6 +11,7 @@ import pytest
 CLAIMS = Path(__file__).resolve().parent.parent / "benchmarks" / "claims"
 MINUS, GAMMA = "\N{MINUS SIGN}", "\N{GREEK SMALL LETTER GAMMA}"
 PARTS = ("part/0", "part/1", "part/2")
+POM = ("natural", "atm", "app", "robmmr", "random-mask-alone")
 DEFAULT = {
     "natural training": "natural",
     "+ ATM": "atm",
@@ -52,7 +53,9 @@ def expected() -> list[str]:
         f"+ APP, {GAMMA} = 0.03": ("", "app"),
     }
     names = ("train/micro_f1", "test/micro_f1", "part/1", "part/2", "gap/test")
-    return lines + [line(label, row(*where), names) for label, where in radius.items()]
+    lines += [line(label, row(*where), names) for label, where in radius.items()]
+    names = ("train/micro_f1", "test/micro_f1", "gap/test")
+    return lines + [line(f"{label}, POM", row("pom", slug), names) for label, slug in DEFAULT.items() if slug in POM]
 
 
 @pytest.mark.parametrize("wanted", expected(), ids=lambda text: text.split("|")[1].strip())

@@ -120,6 +120,7 @@ def test_links_between_pages_lead_somewhere(page):
         ('```sh\npip install ".[nothing]"\n```', "no extra"),
         ("```sh\nMMER_NOTHING=1 pip install .\n```", "nothing reads"),
         ("```sh\ntorchrun -m mmer_fast train --no-such-option\n```", "NoSuchOption"),
+        ("```sh\npython -m benchmarks.systems.run nothing\n```", "SystemExit"),
         ("```sh\nrm -r everything\n```", "no rule"),
         ("```yaml\ntrain: {epoch: 3}\n```", "unknown field"),
         ('```python title="setup.py"\nfrom nowhere import nothing\n```', "is not in setup.py"),

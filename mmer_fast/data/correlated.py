@@ -15,6 +15,7 @@ from statistics import NormalDist
 import numpy as np
 
 from mmer_fast.data.containers import MultiModalData, Split
+from mmer_fast.data.generation import ordered_product
 from mmer_fast.data.ineffectual import make_ineffectual
 from mmer_fast.data.ranges import check_factors, check_least, check_sizes
 from mmer_fast.data.synthetic import LABEL_NAMES, PREVALENCE
@@ -83,13 +84,14 @@ def _make_split(
 ) -> Split:
     lengths_n = rng.integers(-(-steps // 2), steps + 1, size=n)
     state_nr = rng.standard_normal((n, FACTORS))
-    evidence_nk = state_nr @ directions_rk + LABEL_NOISE * rng.standard_normal((n, len(PREVALENCE)))
+    evidence_nk = ordered_product(state_nr, directions_rk) + LABEL_NOISE * rng.standard_normal((n, len(PREVALENCE)))
     thresholds_k = np.array([NormalDist(0, (1 + LABEL_NOISE**2) ** 0.5).inv_cdf(1 - p) for p in PREVALENCE])
     latent_ntr = state_nr[:, None] + DRIFT * _process(rng, n, steps)
     used_nt = np.arange(steps) < lengths_n[:, None]
     features = {}
     for name, mixing_rd in mixing.items():
-        x_ntd = latent_ntr @ mixing_rd + noise * rng.standard_normal((n, steps, mixing_rd.shape[1]))
+        x_ntd = ordered_product(latent_ntr.reshape(n * steps, -1), mixing_rd).reshape(n, steps, -1)
+        x_ntd += noise * rng.standard_normal(x_ntd.shape)
         features[name] = np.where(used_nt[..., None], x_ntd, 0.0).astype(np.float32)
     lengths = {name: lengths_n.copy() for name in mixing}
     return Split(features, lengths, (evidence_nk > thresholds_k).astype(np.uint8))

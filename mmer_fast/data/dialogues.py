@@ -31,7 +31,15 @@ import numpy as np
 
 from mmer_fast.data.containers import MultiModalData, Split
 from mmer_fast.data.errors import DataError
-from mmer_fast.data.generation import Modality, add_units, background, draw_lengths, draw_mixing, draw_units
+from mmer_fast.data.generation import (
+    Modality,
+    add_units,
+    background,
+    draw_lengths,
+    draw_mixing,
+    draw_units,
+    ordered_product,
+)
 from mmer_fast.data.labels import IEMOCAP_SIX
 from mmer_fast.data.ranges import check_factors, check_least, check_sizes
 
@@ -163,7 +171,7 @@ def _make_world(rng: np.random.Generator, culture_shift: float) -> _World:
         shared = _unit_rows(rng.standard_normal((len(LABEL_NAMES), spec.size)))[list(ALIKE[name])]
         own = _unit_rows(rng.standard_normal((len(LABEL_NAMES), spec.size)))
         prototypes[name] = _unit_rows(np.sqrt(ALIKENESS) * shared + np.sqrt(1 - ALIKENESS) * own).astype(np.float32)
-        emotional = _unit_rows(rng.standard_normal((CULTURES, len(LABEL_NAMES))) @ prototypes[name])
+        emotional = _unit_rows(ordered_product(rng.standard_normal((CULTURES, len(LABEL_NAMES))), prototypes[name]))
         other = _unit_rows(rng.standard_normal((CULTURES, spec.size)))
         offset = culture_shift * 0.5 * spec.strength * _unit_rows(emotional + other)
         offsets[name] = offset.astype(np.float32)

@@ -76,11 +76,19 @@ def background(
     speakers = int(speaker_n.max()) + 1
     latent_tnr += 0.5 * rng.standard_normal((speakers, spec.factors), dtype=np.float32)[speaker_n]
     used_nt = np.arange(steps) < lengths_n[:, None]
-    units_ud = latent_tnr.transpose(1, 0, 2)[used_nt] @ mixing_rd
+    units_ud = ordered_product(latent_tnr.transpose(1, 0, 2)[used_nt], mixing_rd)
     units_ud += rng.standard_normal(units_ud.shape, dtype=np.float32)
     x_ntd = np.zeros((n, steps, spec.size), dtype=np.float32)
     x_ntd[used_nt] = units_ud
     return x_ntd
+
+
+def ordered_product(a_nr: np.ndarray, b_rd: np.ndarray) -> np.ndarray:
+    """(N, D), the matrix product summed in the order of r: that of BLAS has other last bits with other threads."""
+    product_nd = a_nr[:, :1] * b_rd[0]
+    for r in range(1, len(b_rd)):
+        product_nd += a_nr[:, r : r + 1] * b_rd[r]
+    return product_nd
 
 
 def draw_units(rng: np.random.Generator, carried_nk: np.ndarray, lengths_n: np.ndarray, most: int) -> Units:

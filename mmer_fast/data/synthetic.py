@@ -28,7 +28,15 @@ from statistics import NormalDist
 import numpy as np
 
 from mmer_fast.data.containers import MultiModalData, Split
-from mmer_fast.data.generation import Modality, add_units, background, draw_lengths, draw_mixing, draw_units
+from mmer_fast.data.generation import (
+    Modality,
+    add_units,
+    background,
+    draw_lengths,
+    draw_mixing,
+    draw_units,
+    ordered_product,
+)
 from mmer_fast.data.ranges import check_factors, check_least, check_parts, check_sizes
 from mmer_fast.data.valence_arousal import noisy_va
 
@@ -170,7 +178,8 @@ def _make_split(
 def _draw_labels(rng: np.random.Generator, n: int) -> np.ndarray:
     """(N, K) multi-hot by thresholding a correlated Gaussian, which keeps each label's prevalence."""
     thresholds = np.array([NormalDist().inv_cdf(1 - p) for p in PREVALENCE])
-    gaussian_nk = rng.standard_normal((n, len(PREVALENCE))) @ np.linalg.cholesky(np.array(LABEL_CORRELATION)).T
+    factor_kk = np.linalg.cholesky(np.array(LABEL_CORRELATION))
+    gaussian_nk = ordered_product(rng.standard_normal((n, len(PREVALENCE))), factor_kk.T)
     return (gaussian_nk > thresholds).astype(np.uint8)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mmer_fast.data.generation import ordered_product
+
 NRC_VAD = {
     "happy": (1.0, 0.735),
     "sad": (0.225, 0.333),
@@ -35,7 +37,9 @@ def expressed_va(present_nk: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """
     values_k2 = np.array([NRC_VAD[name] for name in names])
     counts_n1 = present_nk.sum(axis=1, keepdims=True)
-    return np.where(counts_n1 > 0, present_nk @ values_k2 / np.maximum(counts_n1, 1), NRC_VAD["neutral"])
+    return np.where(
+        counts_n1 > 0, ordered_product(present_nk, values_k2) / np.maximum(counts_n1, 1), NRC_VAD["neutral"]
+    )
 
 
 def noisy_va(rng: np.random.Generator, present_nk: np.ndarray, names: Sequence[str]) -> np.ndarray:

@@ -201,5 +201,5 @@ def test_help_describes_the_commands(capsys):
 def test_training_takes_the_same_sources(tmp_path, capsys):
     assert run("make-data", tmp_path / "csd", "--format", "csd", *SMALL) == 0
     arguments = ("--data", tmp_path / "csd", "--out", tmp_path / "run", "--modalities", "smell")
-    assert "smell not in" in (message := refused(capsys, "train", *arguments))
+    assert "'smell' not in" in (message := refused(capsys, "train", *arguments))
     assert "available: text, video, audio" in message  # so it was read

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -74,6 +77,21 @@ def test_shifted_part_of_the_test_split(data):
     heard = test.extras["planted_audio"].any(axis=1) | test.extras["planted_video"].any(axis=1)
     assert np.array_equal(heard[shift > 0], test.labels[shift > 0].any(axis=1))
     assert "shift" not in data.splits["train"].extras
+
+
+@pytest.mark.parametrize("name", ["synthetic", "dialogues", "correlated"])
+def test_the_bits_do_not_depend_on_the_number_of_threads(name):
+    """Or a run could not go on where there are more."""
+    script = "import sys; from mmer_fast.data import load; from mmer_fast.training.run import describe_data;"
+    script += f"print(describe_data(load({name!r}))['checksum'])"
+    environments = [{**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads} for threads in "12"]
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for environment in environments
+    ]
+    assert printed[0] == printed[1] != b""
 
 
 def test_same_seed_same_bits_and_splits_are_independent():
