@@ -16,6 +16,7 @@ _INCLUDE = re.compile(r"<!-- include (benchmark:\S+) -->")
 _EMPTY = re.compile(r"<!-- benchmark:\S+ -->\n<!-- /benchmark -->")
 NOT_MEASURED = "*Not measured yet: `make bench-full` writes it.*"
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+_BAR = re.compile(r'<mo(?: stretchy="false")?>(&#x0007C;|&#x02016;)</mo>')  # | and ‖, which are all fences here
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -46,5 +47,11 @@ def measured(marker: str) -> str:
 
 def _mathml(found: re.Match[str]) -> str:
     kind, bracket, latex = found.groups()
-    formula = convert(html.unescape(latex).strip(), display="block" if bracket == "[" else "inline")
+    latex = (
+        html.unescape(latex).strip().replace("{aligned}", "{align*}")
+    )  # the converter knows the one, GitHub the other
+    formula = convert(latex, display="block" if bracket == "[" else "inline")
+    if "<mi>&</mi>" in formula:
+        raise PluginError(f"an environment that latex2mathml does not know: {latex}")
+    formula = _BAR.sub(r'<mo stretchy="false" lspace="0" rspace="0">\1</mo>', formula)
     return f'<{kind} class="formula">{formula}</{kind}>'
