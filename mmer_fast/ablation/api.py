@@ -69,8 +69,9 @@ def run_suite(
         The results that were written; `RowResult.errors` of a row says which of its runs failed.
 
     Raises:
-        RunError: an unknown suite, row, preset or setting; a row that cannot be trained with them; `out` cannot be
-            written or holds a run with other settings or of other data.
+        RunError: an unknown suite, row, preset or setting; the first row, or one of `only`, cannot be trained with them
+            (others are left out, and the tables say why); `out` cannot be written or holds a run with other settings or
+            of other data.
         CheckpointError: a file of a run in `out` is damaged.
         DataError: the data cannot be read or used.
     """

@@ -125,6 +125,9 @@ def make_plan(
 ) -> Plan:
     """Plan a suite and hold the runs that are there to it.
 
+    Rows that cannot be trained with the settings are skipped, so that Table 2 in bfloat16 has no FGSM; but not those
+    that `only` names, nor the first row if it names none.
+
     Args:
         suite: its rows.
         data: with all its modalities.
@@ -132,9 +135,6 @@ def make_plan(
         seeds: different ones, at least one.
         settings: a preset and fields in place of its own, for every row; the seed among them is of no effect.
         only: slugs of the rows that will be trained, none stands for all.
-
-    Rows that cannot be trained with these settings are skipped, as a table of Table 2 in bfloat16 has no FGSM; but not
-    those that `only` names, nor the first row if it names none.
 
     Raises:
         RunError: the configuration of a row that is not skipped is not valid, a row has a field that there is not, or
