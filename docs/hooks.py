@@ -47,9 +47,8 @@ def measured(marker: str) -> str:
 
 def _mathml(found: re.Match[str]) -> str:
     kind, bracket, latex = found.groups()
-    latex = (
-        html.unescape(latex).strip().replace("{aligned}", "{align*}")
-    )  # the converter knows the one, GitHub the other
+    # GitHub knows the one, the converter the other.
+    latex = html.unescape(latex).strip().replace("{aligned}", "{align*}")
     formula = convert(latex, display="block" if bracket == "[" else "inline")
     if "<mi>&</mi>" in formula:
         raise PluginError(f"an environment that latex2mathml does not know: {latex}")

@@ -241,6 +241,5 @@ def baselines() -> list[str]:
 
 
 def _spreads(study: str, names: Mapping[str, str], metrics: Sequence[str]) -> list[str]:
-    found: Results = results(study)
-    spread: Callable[[str, str], str] = found.spread
-    return [_line(name, *(spread(slug, metric) for metric in metrics)) for slug, name in names.items()]
+    found = results(study)
+    return [_line(name, *(found.spread(slug, metric) for metric in metrics)) for slug, name in names.items()]
