@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +120,7 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
     """Where and with what these figures were taken."""
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     return {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": machine.commit(),
-        "versions": machine.versions(()),
+        **machine.provenance(),
         "machine": {"cpu": machine.cpu_model(), "cpu_generation": machine.cpu_generation(), "gpu": gpu},
         "threads": threads,
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,7 @@ def to_json(study: Study, results: SuiteResults, data: MultiModalData) -> dict[s
         "settings": dict(plan.settings.values),
         "data": dict(plan.data),
         "seeds": list(plan.seeds),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": machine.commit(),
-        "versions": machine.versions(PACKAGES),
+        **machine.provenance(PACKAGES),
         "constant": constant_answers(data),
         "rows": [_row(study, row, data) for row in results.rows],
     }

@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ def describe(device: str, copy_gbps: float) -> dict[str, Any]:
         machine["gpu_memory_gib"] = round(properties.total_memory / 2**30, 1)
         machine["gpu_multiprocessors"] = properties.multi_processor_count
     return machine
+
+
+def provenance(packages: Iterable[str] = ()) -> dict[str, Any]:
+    """When, at which commit and with which versions something is measured."""
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"created": created, "commit": commit(), "versions": versions(packages)}
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:

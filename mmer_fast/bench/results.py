@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,14 +27,12 @@ def header(device: str, plan: str, packages: Iterable[str]) -> Result:
     measured: Ceilings = ceilings.measure(device)
     return {
         "schema": SCHEMA,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **machine.provenance(packages),
         "plan": plan,
         "quick": plan == "quick",
         "device": device,
         "machine": machine.describe(device, measured["copy_gbps"]),
         "ceilings": measured,
-        "versions": machine.versions(packages),
-        "commit": machine.commit(),
         "timer": "triton.testing.do_bench, cold L2" if device == "cuda" else "perf_counter, interleaved turns",
         "rows": [],
     }
