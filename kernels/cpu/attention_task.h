@@ -6,7 +6,9 @@
 #include <limits>
 
 #include "attention.h"
+#include "exp2.h"
 #include "gemm.h"
+#include "storage.h"
 
 namespace mmer {
 inline namespace MMER_VARIANT {

@@ -4,6 +4,7 @@
 #include "../common/dropout_args.h"
 #include "philox_groups.h"
 #include "scratch.h"
+#include "storage.h"
 
 namespace mmer {
 inline namespace MMER_VARIANT {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "perturbation.h"
-#include "simd.h"
+#include "storage.h"
 
 namespace mmer {
 inline namespace MMER_VARIANT {

@@ -8,7 +8,7 @@
 #include "../common/soft_topk_args.h"
 #include "../common/soft_topk_solver.h"
 #include "scratch.h"
-#include "simd.h"
+#include "storage.h"
 
 namespace mmer {
 inline namespace MMER_VARIANT {

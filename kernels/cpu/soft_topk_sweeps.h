@@ -1,6 +1,7 @@
 // Sweeps over a staged row of soft top-k:   q_i = e^t_i,   T_i = q_i/(1 + q_i),   t_i = (x_i - p)/tau + c
 #pragma once
 
+#include "exp2.h"
 #include "soft_topk_rows.h"
 
 namespace mmer {
