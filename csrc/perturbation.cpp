@@ -7,6 +7,7 @@
 
 #include "../kernels/common/perturbation_math.h"
 #include "cuda_stream.h"
+#include "own_memory.h"
 #include "tensor.h"
 
 #ifdef MMER_WITH_CUDA
@@ -71,8 +72,10 @@ class FlatTensors {
       STD_TORCH_CHECK(list->empty() || list->size() == count, "the lists must be of one length");
     }
     tensors_.reserve(count);
+    own_memory_.reserve(2 * stash.size());
     const auto device = (weights.empty() ? grads : weights)[0].device();
     for (size_t i = 0; i < count; ++i) add(i, device, at(weights, i), at(grads, i), at(stash, i));
+    own_memory_.check();
   }
 
   const PerturbationTensor* data() const { return tensors_.data(); }
@@ -97,15 +100,20 @@ class FlatTensors {
     STD_TORCH_CHECK(stash == nullptr || stash->scalar_type() == weight->scalar_type(), "stash ", i,
                     " must have the dtype of its parameter");
     PerturbationTensor entry{};
+    entry.weight_dtype = dtype_of(like, "params");
+    entry.grad_dtype = grad != nullptr ? dtype_of(*grad, "grads") : entry.weight_dtype;
     entry.n = like.numel();
     if (entry.n > 0) {
       const bool alike = laid_out_alike(like, {weight, grad, stash});
+      if (stash != nullptr) {
+        const int64_t bytes = entry_bytes(entry.weight_dtype);
+        own_memory_.add("params", i, *weight, alike, bytes);
+        own_memory_.add("stash", i, *stash, alike, bytes);
+      }
       entry.weight = flat(weight_copies_, i, weight, alike);
       entry.grad = flat(grad_copies_, i, grad, alike);
       entry.stash = flat(stash_copies_, i, stash, alike);
     }
-    entry.weight_dtype = dtype_of(like, "params");
-    entry.grad_dtype = grad != nullptr ? dtype_of(*grad, "grads") : entry.weight_dtype;
     tensors_.push_back(entry);
   }
 
@@ -125,6 +133,7 @@ class FlatTensors {
 
   const Tensors &weights_, &stash_;
   Copies weight_copies_, grad_copies_, stash_copies_;
+  OwnMemory own_memory_;
   std::vector<PerturbationTensor> tensors_;
 };
 

@@ -122,14 +122,6 @@ MMER_INLINE void store_entry(Storage* p, double x) {
   from_compute(static_cast<float>(x), p);
 }
 
-MMER_INLINE int64_t entry_bytes(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64: return 8;
-    case DType::kFloat32: return 4;
-    default: return 2;
-  }
-}
-
 // One register to memory, around the caches.
 MMER_INLINE void stream(unsigned char* to, const unsigned char* from) {
 #if defined(__AVX512F__)

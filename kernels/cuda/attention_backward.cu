@@ -66,7 +66,7 @@ struct Delta {
 cudaError_t attention_backward_cuda(const AttentionBackwardArgs& args, cudaStream_t stream) {
   const AttentionInputs& in = args.in;
   Plan plan = attention_plan(in);
-  plan.grad_out = aligned_tokens(args.grad_out, in.dtype == DType::kFloat32 ? 4 : 2);
+  plan.grad_out = aligned_tokens(args.grad_out, in.dtype);
   cudaError_t status = dispatch_attention<Delta>(in, args, plan, stream);
   if (status == cudaSuccess) status = launch_attention_grad_query(args, plan, stream);
   if (status == cudaSuccess) status = launch_attention_grad_key(args, plan, stream);

@@ -23,21 +23,21 @@ struct Plan {
   uint32_t dropped_of_65536;                // q 2^16
 };
 
-inline bool aligned_tokens(const AttentionArray& array, int64_t entry_bytes) {
+inline bool aligned_tokens(const AttentionArray& array, DType dtype) {
+  const int64_t size = entry_bytes(dtype);
   const auto aligned = [](int64_t bytes) { return bytes % 16 == 0; };
-  return aligned(static_cast<int64_t>(reinterpret_cast<uintptr_t>(array.data) % 16)) &&
-         aligned(array.batch * entry_bytes) && aligned(array.head * entry_bytes) && aligned(array.token * entry_bytes);
+  return aligned(static_cast<int64_t>(reinterpret_cast<uintptr_t>(array.data) % 16)) && aligned(array.batch * size) &&
+         aligned(array.head * size) && aligned(array.token * size);
 }
 
 inline Plan attention_plan(const AttentionInputs& in) {
-  const int64_t entry_bytes = in.dtype == DType::kFloat32 ? 4 : 2;
   Plan plan{};
   plan.heads = static_cast<unsigned>(in.heads);
   plan.key_heads = static_cast<unsigned>(in.key_heads);
   plan.group = in.key_heads > 0 ? plan.heads / plan.key_heads : 1;
-  plan.q = aligned_tokens(in.q, entry_bytes);
-  plan.k = aligned_tokens(in.k, entry_bytes);
-  plan.v = aligned_tokens(in.v, entry_bytes);
+  plan.q = aligned_tokens(in.q, in.dtype);
+  plan.k = aligned_tokens(in.k, in.dtype);
+  plan.v = aligned_tokens(in.v, in.dtype);
   plan.scale = static_cast<float>(in.scale);
   plan.score_scale = static_cast<float>(in.scale) * kLog2E;
   plan.dropout_rescale = static_cast<float>(dropout_scale(in.dropout_p));

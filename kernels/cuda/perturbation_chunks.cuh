@@ -20,10 +20,6 @@ inline constexpr int kPerturbationThreads = 256;
 inline constexpr int kPerturbationBlocks = 4;  // a multiprocessor; registers are budgeted for them
 inline constexpr int kFewTensors = 120;        // whose table is under 4 KB: launched faster than a long one
 
-__host__ __device__ __forceinline__ int64_t entry_bytes(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : (dtype == DType::kFloat32 ? 4 : 2);
-}
-
 // A chunk has 2^shift entries, the last one of a tensor fewer: 8192 while so few occupy the device, up to 65536 for
 // many entries, because every block that moves weights reads all the parts of their norm.
 struct ChunkPlan {

@@ -44,10 +44,6 @@ __device__ __forceinline__ void with_storage(DType dtype, Body body) {
   }
 }
 
-__device__ __forceinline__ int64_t size_of(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : (dtype == DType::kFloat32 ? 4 : 2);
-}
-
 template <typename Compute>
 __device__ __forceinline__ Compute infinity() {
   return static_cast<Compute>(INFINITY);

@@ -18,11 +18,11 @@ class MatrixRow {
   static constexpr int kWidth = kVector<Compute>;
 
   __device__ __forceinline__ MatrixRow(const void* base, int64_t row, int64_t stride, DType dtype)
-      : data_(const_cast<char*>(static_cast<const char*>(base)) + row * stride * size_of(dtype)), dtype_(dtype) {}
+      : data_(const_cast<char*>(static_cast<const char*>(base)) + row * stride * entry_bytes(dtype)), dtype_(dtype) {}
 
   // Whether packs may be moved at columns that are multiples of kWidth.
   __device__ __forceinline__ bool aligned() const {
-    return reinterpret_cast<uintptr_t>(data_) % static_cast<uintptr_t>(kWidth * size_of(dtype_)) == 0;
+    return reinterpret_cast<uintptr_t>(data_) % static_cast<uintptr_t>(kWidth * entry_bytes(dtype_)) == 0;
   }
 
   // Calls body(pointer to the row's first entry) with the pointer's true type.

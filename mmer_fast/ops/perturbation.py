@@ -15,8 +15,9 @@ perturbation is a constant of the loss that is computed with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ _SCHEMAS = {
     "restore_": "(Tensor(a!)[] params, Tensor[] stash) -> ()",
 }
 _PLAIN = (Tensor, torch.nn.Parameter)
+_T = TypeVar("_T")
 # Operators of one schema each; "" is the compiled one, whose kernel the dispatcher picks by device.
 _SUFFIX = {"cpu": "", "cuda": "", "triton": "_triton", "reference": "_reference"}
 
@@ -67,18 +69,14 @@ def grad_norm(
         ValueError: an unknown scope, no tensor, shapes or devices that do not fit.
     """
     number = scope_number(scope, adaptive)
-    grads = _validate.tensors("grads", grads)
-    _dense("grads", grads)
-    if not adaptive:
-        weights: list[Tensor] = []
-    elif params is None:
+    grads = _some("grads", grads)
+    if adaptive and params is None:
         raise ValueError("params must be given with adaptive=True: the norm is that of |w| g")
-    else:
-        weights = _validate.tensors("params", params)
-        _fit("params", weights, "grads", grads, dtype=False)
+    weights = _validate.tensors("params", params) if adaptive else []
     number = reference.TENSOR if number == reference.AWP else number
     name = _backends.select("perturbation", grads[0].device.type, backend)
-    norms = run_grad_norm(name, grads, weights, number, adaptive)[0]
+    run = partial(run_grad_norm, name, grads, weights, number, adaptive)
+    norms = explained(name, partial(_check_norm, grads, weights), run)[0]
     return norms.reshape(()) if number == reference.GLOBAL else norms
 
 
@@ -127,17 +125,14 @@ def perturb_(
     """
     number = scope_number(scope, adaptive)
     params, grads, stash = (
-        _validate.tensors(name, value) for name, value in (("params", params), ("grads", grads), ("stash", stash))
-    )
+        _some("params", params), _validate.tensors("grads", grads), _validate.tensors("stash", stash)
+    )  # fmt: skip
     check_radius(radius)
-    _dense("params", params)
-    _fit("grads", grads, "params", params, dtype=False)
-    _fit("stash", stash, "params", params, dtype=True)
-    check_distinct({"params": params, "stash": stash})
     if norms is not None:
         norms = given_norms("norms", norms, number, params)
     name = _backends.select("perturbation", params[0].device.type, backend)
-    got, factors = run_perturb_(name, params, grads, stash, norms, None, radius, number, adaptive)
+    run = partial(run_perturb_, name, params, grads, stash, norms, None, radius, number, adaptive)
+    got, factors = explained(name, partial(_check_perturb, params, grads, stash), run)
     _bump_versions(params, stash)
     return (got.reshape(()), factors.reshape(())) if number == reference.GLOBAL else (got, factors)
 
@@ -153,12 +148,28 @@ def restore_(params: Sequence[Tensor], stash: Sequence[Tensor], *, backend: str 
         TypeError: something is not a dense floating-point tensor.
         ValueError: lists, shapes, dtypes or devices that do not fit.
     """
-    params, stash = _validate.tensors("params", params), _validate.tensors("stash", stash)
-    _dense("params", params)
-    _fit("stash", stash, "params", params, dtype=True)
-    check_distinct({"params": params, "stash": stash})
-    run_restore_(_backends.select("perturbation", params[0].device.type, backend), params, stash)
+    params, stash = _some("params", params), _validate.tensors("stash", stash)
+    name = _backends.select("perturbation", params[0].device.type, backend)
+    explained(name, partial(_check_restore, params, stash), partial(run_restore_, name, params, stash))
     _bump_versions(params)
+
+
+def explained(backend: str, check: Callable[[], object], run: Callable[[], _T]) -> _T:
+    """Runs an operator; tensors that it cannot take are refused in the words of `check`.
+
+    The compiled operators look at every tensor in any case, and refuse before they write anything. Looking at them from
+    Python first would take longer than moving small ones; so `check` is for the backends in Python, and finds out what
+    to say about what a compiled one has refused.
+    """
+    if backend not in ("cpu", "cuda") or torch.compiler.is_compiling():
+        check()
+        return run()
+    try:
+        return run()
+    except Exception as error:
+        refusal = error
+    check()
+    raise refusal
 
 
 def run_perturb_(
@@ -237,9 +248,33 @@ def scope_number(scope: str, adaptive: bool) -> int:
     return SCOPES[scope]
 
 
-def _dense(name: str, tensors: list[Tensor]) -> None:
+def _some(name: str, value: Sequence[Tensor]) -> list[Tensor]:
+    tensors = _validate.tensors(name, value)
     if not tensors:
         raise ValueError(f"{name} must hold at least one tensor, got none")
+    return tensors
+
+
+def _check_norm(grads: list[Tensor], params: list[Tensor]) -> None:
+    _dense("grads", grads)
+    if params:
+        _fit("params", params, "grads", grads, dtype=False)
+
+
+def _check_perturb(params: list[Tensor], grads: list[Tensor], stash: list[Tensor]) -> None:
+    _dense("params", params)
+    _fit("grads", grads, "params", params, dtype=False)
+    _fit("stash", stash, "params", params, dtype=True)
+    check_distinct({"params": params, "stash": stash})
+
+
+def _check_restore(params: list[Tensor], stash: list[Tensor]) -> None:
+    _dense("params", params)
+    _fit("stash", stash, "params", params, dtype=True)
+    check_distinct({"params": params, "stash": stash})
+
+
+def _dense(name: str, tensors: list[Tensor]) -> None:
     for i, tensor in enumerate(tensors):
         _validate.floating_tensor(f"{name}[{i}]", tensor)
         if tensor.layout != torch.strided:
@@ -252,8 +287,6 @@ def _dense(name: str, tensors: list[Tensor]) -> None:
 def _fit(name: str, tensors: list[Tensor], other: str, others: list[Tensor], *, dtype: bool) -> None:
     if len(tensors) != len(others):
         raise ValueError(f"{name} must hold a tensor for each of the {len(others)} {other}, got {len(tensors)}")
-    if _all_fit(tensors, others, dtype):  # one quick check; what follows finds out what to say
-        return
     _dense(name, tensors)
     _validate.same_device(f"{name}[0]", tensors[0], others[0], other)
     for i, (tensor, like) in enumerate(zip(tensors, others, strict=True)):
@@ -263,17 +296,6 @@ def _fit(name: str, tensors: list[Tensor], other: str, others: list[Tensor], *, 
             )
         if dtype and tensor.dtype != like.dtype:
             raise ValueError(f"{name}[{i}] must have the dtype {like.dtype} of {other}[{i}], got {tensor.dtype}")
-
-
-def _all_fit(tensors: list[Tensor], others: list[Tensor], dtype: bool) -> bool:
-    device = others[0].device
-    for tensor, like in zip(tensors, others, strict=True):
-        kind = tensor.dtype if isinstance(tensor, Tensor) else None
-        if kind not in _validate.FLOATING or (dtype and kind != like.dtype):
-            return False
-        if tensor.shape != like.shape or tensor.device != device or tensor.layout is not torch.strided:
-            return False
-    return True
 
 
 def check_distinct(lists: dict[str, list[Tensor]], names: Sequence[str] | None = None) -> None:
@@ -326,6 +348,7 @@ def given_norms(name: str, norms: object, scope: int, params: list[Tensor]) -> T
 
 
 def _fake_norm(grads: Sequence[Tensor], params: Sequence[Tensor], scope: int, adaptive: bool) -> tuple[Tensor, Tensor]:
+    _check_norm(list(grads), list(params))
     norms = grads[0].new_empty(1 if scope == reference.GLOBAL else len(grads), dtype=torch.float64)
     return norms, grads[0].new_empty(len(grads) if scope == reference.AWP else 0, dtype=torch.float64)
 
@@ -334,12 +357,13 @@ def _fake_perturb_(
     params: Sequence[Tensor], grads: Sequence[Tensor], stash: Any, norms: Any, weight_norms: Any, radius: float,
     scope: int, adaptive: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    _check_perturb(list(params), list(grads), list(stash))
     groups = params[0].new_empty(1 if scope == reference.GLOBAL else len(params), dtype=torch.float64)
     return groups, torch.empty_like(groups)
 
 
 def _fake_restore_(params: Sequence[Tensor], stash: Sequence[Tensor]) -> None:
-    return None
+    _check_restore(list(params), list(stash))
 
 
 def _triton(name: str) -> Any:

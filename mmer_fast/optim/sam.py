@@ -22,7 +22,7 @@ from torch import Tensor
 from mmer_fast.ops import _validate
 from mmer_fast.ops.perturbation import grad_norm, scope_number
 from mmer_fast.perturbation import Perturbation, PerturbationInfo, perturb_
-from mmer_fast.perturbation.sharded import is_dtensor
+from mmer_fast.perturbation.sharded import any_dtensor
 
 _OWN = ("rho", "adaptive")  # of the options in a parameter group
 
@@ -218,7 +218,7 @@ class SAM(torch.optim.Optimizer):
         if self._options["scope"] != "global":
             return None
         params = [p for group in by_rho.values() for p in group]
-        if any(map(is_dtensor, params)) or self._options["average_over"] is not None:
+        if any_dtensor(params) or self._options["average_over"] is not None:
             raise ValueError("rho must be the same in all parameter groups where gradients are sharded or averaged")
         grads = [p.grad for p in params if p.grad is not None]
         weights = params if adaptive else None

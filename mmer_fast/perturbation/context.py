@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from mmer_fast.ops import _backends, _validate
 from mmer_fast.ops import perturbation as operators
 from mmer_fast.perturbation import sharded, stash
 from mmer_fast.perturbation.handle import Perturbation, PerturbationInfo, modified_text
-from mmer_fast.perturbation.selection import Grads, Named, Select, Target, choose, gradients
+from mmer_fast.perturbation.selection import Grads, Select, Target, check_gradient, choose, gradients
 
 
 class _Perturbed(AbstractContextManager[PerturbationInfo]):
@@ -148,16 +149,18 @@ def perturb_(
     sharded.refuse_flat(named)
 
     values, slopes = [p for _, p in named], [g for _, _, g in pairs]
-    meshed = any(map(sharded.is_dtensor, (*values, *slopes)))
+    meshed = sharded.any_dtensor((*values, *slopes))
     if meshed:
         if average_over is not None:
             raise ValueError("average_over is for plain tensors: gradients of DTensors are reduced by their own rules")
-        slopes = [sharded.local(sharded.aligned_gradient(*pair)) for pair in pairs]
         values = [sharded.local(p) for p in values]
-    _same_device(named, values)
+    check = partial(_check_tensors, pairs, values)
+    if meshed or average_over is not None:  # whose exchanges come before the operator, which looks at tensors by itself
+        check()
+    if meshed:
+        slopes = [sharded.local(sharded.aligned_gradient(*pair)) for pair in pairs]
     if isinstance(inv_scale, Tensor) and (inv_scale.is_meta or inv_scale.dim() > 0 or not inv_scale.is_cpu):
         _validate.same_device("inv_scale", inv_scale, values[0], "the parameters")
-    operators.check_distinct({"params": values}, [name for name, _ in named])
     chosen_backend = _backends.select("perturbation", values[0].device.type, backend)
     if average_over is not None:
         slopes = sharded.averaged(slopes, average_over)
@@ -172,7 +175,8 @@ def perturb_(
     handle = Perturbation(named, values, records, chosen_backend)
     if module is not None:
         handle.guard(module)
-    norms, factors = handle.perturb_now(slopes, norms, weight_norms, float(radius), number, adaptive)
+    perturb_now = partial(handle.perturb_now, slopes, norms, weight_norms, float(radius), number, adaptive)
+    norms, factors = operators.explained(chosen_backend, check, perturb_now)
     names = tuple(name for name, _ in named)
     handle.info = PerturbationInfo(names, norms, factors, inv_scale, scope == "global")
     return handle
@@ -186,9 +190,16 @@ def _checked_inv_scale(value: float | Tensor | None) -> float | Tensor | None:
     return None if value is None else _validate.number("inv_scale", value, above=0.0)
 
 
-def _same_device(named: Named, values: Sequence[Tensor]) -> None:
+def _check_tensors(pairs: Sequence[tuple[str, Tensor, Tensor]], values: Sequence[Tensor]) -> None:
+    """
+    Args:
+        pairs: name, parameter, gradient.
+        values: what is here of the parameters.
+    """
     first = values[0].device
-    for (name, _), value in zip(named, values, strict=True):
+    for (name, parameter, gradient), value in zip(pairs, values, strict=True):
+        check_gradient(name, parameter, gradient)
         if value.device != first:
-            expected = f"the device of {named[0][0]!r} ({first})"
+            expected = f"the device of {pairs[0][0]!r} ({first})"
             raise ValueError(f"parameter {name!r} must be on {expected}, got {value.device}")
+    operators.check_distinct({"params": list(values)}, [name for name, _, _ in pairs])

@@ -10,7 +10,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import starmap
+from itertools import filterfalse, starmap
+from operator import is_
 from typing import Any
 
 import torch
@@ -68,9 +69,10 @@ class Perturbation:
     def __init__(self, named: Named, values: list[Tensor], records: list[stash.Record], backend: str) -> None:
         self._named, self._values, self._records, self._backend = named, values, records, backend
         self._stash = [record.stash_for(value) for record, value in zip(records, values, strict=True)]
+        parameters = [p for _, p in named]
         # A DTensor counts versions of its own, beside those of its local values.
-        watched = {id(t): t for t in (*(p for _, p in named), *values)}
-        self._watched = [t for t in watched.values() if not t.is_inference()]
+        watched = values if all(map(is_, parameters, values)) else parameters + values
+        self._watched = list(filterfalse(Tensor.is_inference, watched))
         self._versions: list[int] | None = None
         self._number = 0
         self._module: nn.Module | None = None

@@ -53,19 +53,10 @@ def gradients(named: Named, grads: Grads | None) -> list[Tensor | None]:
     """The gradient of each parameter: from `grads`, else from `.grad` of those that require one; None where absent.
 
     Raises:
-        TypeError, ValueError: a gradient that cannot belong to its parameter.
+        TypeError, ValueError: one of `grads` that cannot belong to its parameter.
     """
     if grads is None:
-        # autograd gives leaves what fits them, but for sparse gradients and dtypes that no step is defined for
-        found = [parameter.grad if parameter.requires_grad else None for _, parameter in named]
-        for (name, parameter), gradient in zip(named, found, strict=True):
-            if gradient is None:
-                continue
-            if gradient.layout != torch.strided:
-                _check_dense(name, gradient)
-            if parameter.dtype not in _validate.FLOATING:
-                _validate.floating_tensor(f"parameter {name!r}", parameter)
-        return found
+        return [parameter.grad if parameter.requires_grad else None for _, parameter in named]
     if isinstance(grads, Mapping):
         if unknown := sorted(set(grads) - {name for name, _ in named}):
             raise ValueError(f"grads must be named as the parameters are, got {', '.join(map(repr, unknown))}")
@@ -78,7 +69,7 @@ def gradients(named: Named, grads: Grads | None) -> list[Tensor | None]:
             raise ValueError(f"grads must hold an entry for each of the {len(named)} parameters, got {len(found)}")
     for (name, parameter), gradient in zip(named, found, strict=True):
         if gradient is not None:
-            _check_gradient(name, parameter, gradient)
+            check_gradient(name, parameter, gradient)
     return found
 
 
@@ -110,7 +101,11 @@ def _shown(part: object) -> str:
     return part.__name__ if isinstance(part, type) else repr(part)
 
 
-def _check_gradient(name: str, parameter: Tensor, gradient: object) -> None:
+def check_gradient(name: str, parameter: Tensor, gradient: object) -> None:
+    """
+    Raises:
+        TypeError, ValueError: a gradient that cannot belong to its parameter.
+    """
     _validate.floating_tensor(f"parameter {name!r}", parameter)
     if parameter.layout != torch.strided:
         raise TypeError(f"parameter {name!r} must be dense, got {parameter.layout}")
@@ -118,14 +113,10 @@ def _check_gradient(name: str, parameter: Tensor, gradient: object) -> None:
         raise ValueError(f"parameter {name!r} must be a leaf, not the result of an operation: it is moved in place")
     _validate.floating_tensor(f"the gradient of {name!r}", gradient)
     assert isinstance(gradient, Tensor)
-    _check_dense(name, gradient)
+    if gradient.layout != torch.strided:
+        raise TypeError(f"the gradient of {name!r} must be dense, got {gradient.layout}; use sparse=False")
     if gradient.shape != parameter.shape:
         raise ValueError(
             f"the gradient of {name!r} must have the shape {tuple(parameter.shape)}, got {tuple(gradient.shape)}"
         )
     _validate.same_device(f"the gradient of {name!r}", gradient, parameter, "its parameter")
-
-
-def _check_dense(name: str, gradient: Tensor) -> None:
-    if gradient.layout != torch.strided:
-        raise TypeError(f"the gradient of {name!r} must be dense, got {gradient.layout}; use sparse=False")

@@ -9,7 +9,7 @@ restoring, which may follow an exception on one rank alone, exchanges nothing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +21,12 @@ from mmer_fast.perturbation.selection import Named
 
 
 def is_dtensor(tensor: Tensor) -> bool:
-    if type(tensor) is torch.nn.Parameter or type(tensor) is Tensor:
-        return False
+    return any_dtensor((tensor,))
+
+
+def any_dtensor(tensors: Iterable[Tensor]) -> bool:
     module = sys.modules.get("torch.distributed.tensor")  # not imported: there are none
-    return module is not None and isinstance(tensor, module.DTensor)
+    return module is not None and any(issubclass(kind, module.DTensor) for kind in set(map(type, tensors)))
 
 
 def local(tensor: Tensor) -> Tensor:

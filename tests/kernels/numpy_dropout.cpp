@@ -36,15 +36,14 @@ void* data_of(const Options& o, const char* name, int64_t size, int64_t bytes) {
   return const_cast<void*>(array.data());
 }
 
-int64_t bytes_of(mmer::DType dtype) {
-  return dtype == mmer::DType::kFloat64 ? 8 : dtype == mmer::DType::kFloat32 ? 4 : 2;
-}
 int64_t wide_bytes_of(mmer::DType dtype) { return dtype == mmer::DType::kFloat64 ? 8 : 4; }
 
 class Arrays {
  public:
   Arrays(const Options& o, const char* like) : o_(o), sizes(sizes_of(o, like)) {}
-  void* all(const char* name) const { return data_of(o_, name, sizes.rows * sizes.cols, bytes_of(sizes.dtype)); }
+  void* all(const char* name) const {
+    return data_of(o_, name, sizes.rows * sizes.cols, mmer::entry_bytes(sizes.dtype));
+  }
   void* wide(const char* name, int64_t size) const { return data_of(o_, name, size, wide_bytes_of(sizes.dtype)); }
   void* row(const char* name) const { return wide(name, sizes.cols); }
   void* sums(int64_t kinds) const { return wide("sums", mmer::sum_chunks(sizes.rows) * kinds * sizes.cols); }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
 from perturbation_cases import Lists, drawn
 
 from mmer_fast import ops
+from mmer_fast.ops.perturbation import explained
 
 
 @pytest.fixture
@@ -85,21 +87,53 @@ def test_restore(backend: str, case: Lists) -> None:
     assert case.restored()
 
 
-def test_the_compiled_operator_checks_for_itself(case: Lists) -> None:
-    """Who calls the dispatcher passes by the checks in Python."""
+@pytest.fixture
+def compiled(case: Lists) -> Callable[..., None]:
+    """The dispatcher's operator, with which one passes by the checks in Python; to be refused, with nothing written."""
     if not torch._C._dispatch_has_kernel_for_dispatch_key("mmer_fast::perturb_", "CPU") or case.params[0].is_cuda:
         pytest.skip("the compiled library is not there")
-    call = torch.ops.mmer_fast.perturb_
-    w, g, s = case.params, case.grads, case.stash
-    for arguments, text in (
-        ((w, g[:1], s, None, None, 0.5, 0, False), "lists of one length"),
-        ((w, [g[1], g[0]], s, None, None, 0.5, 0, False), "several shapes"),
-        ((w, g, [x.double() for x in s], None, None, 0.5, 0, False), "dtype of its parameter"),
-        ((w, g, s, None, None, 0.5, 3, False), "scope must be"),
-        ((w, g, s, torch.ones(2).double(), None, 0.5, 0, False), "norms must be float64 of shape"),
-        ((w, g, s, None, torch.ones(2).double(), 0.5, 2, False), "given together"),
-        (([], [], [], None, None, 0.5, 0, False), "no tensor arguments"),
-    ):
+
+    def refused(text: str, params: object, grads: object, stash: object, *rest: object) -> None:
         with pytest.raises((RuntimeError, NotImplementedError), match=text):
-            call(*arguments)
-    assert case.restored()
+            torch.ops.mmer_fast.perturb_(params, grads, stash, *(rest or (None, None, 0.5, 0, False)))
+        assert case.restored()
+        assert all(s.isnan().all() for s in case.stash)
+
+    return refused
+
+
+def test_the_compiled_operator_checks_for_itself(case: Lists, compiled: Callable[..., None]) -> None:
+    w, g, s = case.params, case.grads, case.stash
+    compiled("lists of one length", w, g[:1], s)
+    compiled("several shapes", w, [g[1], g[0]], s)
+    compiled("dtype of its parameter", w, g, [x.double() for x in s])
+    compiled("scope must be", w, g, s, None, None, 0.5, 3, False)
+    compiled("norms must be float64 of shape", w, g, s, torch.ones(2).double(), None, 0.5, 0, False)
+    compiled("given together", w, g, s, None, torch.ones(2).double(), 0.5, 2, False)
+    compiled("no tensor arguments", [], [], [])
+
+
+def test_the_compiled_operator_notices_shared_memory(case: Lists, compiled: Callable[..., None]) -> None:
+    (g, _), (s, _) = case.grads, case.stash
+    w, apart = case.params[0], torch.full_like(s, torch.nan)
+    compiled(r"params\[0\] and params\[1\] share memory", [w, w], [g, g], [s, apart])
+    compiled(r"params\[0\] and params\[1\] share memory", [w, w[1:, 1:]], [g, g[1:, 1:]], [s, apart[1:, 1:]])
+    compiled(r"params\[1\] and params\[0\] share memory", [w.t()[1:], w], [g.t()[1:], g], [apart.t()[1:], s])
+    compiled(r"params\[0\] and stash\[0\] share memory", [w], [g], [w])
+    compiled(r"stash\[0\] and stash\[1\] share memory", [w, w.clone()], [g, g], [s, s])
+    compiled(r"stash\[0\] has several entries in one place", [w], [g], [s[:1].expand(2, 3)])
+    halves = torch.stack([w, w])  # neighbours share nothing, nor do tensors without entries
+    torch.ops.mmer_fast.perturb_(
+        [*halves, w[:0]], [g, g, g[:0]], [*torch.empty_like(halves), w[:0]], None, None, 0.5, 0, False
+    )
+    assert torch.equal(*halves)
+    assert not torch.equal(halves[0], w)
+
+
+def test_what_no_check_explains_is_raised_as_it_came() -> None:
+    def run() -> None:
+        raise MemoryError("of the operator")
+
+    for backend in ("cpu", "cuda"):
+        with pytest.raises(MemoryError, match="of the operator"):
+            explained(backend, lambda: None, run)

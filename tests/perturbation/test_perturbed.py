@@ -239,6 +239,9 @@ def test_errors_name_what_is_wrong(model: Model) -> None:
     refused(TypeError, r"parameter '0' must be dense, got torch.sparse_coo", [sparse], grads=[torch.ones(3, 3)])
     refused(ValueError, r"'0' and '1' share memory", [weight, weight.data], grads=[grad, grad])
     refused(ValueError, r"parameter '0' must be a leaf", [weight * 2], grads=[grad])
+    meta = nn.Parameter(torch.ones(6, 6, device="meta"))
+    elsewhere = r"parameter '1' must be on the device of '0' \(cpu\), got meta"
+    refused(ValueError, elsewhere, [weight, meta], grads=[grad, grad.to("meta")])
     refused(TypeError, r"parameter '0' must be float32, float64", [torch.zeros(3).long()], grads=[torch.zeros(3)])
     refused(TypeError, r"norm must be a float64 tensor, got float", norm=1.0)
     refused(mf.BackendUnavailable, r"serves cuda tensors, not cpu tensors", backend="cuda")
