@@ -119,7 +119,7 @@ class Perturbation:
     def restore_now(self) -> list[str]:
         """Restores; returns the names of parameters that others have changed in between."""
         modified = []
-        if self._versions is not None:
+        if self._versions is not None and {t._version for t in self._watched} != {self._number}:
             modified = [name for name, p in self._named if not p.is_inference() and p._version != self._number]
         done: list[None] = []
         try:
