@@ -14,6 +14,7 @@ perturbation is a constant of the loss that is computed with it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -299,7 +300,7 @@ def _fit(name: str, tensors: list[Tensor], other: str, others: list[Tensor], *, 
 
 
 def check_distinct(lists: dict[str, list[Tensor]], names: Sequence[str] | None = None) -> None:
-    """Checks that no two tensors share memory, and that none overlaps itself: each is written once.
+    """Checks that no two tensors share memory, and that none is expanded: each entry is written once.
 
     Args:
         names: what to call the tensors of a single list; without, they are ``list[index]``.
@@ -317,12 +318,17 @@ def check_distinct(lists: dict[str, list[Tensor]], names: Sequence[str] | None =
                     size = _reach(t, f"{name}[{i}]" if names is None else f"parameter {names[i]!r}")
                 spans.append((start, start + size, name, i))
     spans.sort()
-    for (_, end, name, i), (start, _, other, j) in pairwise(spans):
-        if start < end:
-            pair = (f"{name}[{i}]", f"{other}[{j}]") if names is None else (repr(names[i]), repr(names[j]))
-            raise ValueError(
-                f"{pair[0]} and {pair[1]} share memory: a tied tensor must be given once, with one gradient"
-            )
+    for place, ((_, end, name, i), (start, *_)) in enumerate(pairwise(spans), 1):
+        if start >= end:
+            continue
+        for start, _, other, j in spans[place:]:
+            if start >= end:
+                break
+            if _share_memory(lists[name][i], lists[other][j]):
+                pair = (f"{name}[{i}]", f"{other}[{j}]") if names is None else (repr(names[i]), repr(names[j]))
+                raise ValueError(
+                    f"{pair[0]} and {pair[1]} share memory: a tied tensor must be given once, with one gradient"
+                )
 
 
 def _reach(tensor: Tensor, name: str) -> int:
@@ -331,6 +337,31 @@ def _reach(tensor: Tensor, name: str) -> int:
     if any(stride == 0 for _, stride in extents):
         raise ValueError(f"{name} must have memory of its own for every entry, got an expanded tensor")
     return (1 + sum(steps * stride for steps, stride in extents)) * tensor.element_size()
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether a byte belongs to both: columns of one matrix lie between each other without.
+
+    A byte of a tensor is its address plus steps along its strides. Those of `b` are counted from its last byte, so
+    that all steps go one way: both meet where steps of either add up to the way from there to the start of `a`.
+    """
+    most: Counter[int] = Counter()  # steps of each stride, in bytes
+    for tensor in (a, b):
+        most[1] += tensor.element_size() - 1
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+            most[stride * tensor.element_size()] += size - 1
+    last = b.data_ptr() + _reach(b, "b") - 1
+    return _is_sum(last - a.data_ptr(), sorted(most.items(), reverse=True))
+
+
+def _is_sum(total: int, most: list[tuple[int, int]]) -> bool:
+    """Whether `total` is a sum of strides, each taken up to so many times; the longest strides come first."""
+    if not most:
+        return total == 0
+    (stride, times), *shorter = most
+    rest = sum(length * n for length, n in shorter)
+    fewest = max(0, -((rest - total) // stride))
+    return any(_is_sum(total - n * stride, shorter) for n in range(fewest, min(times, total // stride) + 1))
 
 
 def given_norms(name: str, norms: object, scope: int, params: list[Tensor]) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import random
 
 import hypothesis.strategies as st
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from perturbation_cases import DTYPES, SCALINGS, Lists, check, drawn, lists, same_bits, strided
 
 from mmer_fast import ops
+from mmer_fast.ops.perturbation import check_distinct
 
 POISON = [math.nan, math.inf, -math.inf]
 NOTHING_TO_SAY = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -155,6 +158,52 @@ def test_views_of_a_parameter_leave_the_rest_of_it_alone(backend: str, device: s
     ops.restore_(case.params, case.stash, backend=backend)
     assert torch.equal(wide[:, 1::2], holes)
     assert case.restored()
+
+
+def slices(device: str, kind: str) -> list[torch.Tensor]:
+    """Tensors of which none has an entry of another, though their addresses lie between each other."""
+    matrix = torch.randn(6, 12, device=device)
+    return {
+        "columns": list(matrix.chunk(3, dim=1)),
+        "transposed": [columns.t() for columns in matrix.chunk(4, dim=1)],
+        "every_third": [matrix.flatten()[i::3] for i in range(3)],
+        "blocks": [matrix[:3, :5], matrix[:3, 5:], matrix[3:, 1:7], matrix[3:, 7:]],
+        "dtypes": [matrix[:, :4], matrix.view(torch.float16)[:, 8:11], matrix.view(torch.float64)[:, 3:]],
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["columns", "transposed", "every_third", "blocks", "dtypes"])
+def test_slices_that_lie_between_each_other(backend: str, device: str, kind: str) -> None:
+    params = slices(device, kind)
+    check(backend, lists(params, [torch.randn(w.shape, device=device) for w in params]))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tensors_share_memory_where_a_byte_is_of_both(seed: int) -> None:
+    draw = random.Random(seed)
+    storage = torch.zeros(20, dtype=torch.float64).untyped_storage()
+
+    def view() -> tuple[torch.Tensor, set[int]]:
+        dtype = draw.choice(DTYPES)
+        entries = torch.arange(storage.nbytes() // dtype.itemsize)
+        shape = [draw.randint(1, 3) for _ in range(draw.randint(0, 3))]
+        stride = [draw.randint(1, 7) for _ in shape]
+        room = len(entries) - sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+        place = draw.randrange(room) if room > 0 else 0
+        shape, stride = (shape, stride) if room > 0 else ([], [])
+        own = entries.as_strided(shape, stride, place).flatten().tolist()
+        tensor = torch.empty(0, dtype=dtype).set_(storage, place, shape, stride)
+        return tensor, {entry * dtype.itemsize + byte for entry in own for byte in range(dtype.itemsize)}
+
+    found = set()
+    for _ in range(100):
+        (a, bytes_of_a), (b, bytes_of_b) = view(), view()
+        shared = not bytes_of_a.isdisjoint(bytes_of_b)
+        found.add(shared)
+        context = pytest.raises(ValueError, match="share memory") if shared else contextlib.nullcontext()
+        with context:
+            check_distinct({"params": [a, b]})
+    assert found == {True, False}
 
 
 @st.composite

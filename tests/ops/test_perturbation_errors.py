@@ -65,6 +65,11 @@ def test_shared_memory(backend: str, case: Lists) -> None:
     refused(case, ValueError, "share memory", params=[w[1][:3], w[1][2:]], grads=[g[1][:3], g[1][:2]],
             stash=[s[1][:3].clone(), s[1][:2].clone()])  # fmt: skip
     refused(case, ValueError, "params[0] and stash[0] share memory", params=w[:1], grads=g[:1], stash=w[:1])
+    # Columns that meet in one, and between them in memory some that do not; the first two of these are neighbours.
+    matrix = torch.zeros(3, 12, device=w[0].device)
+    columns = [matrix[:, :4], matrix[:, 4:9], matrix[:, 8:]]
+    refused(case, ValueError, "params[1] and params[2] share memory", params=columns,
+            grads=[torch.ones_like(x) for x in columns], stash=[torch.empty_like(x) for x in columns])  # fmt: skip
     expanded = w[1][:1].expand(4)
     refused(case, ValueError, "params[0] must have memory of its own for every entry", params=[expanded],
             grads=g[1:], stash=s[1:])  # fmt: skip
