@@ -186,7 +186,8 @@ class SAM(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: the weights are perturbed already.
-            ValueError: no parameter has a gradient, or the groups have several `rho` where they cannot.
+            TypeError, ValueError: no parameter has a gradient, a `rho` is not a number >= 0, or the groups have several
+                where they cannot.
         """
         if self._handles:
             raise RuntimeError("first_step was called twice: second_step or restore_ comes next")
@@ -195,6 +196,8 @@ class SAM(torch.optim.Optimizer):
             raise ValueError("no parameter has a gradient: run backward() before first_step")
         if self._options["average_over"] is not None:  # other ranks may have the gradients that are missing here
             groups = [(group, group["params"]) for group in self.param_groups]
+        for group, _ in groups:
+            _check_rho(group["rho"])
         if len({group["adaptive"] for group, _ in groups}) > 1:
             raise ValueError("adaptive must be the same in all parameter groups")
         options = {**self._options, "adaptive": groups[0][0]["adaptive"], "inv_scale": inv_scale}
@@ -234,7 +237,7 @@ class SAM(torch.optim.Optimizer):
         """
         handles, self._handles = self._handles, []
         errors = []
-        for handle in handles:
+        for handle in reversed(handles):  # parameters that are views of one buffer share a version counter
             if handle.active:
                 try:
                     handle.restore_()

@@ -202,6 +202,22 @@ def test_groups_with_their_own_radius_and_norms_of_tensors() -> None:
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
 
 
+def test_groups_with_their_own_radius_and_views_of_one_buffer() -> None:
+    """Views of a tensor share its version counter, which the later perturbation moves for the earlier one too."""
+    buffer = torch.randn(10, dtype=torch.float64)
+    first, second = nn.Parameter(buffer[:5]), nn.Parameter(buffer[5:])
+    before = buffer.clone()
+    optimizer = SAM([{"params": [first], "rho": 0.4}, {"params": [second]}], torch.optim.SGD, rho=0.1, lr=0.0)
+    (first * second).sum().backward()
+    optimizer.first_step(zero_grad=True)
+    step = buffer - before
+    (first * second).sum().backward()
+    optimizer.second_step()
+    expected = torch.cat([0.4 * before[5:], 0.1 * before[:5]]) / before.norm()
+    torch.testing.assert_close(step, expected, rtol=1e-12, atol=1e-14)
+    assert torch.equal(buffer, before)
+
+
 def test_frozen_parameters_stay_whatever_their_gradient() -> None:
     model = small_model()
     model[0].weight.requires_grad_(False)

@@ -366,14 +366,21 @@ def test_several_radii_where_gradients_are_averaged() -> None:
     assert not optimizer.perturbed
 
 
-def test_a_group_that_cannot_be_perturbed_leaves_none_perturbed() -> None:
+@pytest.mark.parametrize(
+    ("rho", "error", "text"),
+    [
+        (-1.0, ValueError, "rho must be finite and >= 0, got -1"),
+        (torch.tensor(0.1), TypeError, "rho must be a number, got Tensor"),
+    ],
+)
+def test_a_group_that_cannot_be_perturbed_leaves_none_perturbed(rho: Any, error: type[Exception], text: str) -> None:
     model = small_model()
     groups = [{"params": model[0].parameters(), "rho": 0.3}, {"params": model[2].parameters()}]
     optimizer = SAM(groups, torch.optim.SGD)
-    optimizer.param_groups[1]["rho"] = -1.0  # a schedule that went wrong
+    optimizer.param_groups[1]["rho"] = rho  # a schedule that went wrong
     loss_of(model, small_batches(1)[0]).backward()
     before = bits(model)
-    with pytest.raises(ValueError, match="finite and >= 0"):
+    with pytest.raises(error, match=text):
         optimizer.first_step()
     assert same_bits(model, before)
     assert not optimizer.perturbed
