@@ -216,7 +216,7 @@ def restore_(params: Sequence[Tensor], stash: Sequence[Tensor]) -> None:
     """w = stash, bit for bit; lists as in `perturb_`."""
     pairs = []
     for pair in zip(params, stash, strict=True):
-        if _same_layout(pair):
+        if _same_layout(pair) and pair[0].dtype == pair[1].dtype and pair[0].device == pair[1].device:
             pairs.append(pair)
         else:
             pair[0].copy_(pair[1])

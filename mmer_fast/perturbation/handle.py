@@ -134,11 +134,25 @@ class Perturbation:
 
     def _finish(self, done: list[None]) -> None:
         if not done:
-            _run_once(operators.bare_operator("restore_", self._backend), (self._values, self._stash), done)
+            try:
+                _run_once(operators.bare_operator("restore_", self._backend), (self._values, self._stash), done)
+            except RuntimeError:
+                if list(map(stash.kind, self._values)) == list(map(stash.kind, self._stash)):
+                    raise
+                self._restore_converted()
         if self._versions is not None:
             versions.write(self._watched, self._versions)
         torch.clear_autocast_cache()
         self._forget()
+
+    def _restore_converted(self) -> None:
+        """Restores what `module.to` has given another dtype or device, in its new one, and the shape of before."""
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            for value, kept in zip(self._values, self._stash, strict=True):
+                if value.shape == kept.shape:
+                    value.copy_(kept)
+                else:
+                    value.data = kept.clone()
 
     def _forget(self) -> None:
         for hook in self._hooks:

@@ -28,7 +28,7 @@ def choose(target: Target, select: Select | None) -> Named:
 
     Raises:
         TypeError: something of another type.
-        ValueError: a part of `select` that fits no parameter, or `select` without a module.
+        ValueError: a part of `select` that fits no parameter, an empty one, or `select` without a module.
     """
     if not isinstance(target, nn.Module):
         if select is not None:
@@ -38,6 +38,8 @@ def choose(target: Target, select: Select | None) -> Named:
     if select is None:
         return named
     parts = list(select) if isinstance(select, Sequence) and not isinstance(select, str) else [select]
+    if not parts:
+        raise ValueError("select must hold at least one pattern, type or function, got none; None selects everything")
     chosen: set[int] = set()
     for part in parts:
         found = _selected(target, named, part)

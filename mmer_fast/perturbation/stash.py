@@ -16,6 +16,10 @@ from torch import Tensor
 from mmer_fast.perturbation.selection import Named, Target, choose
 
 
+def kind(values: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return values.shape, values.dtype, values.device
+
+
 class Record:
     """Of one parameter: `stash` in the layout of its (local) values, and whether it is `perturbed`."""
 
@@ -29,10 +33,10 @@ class Record:
 
     def stash_for(self, values: Tensor) -> Tensor:
         """The stash, allocated anew where the values are of another kind than before (module.to(...))."""
-        stash, kind = self.stash, (values.shape, values.dtype, values.device)
-        if stash is None or kind != self._kind:
+        stash, wanted = self.stash, kind(values)
+        if stash is None or wanted != self._kind:
             stash = self.stash = torch.empty_like(values, requires_grad=False)
-            self._kind = kind
+            self._kind = wanted
         return stash
 
 

@@ -191,6 +191,14 @@ def test_a_tail_leaves_its_neighbours_alone() -> None:
         assert_same_bits([got], [old])
 
 
+@pytest.mark.parametrize("dtype", [F64, BF16])
+def test_restores_what_was_converted(dtype: torch.dtype) -> None:
+    stash = [randn(300), randn(4, 6)]
+    params = [torch.zeros_like(kept, dtype=dtype if i == 0 else F32) for i, kept in enumerate(stash)]
+    kernels.restore_(params, stash)
+    assert_same_bits(params, [stash[0].to(dtype), stash[1]])
+
+
 @pytest.mark.parametrize(
     ("dtype", "scale"),
     [(F32, 1e-30), (F32, 1e30), (F32, 1e-38), (F32, 1e-42), (F32, 5e37), (BF16, 1e-30), (BF16, 1e37), (F16, 3e-7),

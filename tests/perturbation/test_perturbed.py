@@ -161,6 +161,50 @@ def test_a_module_that_moved_elsewhere_gets_another_stash(model: Model) -> None:
     assert unchanged(model, before)
 
 
+@pytest.mark.parametrize("backend", ["reference", None])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_module_that_is_converted_inside_has_its_old_weights(
+    model: Model, backend: str | None, dtype: torch.dtype
+) -> None:
+    before = {name: weight.to(dtype) for name, weight in snapshot(model).items()}
+    with mf.perturbed(model, 0.3, backend=backend):
+        model.to(dtype)
+        assert moved(model, before) == MOVED
+    assert unchanged(model, before)
+    with mf.perturbed(model, 0.3, backend=backend):
+        assert moved(model, before) == MOVED
+    assert unchanged(model, before)
+
+
+def test_data_of_another_shape_set_inside_is_lost(model: Model) -> None:
+    before = snapshot(model)
+    with mf.perturbed(model, 0.3):
+        model.out.bias.data = torch.zeros(9)
+    assert unchanged(model, before)
+
+
+def test_slices_of_one_matrix_as_parameters() -> None:
+    matrix = torch.randn(5, 9)
+    before = matrix.clone()
+    names = ("query", "key", "value")
+    parts = nn.ParameterDict(dict(zip(names, map(nn.Parameter, matrix.chunk(3, dim=1)), strict=True)))
+    x = torch.randn(4, 5, requires_grad=True)
+
+    def product() -> torch.Tensor:
+        return torch.stack([x @ parts[name] for name in names]).prod(0).sum()
+
+    product().backward()
+    clean = product()
+    with mf.perturbed(parts, 0.3):
+        step = matrix - before
+        crossing = product()
+    torch.testing.assert_close(step.norm().item(), 0.3, rtol=1e-5, atol=0)
+    assert torch.equal(matrix, before)
+    clean.backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        crossing.backward()
+
+
 def test_the_stash_is_allocated_once(model: Model) -> None:
     with mf.perturbed(model, 0.3):
         first = [stash.records_of([p])[0].stash.data_ptr() for p in (model.out.bias, model.hidden[0].weight)]
@@ -224,6 +268,7 @@ def test_errors_name_what_is_wrong(model: Model) -> None:
     refused(ValueError, r"select=LSTM fits no parameter", select=nn.LSTM)
     refused(TypeError, r"select must be name patterns, types of modules or functions, got 3", select=[3])
     refused(ValueError, r"select needs a module", target=[weight], select="x")
+    refused(ValueError, r"select must hold at least one pattern, type or function, got none", select=[])
     refused(TypeError, r"module_or_params must be a module or tensors, got int", target=3)
     refused(TypeError, r"module_or_params\[1\] must be a tensor, got str", target=[weight, "w"])
     refused(ValueError, r"module_or_params must hold at least one parameter, got none", target=[])
