@@ -6,6 +6,7 @@ differs from query to query is a bias with -inf.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -163,7 +164,7 @@ def weights_of_attention(
     # Zeros for whatever is left out, before the product: NaN there would reach the gradients.
     q = q.to(wide).masked_fill(empty[..., None], 0.0)
     k = k.to(wide).masked_fill(~taken[..., None], 0.0)
-    with torch.autocast(q.device.type, enabled=False):
+    with nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False):  # meta has no autocast
         x = width**-0.5 * (q @ k.transpose(-1, -2))
     if attended.bias is not None:
         x = x + attended.bias.to(wide)

@@ -158,6 +158,12 @@ def test_autocast():
     torch.testing.assert_close(weights, expected[1], atol=0.03, rtol=0.03)
 
 
+def test_meta_device():
+    module = nn.MultiheadAttention(E, H, batch_first=True, device="meta")
+    out, weights = module(*(x.float().to("meta") for x in inputs(batch_first=True)))
+    assert (out.shape, weights.shape) == ((N, L, E), (N, L, S))
+
+
 @pytest.mark.parametrize(
     ("error", "message", "change"),
     [
