@@ -1,8 +1,9 @@
-// Whether tensors that a call writes have memory of their own: no two share any, none has several entries in one place.
+// Whether tensors that a call writes have memory of their own: no two share a byte, none has two entries in one place.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "tensor.h"
@@ -13,7 +14,7 @@ class OwnMemory {
  public:
   void reserve(size_t tensors) { spans_.reserve(tensors); }
 
-  // `list` and `index` say in errors which tensor it is; dense: its entries fill a piece of memory.
+  // `tensor` lives until `check`; `list` and `index` say in errors which it is. dense: it fills its piece of memory.
   void add(const char* list, size_t index, const Tensor& tensor, bool dense, int64_t entry_bytes) {
     const auto begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
     int64_t entries = tensor.numel();
@@ -22,15 +23,17 @@ class OwnMemory {
       STD_TORCH_CHECK(!is_expanded(tensor), list, "[", index, "] has several entries in one place");
       entries = entries_spanned(tensor);
     }
-    spans_.push_back({begin, begin + static_cast<uintptr_t>(entries * entry_bytes), list, index});
+    spans_.push_back({begin, begin + static_cast<uintptr_t>(entries * entry_bytes), list, index, &tensor, entry_bytes});
   }
 
   void check() {
     const auto before = [](const Span& a, const Span& b) { return a.begin < b.begin; };
     if (!std::is_sorted(spans_.begin(), spans_.end(), before)) std::sort(spans_.begin(), spans_.end(), before);
-    for (size_t i = 1; i < spans_.size(); ++i) {
-      const Span &a = spans_[i - 1], &b = spans_[i];
-      STD_TORCH_CHECK(a.end <= b.begin, a.list, "[", a.index, "] and ", b.list, "[", b.index, "] share memory");
+    for (auto a = spans_.begin(); a != spans_.end(); ++a) {
+      for (auto b = a + 1; b != spans_.end() && b->begin < a->end; ++b) {
+        STD_TORCH_CHECK(!share_memory(*a, *b), a->list, "[", a->index, "] and ", b->list, "[", b->index,
+                        "] share memory");
+      }
     }
   }
 
@@ -39,7 +42,10 @@ class OwnMemory {
     uintptr_t begin, end;
     const char* list;
     size_t index;
+    const Tensor* tensor;
+    int64_t entry_bytes;
   };
+  using Steps = std::vector<std::pair<int64_t, int64_t>>;  // a stride in bytes, and how often it may be taken
 
   static bool is_expanded(const Tensor& tensor) {
     for (int64_t d = 0; d < tensor.dim(); ++d) {
@@ -53,6 +59,35 @@ class OwnMemory {
     int64_t last = 0;
     for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
     return last + 1;
+  }
+
+  // Columns of one matrix lie between each other and share nothing. A byte of a tensor is its first one plus steps
+  // along the strides, or its last one minus steps: a byte of both is there where steps of either add up to b's last -
+  // a's first.
+  static bool share_memory(const Span& a, const Span& b) {
+    Steps steps;
+    for (const Span* span : {&a, &b}) {
+      steps.emplace_back(1, span->entry_bytes - 1);
+      for (int64_t d = 0; d < span->tensor->dim(); ++d) {
+        const int64_t size = span->tensor->size(d);
+        if (size > 1) steps.emplace_back(span->tensor->stride(d) * span->entry_bytes, size - 1);
+      }
+    }
+    std::sort(steps.rbegin(), steps.rend());
+    return add_up(static_cast<int64_t>(b.end - 1 - a.begin), steps, 0);
+  }
+
+  // Whether steps from `first` on, the longest ones first, add up to `total`.
+  static bool add_up(int64_t total, const Steps& steps, size_t first) {
+    if (first == steps.size()) return total == 0;
+    const auto [stride, most] = steps[first];
+    int64_t rest = 0;
+    for (size_t i = first + 1; i < steps.size(); ++i) rest += steps[i].first * steps[i].second;
+    const int64_t fewest = total > rest ? (total - rest + stride - 1) / stride : 0;
+    for (int64_t n = fewest; n <= std::min(most, total / stride); ++n) {
+      if (add_up(total - n * stride, steps, first + 1)) return true;
+    }
+    return false;
   }
 
   std::vector<Span> spans_;
