@@ -1,4 +1,4 @@
-"""Synthetic data in which every modality shows the same latent state, so that each can be told from the others.
+"""Synthetic data in which every modality shows the same latent state, so that each can be predicted from the others.
 
 The default data (`mmer_fast.data.synthetic`) are the opposite: what a modality says is independent of the others given
 the emotions. With a latent s of r factors a sample, mixing matrices A (r, D) and label directions w (r,):
@@ -45,7 +45,7 @@ def make_correlated(
         seed: an integer, at least 0.
         n_train, n_valid, n_test: samples a split, each >= 1.
         max_length: T, at least 1; lengths are uniform in [T/2, T] and the same in all modalities.
-        noise: standard deviation of n, where that of s A is 1.
+        noise: standard deviation of what is a feature's own, where that of what it shows of the shared state is 1.
         noisy_share, missing_share, scale: of `make_ineffectual`, for the test split.
 
     Returns:

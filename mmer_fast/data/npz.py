@@ -32,7 +32,7 @@ _PADDING_FIELD = 0xD935  # the extra field of a zip entry that says: these bytes
 
 
 def read_npz(path: str | Path) -> MultiModalData:
-    """Read a ``.npz`` data set in the layout of `flat`.
+    """Read a ``.npz`` data set with arrays named ``{split}_{modality}``, as `write_npz` names them.
 
     Raises:
         DataError: naming the key, what was expected and what came.

@@ -101,12 +101,15 @@ def backends() -> dict[str, dict[str, str]]:
 
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Every operator inside the ``with`` block runs on backend `name` (None: the automatic choice).
+    """Every operator inside the ``with`` block runs on one backend.
 
     Process-wide, not per thread. An explicit ``backend=`` argument still wins.
 
+    Args:
+        name: ``"reference"``, ``"cpu"``, ``"cuda"`` or ``"triton"``; None is the automatic choice.
+
     Raises:
-        ValueError: `name` is not one of `BACKENDS`.
+        ValueError: another name.
     """
     if name is not None:
         _check_name(name, "name")

@@ -49,6 +49,7 @@ class PackedLayout:
 
     @property
     def modalities(self) -> int:
+        """How many modalities the layout has."""
         return len(self._segments)
 
     def to(self, device: torch.device | str) -> PackedLayout:
@@ -81,7 +82,7 @@ class PackedLayout:
         What has the shape of `max_seqlen` or of a padded batch then does not depend on the lengths, up to these.
 
         Raises:
-            ValueError: as many numbers as the layout has no modalities, or one below the longest sample.
+            ValueError: not one number for each modality, or one below the longest sample.
         """
         needed = [segment.longest for segment in self._segments]
         if len(longest) != len(needed) or any(one < least for one, least in zip(longest, needed, strict=True)):
@@ -93,7 +94,7 @@ class PackedLayout:
         """Overwrite the places by those of another layout with as many samples and tokens of each modality.
 
         Raises:
-            ValueError: it has others, or its samples are longer than this layout allows; nothing is written then.
+            ValueError: the numbers differ, or its samples are longer than this layout allows; nothing is written then.
         """
         shapes = [[len(layout.lengths), *(len(one.sample) for one in layout._segments)] for layout in (self, other)]
         if shapes[0] != shapes[1]:
@@ -120,7 +121,7 @@ class PackedLayout:
         """The packed tokens (tokens_i, ...) of each modality, packed by the layouts of their own, as one (total, ...).
 
         Raises:
-            ValueError: as many tensors as the layout has no modalities, or other numbers of tokens than it has.
+            ValueError: not one tensor for each modality, or other numbers of tokens than the layout has.
         """
         counts = [segment.sample.shape[0] for segment in self._segments]
         if [x.shape[0] for x in tokens] != counts:
@@ -193,8 +194,8 @@ def pack(x: Tensor | Sequence[Tensor], layout: PackedLayout) -> Tensor:
 
     Raises:
         TypeError: `layout` is no `PackedLayout`.
-        ValueError: as many tensors as the layout has no modalities; a batch that is not the layout's; fewer time steps
-            than a sample is long; tensors that differ in dtype, device or the shape of a token.
+        ValueError: not one tensor for each modality; a batch of another size than the layout's; fewer time steps than a
+            sample is long; tensors that differ in dtype, device or the shape of a token.
     """
     batches = _as_batches(x, layout)
     tokens = [

@@ -74,8 +74,8 @@ def soft_topk(
     Args:
         scores: ``(..., n)``, float64, float32, bfloat16 or float16, any strides. Sums are kept in float32 or wider.
             -inf (+inf with ``largest=False``) gets weight 0.
-        k: how much weight a row gets, ``0 <= k <= n`` and fractions allowed: a number, or a tensor that broadcasts to
-            the batch shape ``(...)``, with gradient if it requires one.
+        k: how much weight a row gets, from 0 to the number of its valid entries, fractions allowed: a number, or a
+            tensor that broadcasts to the batch shape ``(...)``, with gradient if it requires one.
         epsilon: entropic regularisation, > 0, in the units of the cost ``(s - anchor)^2 / Z``: a number, or a tensor
             that broadcasts to ``(...)``. Towards 0 the result is the hard top-k.
         lengths: ``(...)`` integers: only the first ``lengths`` entries of a row take part. Padding gets weight 0 and
@@ -94,10 +94,10 @@ def soft_topk(
         Weights ``(..., n)`` in the dtype of `scores`; with `return_info` also the certificate.
 
     Raises:
-        TypeError: a tensor of the wrong dtype, or a number where something else came.
-        ValueError: wrong shapes, epsilon <= 0, k outside [0, n] (naming the row where the values can be read: on the
-            CPU; a CUDA row with such a k becomes NaN), lengths beyond n, NaN scores in `mmer_fast.checked` mode (a NaN
-            row otherwise).
+        TypeError: a tensor of the wrong dtype, or something else where a number belongs.
+        ValueError: wrong shapes, epsilon <= 0, k outside its range (naming the row where the values can be read: on the
+            CPU; a CUDA row with such a k becomes NaN), lengths beyond n, both `lengths` and `mask`, NaN scores in
+            `mmer_fast.checked` mode (a NaN row otherwise).
         BackendUnavailable: `backend` cannot serve these tensors.
 
     Examples:

@@ -22,10 +22,10 @@ def temporal_mask(
     iterations: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """The soft temporal mask of ATM: near 0 on the k highest scores, near 1 elsewhere, 0 on padding.
+    """The soft mask of adversarial temporal masking: near 0 on the k highest scores, near 1 elsewhere, 0 on padding.
 
-    ``m = 1 - T`` (RobMMR Eq. 7), computed as the plan's other column (Eq. 9): the soft choice of the ``n - k`` lowest
-    scores. So a row sums to ``n - k``, and no digit of ``1 - T`` is lost.
+    ``m = 1 - T``, T of `soft_topk` (RobMMR Eq. 7), computed as the plan's other column (Eq. 9): the soft choice of the
+    ``n - k`` lowest scores. So a row sums to ``n - k``, and no digit of ``1 - T`` is lost.
 
     Args:
         scores: ``(..., n)``, as in `soft_topk`; finite.

@@ -84,7 +84,7 @@ class Algorithm1:
         world: the processes that share each batch; sharded (FSDP2) before, where it says so.
 
     Raises:
-        ValueError: the model has not what is to be perturbed (`check_pair`).
+        ValueError: the model lacks what is to be perturbed (`check_pair`).
     """
 
     losses: tuple[str, ...] = LOSSES

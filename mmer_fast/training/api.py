@@ -74,8 +74,8 @@ def train(
         out: the directory, created if needed; must not hold a run, unless `resume`.
         model: "robmmr" or a sister system (`mmer_fast.systems.registry.NAMES`); None: that of `config`, else "robmmr",
             or with `resume` that of the run.
-        preset: of the model: "compact", "authors", or RobMMR's "paper"; None: that of `config`, else "compact", or with
-            `resume` that of the run.
+        preset: of the model: "compact", "authors", RobMMR's "paper" or another that it has; None: that of `config`,
+            else "compact", or with `resume` that of the run.
         config: a YAML or JSON file with settings, as `mmer_fast.training.settings` reads it.
         modalities: use only these, in this order; None: all.
         device: "auto" is cuda if there is one.
