@@ -47,7 +47,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         Args:
             query: ``(L, N, E)``, ``(N, L, E)`` with ``batch_first``, or ``(L, E)``, floating. Where query, key and
                 value are one tensor they are projected by one product.
-            key, value: ``(S, N, kdim)`` and ``(S, N, vdim)``, or as above.
+            key, value: ``(S, N, kdim)`` and ``(S, N, vdim)``, or with dimensions as those of `query`.
             key_padding_mask: ``(N, S)``, or ``(S,)`` without a batch. Bool, True at the keys to ignore: they are
                 skipped. Floating: added to the scores of the key.
             need_weights: also return the attention weights. That costs an array of L x S for each head, which is

@@ -1,13 +1,5 @@
 """The multiplicative fusion loss, original (Liu et al. 2018) and as M3ER changes it.
 
-With p_i the probability that modality i gives to the true class y, and γ = β/(M − 1) for the M modalities of a sample:
-
-    original    c = − Σ_i Π_{j≠i} (1 − p_j)^γ log p_i      a modality counts less where the others are right already
-    modified    c = − Σ_i w_i^γ log p_i                    a modality counts less where it is wrong
-
-The slides print w_i = p_j and leave j free: it is i itself ("own"), or p_j stands for Π_{j≠i} p_j as in the original
-("others"). Labels are binary problems by themselves: p_i is the probability of the side that is true.
-
 Shapes: M modalities, B samples, K labels.
 """
 
@@ -30,7 +22,16 @@ def multiplicative_loss(
     weight: Literal["own", "others"] = "own",
     detach_weights: bool = False,
 ) -> Tensor:
-    """c (B, K), for every label of every sample.
+    """The loss c of every label of every sample.
+
+    With p_i the probability that modality i gives to the true side of a label, and γ = β/(M − 1) for the M modalities
+    of a sample:
+
+        original    c = − Σ_i Π_{j≠i} (1 − p_j)^γ log p_i    a modality counts less where the others are right already
+        modified    c = − Σ_i w_i^γ log p_i                  a modality counts less where it is wrong
+
+    The slides print w_i = p_j and leave j free: it is i itself ("own"), or p_j stands for Π_{j≠i} p_j as in the
+    original ("others").
 
     Args:
         logits_mbk: (M, B, K) floating, of each modality.
@@ -39,9 +40,12 @@ def multiplicative_loss(
             Of a single modality c is −log p. Of none it is 0.
         beta: β ≥ 0; 0 leaves a plain sum of cross-entropies.
         form: "original" or "modified".
-        weight: of the modified form.
+        weight: w of the modified form, "own" or "others".
         detach_weights: take the weights as numbers. Otherwise the gradient passes through them too: in the modified
             form it then *lowers* an "own" p_i below e^(−1/γ), and with "others" every p_j by the terms of the rest.
+
+    Returns:
+        c, (B, K).
 
     Raises:
         ValueError: a shape, a range or a name is wrong.

@@ -1,11 +1,6 @@
-"""Proxy feature vectors of M3ER: an ineffectual modality regenerated from the effective ones.
+"""Proxy feature vectors of M3ER: an ineffectual modality regenerated from the effective ones (`proxy_vectors`).
 
-For the vector f of an effective modality, its p nearest training vectors v_j (L2) and the vectors w_j that the same
-samples have in the ineffectual one:
-
-    f = Σ_j a_j v_j        proxy = T f = Σ_j a_j T v_j = Σ_j a_j w_j
-
-for any linear T with w_j = T v_j. The proxies from all effective modalities are averaged.
+The proxies from all effective modalities are averaged.
 
 Shape suffixes: n training samples, b samples, p neighbours, d features of the effective modality, e of the other.
 """
@@ -44,11 +39,24 @@ def coefficients(f_bd: Tensor, v_bpd: Tensor, ridge: float = 0.0) -> Tensor:
 
 
 def proxy_vectors(f_bd: Tensor, v_nd: Tensor, w_ne: Tensor, neighbours: int, ridge: float = 0.0) -> Tensor:
-    """T f (B, E), from f (B, D) and training samples that have both modalities, v (N, D) and w (N, E).
+    """What an ineffectual modality would have been, from an effective one.
+
+    With the p nearest training vectors v_j (L2) of an effective modality's vector f, and the vectors w_j that the same
+    samples have in the ineffectual one:
+
+        f = Σ_j a_j v_j        proxy = T f = Σ_j a_j T v_j = Σ_j a_j w_j
+
+    for any linear T with w_j = T v_j.
 
     Args:
+        f_bd: f, (B, D).
+        v_nd: v, (N, D), of training samples that have both modalities.
+        w_ne: w, (N, E), of the same samples.
         neighbours: p; all N samples where there are fewer.
         ridge: of `coefficients`.
+
+    Returns:
+        The proxies, (B, E).
 
     Raises:
         ValueError: N is 0, differs between v and w, or sizes do not match.

@@ -1,10 +1,5 @@
 """UniVA's contrastive loss of one modality: samples whose valence and arousal are close attract each other.
 
-With anchors h_i, scores s_ij = h_i · h_j / τ, the positives P(i) of anchor i within a VA distance, and A(i) all that it
-is compared with (Zheng et al. 2024, module 2 of the slides):
-
-    L = Σ_i L_i,    L_i = −1/|P(i)| Σ_{p ∈ P(i)} log ( exp(s_ip) / Σ_{a ∈ A(i)} exp(s_ia) )
-
 The scores of all pairs are never held at once, let alone products of all pairs (B, B, D): a block of anchors after the
 other is compared with everything, and the backward pass computes the scores again from what it keeps, one number an
 anchor. Memory grows with B instead of B², for one more product of matrices.
@@ -40,7 +35,14 @@ def va_contrastive_loss(
     reduction: Literal["sum", "mean", "none"] = "sum",
     block_rows: int = 256,
 ) -> Tensor:
-    """The loss above; an anchor without a positive counts 0.
+    """The contrastive loss (Zheng et al. 2024, module 2 of the slides).
+
+    With anchors h_i, scores s_ij = h_i · h_j / τ, the positives P(i) of anchor i within a VA distance, and A(i) all
+    that it is compared with:
+
+        L = Σ_i L_i,    L_i = −1/|P(i)| Σ_{p ∈ P(i)} log ( exp(s_ip) / Σ_{a ∈ A(i)} exp(s_ia) )
+
+    An anchor without a positive counts 0.
 
     Differentiable once, exactly, in `features`, `contrast` and `temperature`; samples without the modality must be left
     out by the caller.

@@ -1,9 +1,6 @@
 """UniVA's emotion correlation prior: emotions that are close in valence and arousal are predicted alike.
 
-Zheng et al. 2024, module 3 of the slides, with emotions e as points (V_e, A_e) of the NRC-VAD lexicon:
-
-    M_jl = cos((V_j, A_j), (V_l, A_l)),    η = 1/N Σ_i Σ_{j,l} M_jl (ŷ_ij − ŷ_il)²
-
+Zheng et al. 2024, module 3 of the slides: `squared_difference_prior`, with emotions as points of the NRC-VAD lexicon.
 The published code has other norms (`column_norm_prior`), and makes M a parameter. Those norms are at least 0, so the
 gradient of M is too: with it M only ever falls, and η has no lower bound.
 
@@ -72,7 +69,7 @@ def emotion_similarity(va_k2: Tensor) -> Tensor:
 
 
 def squared_difference_prior(predictions_bk: Tensor, similarity_kk: Tensor) -> Tensor:
-    """η of the slides, (): see above. For B = 0 it is 0.
+    """η of the slides, (): Σ_i Σ_{j,l} M_jl (ŷ_ij − ŷ_il)² / B. For B = 0 it is 0.
 
     Args:
         predictions_bk: (B, K) floating, probabilities ŷ.

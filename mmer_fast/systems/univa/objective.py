@@ -1,10 +1,4 @@
-"""UniVA's losses together, over the representations and logits of any network:
-
-    L = (1 − α) (c · recognition + w η) + α Σ_m w_m L_m / M
-
-Without the contrastive loss it is c · recognition + w η. The slides give the two modules and not the sum; it is that of
-the published code.
-"""
+"""UniVA's losses together, over the representations and logits of any network."""
 
 from __future__ import annotations
 
@@ -34,6 +28,11 @@ LOSS_NAMES = ("recognition", "contrast", "prior")
 
 class UniVAObjective(nn.Module):
     """The loss of a batch, with what belongs to it: scales of the VA scores, and M.
+
+        L = (1 − α) (c · recognition + w η) + α Σ_m w_m L_m / M
+
+    Without the contrastive loss it is c · recognition + w η. The slides give the two modules and not the sum; it is
+    that of the published code.
 
     Args:
         modalities: names, M of them.
@@ -80,7 +79,7 @@ class UniVAObjective(nn.Module):
         va: Mapping[str, Tensor],
         lengths: Mapping[str, Tensor],
     ) -> Objective:
-        """The sum above and its parts, in the order of `LOSS_NAMES`.
+        """L and its parts, in the order of `LOSS_NAMES`.
 
         Args:
             logits_bk: (B, K) floating.
