@@ -124,8 +124,9 @@ def use_backend(name: str | None) -> Iterator[None]:
 def checked(enabled: bool = True) -> Iterator[None]:
     """Inside the ``with`` block operators also check the *values* of their inputs (a scan, and on CUDA a host sync).
 
-    A NaN or an infinity that would give a NaN row then raises ValueError with the row. ``MMER_FAST_CHECKED=1`` turns
-    it on for the whole process.
+    What would give a NaN row then raises ValueError with the row, and so does a key weight outside [0, 1]; not under
+    ``torch.compile`` or a transform of ``torch.func``, where no value is read. ``MMER_FAST_CHECKED=1`` turns it on for
+    the whole process.
     """
     previous, _Choice.checked = _Choice.checked, enabled
     try:

@@ -1,7 +1,8 @@
 """Checks of arguments that the operators share. Each says the argument, what was expected and what came.
 
 Values of tensors are read only where that is free of side effects: plain CPU tensors in eager mode. Under
-``torch.compile``, ``torch.func`` and on CUDA (a host synchronisation) a bad value gives a NaN row instead.
+``torch.compile``, ``torch.func`` and on CUDA (a host synchronisation) a bad value gives a NaN row instead, and a length
+beyond the tensor counts as the whole.
 """
 
 from __future__ import annotations
