@@ -26,7 +26,7 @@ class Differentiable:
         name: of an operator that is defined already.
         setup_context: ``(ctx, inputs, output)``, saves what the derivative needs.
         differentiate: ``(ctx, *gradients of the outputs) -> gradients of the inputs``.
-        batch: the rule of vmap, ``(info, in_dims, *arguments) -> (outputs, out_dims)``.
+        batch: makes the rule of vmap, ``(info, in_dims, *arguments) -> (outputs, out_dims)``, of what is to be called.
     """
 
     def __init__(
@@ -34,11 +34,12 @@ class Differentiable:
         name: str,
         setup_context: Callable[[Any, Arguments, Any], None],
         differentiate: Callable[..., Arguments],
-        batch: Callable[..., tuple[Any, Any]],
+        batch: Callable[[Any], Callable[..., tuple[Any, Any]]],
     ) -> None:
         self.operator = operator = operator_of(name)
         torch.library.register_autograd(qualified(name), differentiate, setup_context=setup_context)
-        torch.library.register_vmap(qualified(name), batch)
+        torch.library.register_vmap(qualified(name), batch(operator))
+        rule = batch(self)  # of which a transform outside of this vmap sees the derivative
 
         class Eager(torch.autograd.Function):
             jvp = _refuses_forward_mode(name)
@@ -70,7 +71,7 @@ class Differentiable:
 
             @staticmethod
             def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-                return batch(info, in_dims, *arguments)
+                return rule(info, in_dims, *arguments)
 
         self._eager, self._transformable = Eager, Transformable
 

@@ -165,5 +165,5 @@ for _suffix in ("", "_triton", "_reference"):
             implement(_name, _PYTHON_KERNELS[_suffix][_i])
         torch.library.register_fake(qualified(_name), (_fake_forward, _fake_backward)[_i])
     _operators = [operator_of(_name) for _name in _names]
-    FORWARD[_suffix] = Differentiable(_names[0], _setup_forward, _make_backward(_suffix), one_by_one(_operators[0]))
-    _BACKWARD[_suffix] = Differentiable(_names[1], _setup_backward, _differentiate_backward, one_by_one(_operators[1]))
+    FORWARD[_suffix] = Differentiable(_names[0], _setup_forward, _make_backward(_suffix), one_by_one)
+    _BACKWARD[_suffix] = Differentiable(_names[1], _setup_backward, _differentiate_backward, one_by_one)

@@ -117,10 +117,10 @@ torch.library.register_fake(qualified("relu_dropout"), _fake_relu_dropout)
 torch.library.register_fake(qualified("relu_dropout_backward"), _fake_relu_dropout_backward)
 _RELU_DROPOUT_BACKWARD = operator_of("relu_dropout_backward")
 torch.library.register_vmap(qualified("relu_dropout_backward"), one_by_one(_RELU_DROPOUT_BACKWARD))
-_DROPOUT = Differentiable("dropout", _setup_dropout, _differentiate_dropout, one_by_one(operator_of("dropout")))
+_DROPOUT = Differentiable("dropout", _setup_dropout, _differentiate_dropout, one_by_one)
 _RELU_DROPOUT = Differentiable(
     "relu_dropout",
     _setup_relu_dropout,
     _differentiate_relu_dropout,
-    one_by_one(operator_of("relu_dropout")),
+    one_by_one,
 )

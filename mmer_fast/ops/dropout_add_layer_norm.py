@@ -124,5 +124,5 @@ _NORM = Differentiable(
     "dropout_add_layer_norm",
     _setup_context,
     _differentiate,
-    one_by_one(operator_of("dropout_add_layer_norm")),
+    one_by_one,
 )

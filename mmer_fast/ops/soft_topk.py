@@ -314,9 +314,6 @@ for _suffix in ("", "_triton", "_reference"):
         implement(_backward_name, _PYTHON_KERNELS[_suffix][1])
     torch.library.register_fake(qualified(_forward_name), _fake_forward)
     torch.library.register_fake(qualified(_backward_name), _fake_backward)
-    _forward_operator = operator_of(_forward_name)
     _BACKWARD_OPERATORS[_suffix] = operator_of(_backward_name)
     torch.library.register_vmap(qualified(_backward_name), _make_vmap(_BACKWARD_OPERATORS[_suffix]))
-    _FORWARD[_suffix] = Differentiable(
-        _forward_name, _setup_context, _make_backward(_suffix), _make_vmap(_forward_operator)
-    )
+    _FORWARD[_suffix] = Differentiable(_forward_name, _setup_context, _make_backward(_suffix), _make_vmap)

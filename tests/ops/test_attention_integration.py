@@ -162,6 +162,8 @@ def test_func_transforms(backend, device):
     jacobian = torch.func.jacrev(torch.func.grad(loss, 1), 1)(q, m)
     assert jacobian.shape == (2, 4, 2, 4)
     assert torch.equal(jacobian[0, :, 1], torch.zeros_like(jacobian[0, :, 1]))
+    nested = torch.func.jacrev(torch.func.jacrev(loss, 1), 1)(q, m)
+    close(nested, jacobian.double(), 1e-6)
 
 
 def test_forward_mode_is_refused_by_name(backend, device):
