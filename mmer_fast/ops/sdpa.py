@@ -77,7 +77,7 @@ def scaled_dot_product_attention(
         mask=mask,
         bias=bias,
         causal=is_causal,
-        scale=width**-0.5 if scale is None else scale,
+        scale=max(width, 1) ** -0.5 if scale is None else scale,
         dropout_p=dropout_p,
         seed=drawn_seed(dropout_p, q.device),
     )

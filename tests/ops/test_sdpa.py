@@ -65,6 +65,12 @@ def test_a_value_width_of_its_own(out_width):
     check(randn(5, 8), randn(6, 8), randn(6, out_width), scale=0.3)
 
 
+def test_queries_without_width():
+    value = randn(2, 3, 6, 4)
+    out = scaled_dot_product_attention(randn(2, 3, 5, 0), randn(2, 3, 6, 0), value)
+    torch.testing.assert_close(out, value.mean(-2, keepdim=True).expand_as(out))
+
+
 @pytest.mark.parametrize(
     "shape",
     [
