@@ -134,6 +134,10 @@ class Perturbation:
 
     def _finish(self, done: list[None]) -> None:
         if not done:
+            # `module.to` has given a DTensor other local values, and a plain tensor other memory.
+            self._values = [
+                v if v is p else sharded.local(p) for v, (_, p) in zip(self._values, self._named, strict=True)
+            ]
             try:
                 _run_once(operators.bare_operator("restore_", self._backend), (self._values, self._stash), done)
             except RuntimeError:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmer_fast.perturbation.selection import Named, Target, choose
+from mmer_fast.perturbation.sharded import local
 
 
 def kind(values: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
@@ -55,7 +56,8 @@ def _new_record(parameter: Tensor) -> Record:
     def forget(_: Any) -> None:
         _RECORDS.pop(key, None)
 
-    record = _RECORDS[key] = Record(weakref.ref(parameter, forget))
+    # Not of a DTensor itself: `module.to` swaps it with another, which torch refuses where there is a weak reference.
+    record = _RECORDS[key] = Record(weakref.ref(local(parameter), forget))
     return record
 
 
@@ -83,7 +85,8 @@ def refuse_perturbed(named: Named, records: Sequence[Record]) -> None:
 def release_stash(module_or_params: Target) -> None:
     """Frees the memory that perturbations of these parameters keep: as much as the parameters themselves have.
 
-    The next perturbation allocates it again.
+    The next perturbation allocates it again. Until then nothing refers to the parameters, not weakly either, which
+    ``torch.utils.swap_tensors`` asks for (``torch.__future__.set_swap_module_params_on_conversion``).
 
     Args:
         module_or_params: a module, or tensors.

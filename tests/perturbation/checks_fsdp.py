@@ -120,6 +120,18 @@ def kept_gathered_after_backward(rank: int, world: int) -> None:
     assert_same(grads_of(wrapped), grads)
 
 
+def converted_later(rank: int, world: int) -> None:
+    model, x = make()
+    wrapped = shard(model)
+    backward(wrapped, share(x, rank, world))
+    weights = {name: local(p).bfloat16() for name, p in wrapped.named_parameters()}
+    with mf.perturbed(wrapped, RADIUS):
+        pass
+    wrapped.zero_grad()
+    wrapped.bfloat16()
+    assert all(torch.equal(local(p), weights[name]) for name, p in wrapped.named_parameters())
+
+
 def exception_in_forward(rank: int, world: int) -> None:
     model, x = make()
     wrapped = shard(model)

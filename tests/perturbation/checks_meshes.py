@@ -53,6 +53,20 @@ def tensor_parallel(rank: int, world: int) -> None:
     assert_equals_one_process(model, x, wrapped, x)
 
 
+def converted_inside(rank: int, world: int) -> None:
+    model, x = make(hidden=8)
+    wrapped = _in_parallel(model, init_device_mesh("cpu", (world,)))
+    backward(wrapped, x)
+    weights = {name: local(p).bfloat16() for name, p in wrapped.named_parameters()}
+    with pytest.raises(RuntimeError, match="modified while perturbed"), mf.perturbed(wrapped, RADIUS):
+        wrapped.bfloat16()
+    assert all(torch.equal(local(p), weights[name]) for name, p in wrapped.named_parameters())
+    wrapped.zero_grad()
+    backward(wrapped, x.bfloat16())
+    with restored(wrapped), mf.perturbed(wrapped, RADIUS) as info:
+        assert not info.skipped
+
+
 def fsdp_of_tensor_parallel(rank: int, world: int) -> None:
     model, x = make(hidden=8)
     mesh = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("data", "tensor"))
