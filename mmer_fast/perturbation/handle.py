@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mmer_fast.ops import perturbation as operators
 from mmer_fast.perturbation import sharded, stash, versions
@@ -202,6 +203,18 @@ def _run_once(operator: Any, arguments: tuple[Any, ...], results: list[Any]) -> 
     """results.append(operator(*arguments)) without a moment in which an interrupt finds the one done, not the other."""
     with torch._C._AutoDispatchBelowADInplaceOrView():  # below autograd too: nothing is recorded
         results.extend(starmap(operator, (arguments,)))
+
+
+def _count_fused_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Counts a version of perturbed parameters, which torch's fused optimizers change without counting one."""
+    if torch.compiler.is_compiling():
+        return
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            torch.autograd.graph.increment_version(list(filter(stash.is_perturbed, group["params"])))
+
+
+register_optimizer_step_post_hook(_count_fused_step)
 
 
 def _is_captured(values: list[Tensor]) -> bool:

@@ -61,12 +61,15 @@ def _new_record(parameter: Tensor) -> Record:
     return record
 
 
+def is_perturbed(parameter: Tensor) -> bool:
+    record = _RECORDS.get(id(parameter))
+    return record is not None and record.perturbed
+
+
 def clean_values(parameter: Tensor) -> Tensor | None:
     """A copy of the unperturbed (local) values of a parameter that is perturbed right now; None of others."""
-    record = _RECORDS.get(id(parameter))
-    if record is None or not record.perturbed or record.stash is None:
-        return None
-    return record.stash.clone()
+    kept = _RECORDS[id(parameter)].stash if is_perturbed(parameter) else None
+    return None if kept is None else kept.clone()
 
 
 def refuse_perturbed(named: Named, records: Sequence[Record]) -> None:

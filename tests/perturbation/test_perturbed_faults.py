@@ -181,9 +181,10 @@ def test_the_split_form_restores_inside_a_block_early(model: Model) -> None:
     assert unchanged(model, before)
 
 
-def test_a_modification_inside_is_lost_and_said(model: Model) -> None:
+@pytest.mark.parametrize("fused", [False, True])  # torch's fused steps count no version
+def test_a_modification_inside_is_lost_and_said(model: Model, fused: bool) -> None:
     before = snapshot(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=fused)
 
     def misuse() -> None:
         with mf.perturbed(model, 0.3):
