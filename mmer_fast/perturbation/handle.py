@@ -106,6 +106,7 @@ class Perturbation:
             for record in self._records:
                 record.perturbed = True
             self._active, self._captured = True, _is_captured(self._values)
+            self._hooks = [*self._hooks, register_optimizer_step_post_hook(_count_fused_step)]
             _run_once(operator, (self._values, arguments[0], self._stash, *arguments[1:]), results)
             self._number = versions.next_number()
             self._versions = [t._version for t in self._watched]
@@ -212,9 +213,6 @@ def _count_fused_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     for group in optimizer.param_groups:
         if group.get("fused"):
             torch.autograd.graph.increment_version(list(filter(stash.is_perturbed, group["params"])))
-
-
-register_optimizer_step_post_hook(_count_fused_step)
 
 
 def _is_captured(values: list[Tensor]) -> bool:
