@@ -275,7 +275,7 @@ def show(rows: list[Row]) -> None:
         roof = "" if row["yardstick"] else f"{row['roofline']:.2f}"
         line = f"{row['us']:11.1f}{row['gbps']:8.2f}{row['of_copy']:9.2f}{roof:>9}{row['ratio']:8.3g}  {spread:16}"
         if not row["yardstick"]:
-            bits = f"-{100 * row['changed']:.0f} %" if row["changed"] else "same" if row["exact"] else "other"
+            bits = f"{100 * row['changed']:.0f}% off" if row["changed"] else "same" if row["exact"] else "other"
             place = "same" if row["keeps_storage"] else "new"
             memory = f"{row['extra_bytes'] / row['weight_bytes']:.2f}x"
             line += f"{row['value_error']:8.0e}{bits:>7}{place:>7}{memory:>8}{row['launches'] or '':>9}"
