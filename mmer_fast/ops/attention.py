@@ -113,7 +113,7 @@ def masked_attention(
             checks.seed(seed, dropout_p, q),
             _validate.flag("exact_zero_weight_grad", exact_zero_weight_grad),
         ),
-        return_lse,
+        _validate.flag("return_lse", return_lse),
         backend,
     )
 
@@ -200,7 +200,7 @@ def packed_attention(
             checks.seed(seed, dropout_p, q),
             _validate.flag("exact_zero_weight_grad", exact_zero_weight_grad),
         ),
-        return_lse,
+        _validate.flag("return_lse", return_lse),
         backend,
     )
 

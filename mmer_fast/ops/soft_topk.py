@@ -111,6 +111,7 @@ def soft_topk(
     name = _backends.select("soft_topk", scores.device.type, backend, _cannot(n))
     sinkhorn_iterations = _validate_solver(solver, iterations)
     _validate.flag("largest", largest)
+    _validate.flag("return_info", return_info)
     _validate.ragged(scores, lengths, mask)
     k_row, k_value = _validate.row_number("k", k, scores, minimum=0.0, maximum=n)
     epsilon_row, epsilon_value = _validate.row_number("epsilon", epsilon, scores, above=0.0)

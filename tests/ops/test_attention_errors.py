@@ -40,6 +40,7 @@ PADDED = {
     ),
     "weights dtype": ({"key_weights": torch.ones(2, 6, dtype=torch.bool)}, TypeError, "key_weights must be float32"),
     "mask dtype": ({"mask": torch.ones(2, 6)}, TypeError, "mask must be a bool tensor, got torch.float32"),
+    "return_lse": ({"return_lse": "no"}, TypeError, "return_lse must be a bool, got str"),
     "mask shape": (
         {"mask": torch.ones(5, 6, dtype=torch.bool)},
         ValueError,

@@ -65,6 +65,8 @@ def test_scores_and_k(error, match, arguments):
         (TypeError, "iterations must be an int, got float", {"solver": "sinkhorn", "iterations": 2.5}),
         (ValueError, "normalizer must be a number > 0 or 'max', got 'min'", {"normalizer": "min"}),
         (ValueError, "normalizer must be finite and > 0, got 0", {"normalizer": 0}),
+        (TypeError, "largest must be a bool, got int", {"largest": 1}),
+        (TypeError, "return_info must be a bool, got str", {"return_info": "no"}),
         (ValueError, "backend must be one of 'reference'.*got 'tpu'", {"backend": "tpu"}),
     ],
 )
