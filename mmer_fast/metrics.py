@@ -111,8 +111,8 @@ def single_label_metrics(probabilities: Tensor | np.ndarray, labels: Tensor | np
         row = int(several_n.nonzero()[0])
         raise ValueError(f"labels: expected one class a sample; got {int(y_nk[row].sum())} in row {row}")
     predicted_n, class_n = p_nk.argmax(dim=1), y_nk.long().argmax(dim=1)
-    classes: dict[str, Any] = {"num_classes": max(p_nk.shape[1], 2), "validate_args": False}
-    recall_k = multiclass_recall(predicted_n, class_n, average="none", **classes)[: p_nk.shape[1]]
+    classes: dict[str, Any] = {"num_classes": p_nk.shape[1], "validate_args": False}
+    recall_k = multiclass_recall(predicted_n, class_n, average="none", **classes)
     return {
         "weighted_f1": multiclass_f1_score(predicted_n, class_n, average="weighted", **classes).item(),
         "overall_accuracy": (predicted_n == class_n).double().mean().item(),
@@ -158,7 +158,7 @@ def _predictions(predictions: Tensor | np.ndarray, p_nk: Tensor) -> Tensor:
 
 def _as_tensor(name: str, value: Tensor | np.ndarray) -> Tensor:
     if isinstance(value, np.ndarray):
-        return torch.tensor(value)
+        return torch.from_numpy(value.copy())  # it may be read-only or go backwards
     if isinstance(value, Tensor):
         return value.detach()
     raise TypeError(f"{name}: expected a torch.Tensor or numpy.ndarray; got {type(value).__name__}")
@@ -183,7 +183,5 @@ def _mean_average_precision(p_nk: Tensor, y_nk: Tensor) -> float:
     n_present = int(present_k.sum())
     if n_present == 0:
         return math.nan
-    scores = p_nk[:, present_k].to(torch.promote_types(p_nk.dtype, torch.float32))
-    return multilabel_average_precision(
-        scores, y_nk[:, present_k].long(), num_labels=n_present, average="macro", validate_args=False
-    ).item()
+    present = p_nk[:, present_k], y_nk[:, present_k].long()
+    return multilabel_average_precision(*present, num_labels=n_present, average="macro", validate_args=False).item()

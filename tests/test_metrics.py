@@ -115,6 +115,13 @@ def test_dtypes(dtype, label_dtype):
     assert isinstance(got["micro_f1"], float)
 
 
+def test_arrays_that_are_read_only_or_go_backwards():
+    p, y = np.array([[0.9, 0.1]]), np.array([[1, 0]])
+    p.flags.writeable = y.flags.writeable = False
+    assert multilabel_metrics(p, y)["accuracy"] == 1
+    assert single_label_metrics(p[:, ::-1], y[:, ::-1])["weighted_f1"] == 1
+
+
 def test_probabilities_of_sigmoid_are_taken_as_they_are():
     """They must not be mistaken for logits and squashed again, which would put all above 0.5."""
     got = multilabel_metrics(np.array([[0.4, 0.45], [0.3, 0.2]]), np.array([[1, 1], [1, 1]]))
