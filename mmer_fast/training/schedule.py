@@ -21,5 +21,5 @@ def learning_rate(config: LoopConfig, step: int, steps_per_epoch: int) -> float:
     if position < config.warmup:
         share = config.warmup_start + (1 - config.warmup_start) * position / config.warmup
     else:
-        share = 0.5 * (1 + math.cos(math.pi * (position - config.warmup) / max(total - config.warmup, 1)))
+        share = 0.5 * (1 + math.cos(math.pi * (position - config.warmup) / (total - config.warmup)))
     return config.learning_rate * share

@@ -24,6 +24,13 @@ def test_the_paper_warms_up_for_ten_iterations_and_follows_a_cosine() -> None:
     assert rates[10:] == pytest.approx(cosine)
 
 
+def test_without_a_warm_up_the_cosine_begins_at_once() -> None:
+    config = dataclasses.replace(TRAIN, warmup=0, epochs=2, learning_rate=1.0)
+    assert [learning_rate(config, step, 2) for step in range(4)] == pytest.approx(
+        [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]
+    )
+
+
 def test_the_authors_never_leave_the_warm_up() -> None:
     _, config = preset("authors")
     by_epoch = [learning_rate(config, 13 * epoch + 5, 13) for epoch in range(10)]
