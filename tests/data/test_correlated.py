@@ -22,6 +22,18 @@ def test_correlated_modalities_show_one_state():
     assert left < 0.15
 
 
+def test_labels_are_as_frequent_as_stated():
+    labels = make_correlated(3, n_train=20_000, n_valid=1, n_test=1, max_length=1).splits["train"].labels
+    assert np.allclose(labels.mean(axis=0), PREVALENCE, atol=0.005)
+
+
+def test_the_state_wanders_as_far_at_the_end_as_at_the_start():
+    """Without noise a feature has the variance of s A, 1 on average, and 0.7² of the process."""
+    train = make_correlated(0, n_train=2000, n_valid=1, n_test=1, max_length=20, noise=0.0).splits["train"]
+    variances = np.concatenate([x[:, :10].var(axis=0) for x in train.features.values()], axis=1).mean(axis=1)
+    assert np.allclose(variances, 1 + 0.7**2, rtol=0.1)
+
+
 def test_only_the_test_split_is_spoilt():
     data = make_correlated(1, n_train=20, n_valid=20, n_test=20, noisy_share=0.5, missing_share=0.25)
     assert "shift" not in data.splits["train"].extras

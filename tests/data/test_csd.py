@@ -61,6 +61,29 @@ def test_steps_belong_to_the_segment_that_holds_their_middle(tmp_path):
     assert data.splits["test"].extras["id"].tolist() == ["d[x][0]", "d[x][1]", "d[x][2]"]
 
 
+def test_a_step_on_the_border_of_two_segments_belongs_to_the_later_one(tmp_path):
+    borders = np.array([[0, 1.5], [1.5, 4], [4, 6]])  # the middle of step 1 is 1.5
+    labels = {video: (rows, borders) for video, (rows, _) in _labels().items()}
+    train = load(_write(tmp_path, labels)).splits["train"]
+    assert all(lengths.tolist() == [1, 3, 2] * 2 for lengths in train.lengths.values())
+
+
+def test_segments_come_in_the_order_of_time(tmp_path):
+    labels = {video: (rows[[2, 0, 1]], times[[2, 0, 1]]) for video, (rows, times) in _labels().items()}
+    train = load(_write(tmp_path, labels)).splits["train"]
+    assert train.extras["id"].tolist() == ["a[1]", "a[2]", "a[0]", "b[1]", "b[2]", "b[0]"]
+    assert train.lengths["text"].tolist() == [2, 3, 1] * 2
+    assert train.labels[:3].tolist() == [[1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]]
+
+
+def test_steps_of_zeros_count_where_all_segments_have_as_many(tmp_path):
+    pairs = np.array([[0, 2], [2, 4], [4, 6]])
+    silent = {video: (np.zeros_like(rows), times) for video, (rows, times) in _features(3).items()}
+    labels = {video: (rows, pairs) for video, (rows, _) in _labels().items()}
+    train = load(_write(tmp_path, labels, CMU_MOSEI_TimestampedWordVectors=silent)).splits["train"]
+    assert train.lengths["text"].tolist() == [2] * 6
+
+
 def test_a_file_names_its_folder(tmp_path):
     _write(tmp_path)
     assert load(tmp_path / "CMU_MOSEI_COVAREP.csd").modalities == {"text": 3, "video": 4, "audio": 2}

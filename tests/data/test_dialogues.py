@@ -191,6 +191,16 @@ def test_cultures_look_like_emotions_in_part():
         assert 0.3 < share < 0.8
 
 
+@pytest.mark.parametrize("shift", [0.0, 1.0, 2.0])
+def test_cultures_differ_in_the_gains_of_features(shift):
+    """Log-normal, with a deviation of 0.2 times the shift."""
+    split = make_dialogues(0, n_train=400, n_valid=1, n_test=1, signal=0.0, culture_shift=shift).splits["train"]
+    used = np.arange(16) < split.lengths["text"][:, None]
+    culture = np.broadcast_to(split.extras["culture"][:, None], used.shape)[used]
+    first, second = (np.log(split.features["text"][used][culture == c].std(axis=0)) for c in (0, 1))
+    assert (first - second).std() == pytest.approx(0.2 * 2**0.5 * shift, rel=0.3, abs=0.04)
+
+
 def test_cultures_can_be_told_apart_unless_they_are_alike(data):
     culture = {"targets": lambda split: split.extras["culture"]}
     assert _score(data.splits["train"], data.splits["test"], **culture) > 0.9

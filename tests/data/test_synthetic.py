@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from mmer_fast.data import DataError, load, make_synthetic
+from mmer_fast.data.generation import Modality, add_units, background
 from mmer_fast.data.synthetic import DECOY_RATE, LABEL_CORRELATION, MODALITIES, PREVALENCE
 from mmer_fast.data.valence_arousal import NRC_VAD, SCORE_NOISE, expressed_va
 
@@ -148,8 +149,42 @@ def test_learnable_but_not_solved_and_text_leads(data):
 
 
 def test_without_signal_nothing_is_learnable():
-    blank = make_synthetic(0, signal=0.0, n_train=400, n_valid=400, n_test=1)
-    assert _probe(blank, ["audio", "video"]) < 0.5
+    nothing, everything = (make_synthetic(0, signal=s, n_train=400, n_valid=400, n_test=1) for s in (0.0, 1.0))
+    assert _probe(nothing, list(nothing.modalities)) < 0.4
+    assert _probe(everything, list(everything.modalities)) > 0.5
+
+
+def test_the_signal_is_a_factor_of_the_units_and_of_nothing_else():
+    sizes = {"n_train": 30, "n_valid": 1, "n_test": 60, "max_length": 12}
+    nothing, once, twice = (make_synthetic(3, signal=s, **sizes).splits for s in (0.0, 1.0, 2.0))
+    for split in ("train", "test"):
+        for modality, x in once[split].features.items():
+            units = x - nothing[split].features[modality]
+            assert np.allclose(twice[split].features[modality] - x, units, atol=1e-4)
+            assert units[once[split].extras[f"planted_{modality}"]].any(axis=1).all()
+            assert not units.any(axis=2).all()
+    shifted = once["test"].extras["shift"] > 0
+    assert shifted.any()
+    assert np.array_equal(once["test"].features["text"][shifted], nothing["test"].features["text"][shifted])
+
+
+def test_units_are_as_long_as_their_strength_on_average():
+    x = np.zeros((1, 20_000, 2), dtype=np.float32)
+    units = np.zeros(20_000, int), np.arange(20_000), np.arange(20_000) % 2
+    add_units(np.random.default_rng(0), x, units, np.eye(2, dtype=np.float32), 6.0)
+    lengths = x[0, np.arange(20_000), units[2]]
+    assert lengths.mean() == pytest.approx(6.0, rel=0.01)
+    assert lengths.std() / lengths.mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_the_background_is_stationary():
+    """Of every feature: variance 1 of the factors with persistence 0.8, 1/4 of the speaker, 1 of white noise."""
+    spec, n = Modality(size=4, factors=3, persistence=0.8, carries=1.0, strength=1.0), 8000
+    mixing = np.full((3, 4), 3**-0.5)
+    x = background(np.random.default_rng(0), np.full(n, 30), 30, spec, mixing, np.arange(n))
+    assert np.allclose(x.var(axis=0), 2.25, rtol=0.1)
+    neighbours = (x[:, 1:] * x[:, :-1]).mean(axis=0)
+    assert np.allclose(neighbours, 0.8 + 0.25, rtol=0.15)
 
 
 def test_more_units_carry_an_emotion_where_asked_for():

@@ -92,6 +92,23 @@ def test_padding_and_missing_modalities_are_not_read() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_the_latent_of_a_missing_modality_is_zero() -> None:
+    model, batch = semi_supervised(), ragged_batch()
+    latents = model.latents(batch).any(dim=2)
+    assert torch.equal(latents, torch.stack([batch.lengths[name] > 0 for name in ("text", "audio")], dim=1))
+
+
+def test_standardised_features_are_what_is_read_and_reconstructed() -> None:
+    model, twin, train = semi_supervised(), semi_supervised(standardize=False), small_data().splits["train"]
+    model.fit(train)
+    batch, standard = ragged_batch(), ragged_batch()
+    for name, x_ntf in train.features.items():
+        units = torch.from_numpy(x_ntf[np.arange(x_ntf.shape[1]) < train.lengths[name][:, None]]).double()
+        standard.features[name] = (batch.features[name] - units.mean(dim=0)) / units.std(dim=0, correction=0)
+    expected = twin.objective(standard).parts
+    torch.testing.assert_close(model.objective(batch).parts, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_average_unit_is_the_mean_of_what_is_there() -> None:
     x_btf = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [math.nan, 0.0]], [[math.nan] * 2] * 3])
     assert padded_means(x_btf, torch.tensor([2, 0])).tolist() == [[2, 3], [0, 0]]

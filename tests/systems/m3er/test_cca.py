@@ -51,6 +51,19 @@ def test_components_have_variance_one_and_the_correlations_that_are_given(ridge:
     torch.testing.assert_close(a.mean(dim=0), torch.zeros(5, dtype=torch.float64))
 
 
+def test_a_ridge_adds_a_share_of_its_own_variance_to_every_feature() -> None:
+    """The maps against the eigenvectors of (S_xx + r D_x)⁻¹ S_xy (S_yy + r D_y)⁻¹ S_yx."""
+    x, y = related()
+    fitted = canonical_correlations(x, y, components=3, ridge=0.3)
+    covariances = torch.cov(torch.cat([x, y], dim=1).T)
+    s_xx, s_xy, s_yy = covariances[:7, :7], covariances[:7, 7:], covariances[7:, 7:]
+    r_x, r_y = (s + 0.3 * s.diagonal().diag() for s in (s_xx, s_yy))
+    values, vectors = torch.linalg.eig(torch.linalg.solve(r_x, s_xy) @ torch.linalg.solve(r_y, s_xy.T))
+    leading = vectors.real[:, values.real.argsort(descending=True)[:3]]
+    cosines = torch.cosine_similarity(fitted.x_map, leading.T, dim=1)
+    torch.testing.assert_close(cosines.abs(), torch.ones(3, dtype=torch.float64))
+
+
 def test_without_a_ridge_different_components_are_uncorrelated() -> None:
     x, y = related()
     fitted = canonical_correlations(x, y, components=5)

@@ -67,6 +67,18 @@ def test_a_missing_modality_becomes_a_proxy_as_long_as_the_longest_other() -> No
     assert model(batch.features, batch.lengths).used.all()
 
 
+def test_the_proxy_of_a_noisy_modality_is_as_long_as_what_it_replaces() -> None:
+    data = small_data(noisy_share=1, missing_share=0)
+    model, test = fitted(data), data.splits["test"]
+    batch, text = whole(test), torch.from_numpy(test.extras["ineffectual"] == 0)
+    batch.lengths["text"][text] = 2
+    features = {name: model.standardization[name](x) for name, x in batch.features.items()}
+    replaced = model.judge(features, batch.lengths)[2][:, 0] & text
+    assert replaced.any()
+    assert set(regenerated(model, batch)[1]["text"][replaced].tolist()) == {2}
+    assert batch.lengths["video"].min() > 2
+
+
 def test_proxies_are_closer_to_the_originals_than_the_noise_and_than_nothing() -> None:
     clean = whole(small_data(noisy_share=0, missing_share=0).splits["test"])
     data = small_data(noisy_share=1, missing_share=0)

@@ -86,6 +86,16 @@ def test_a_missing_modality_stays_at_zero() -> None:
     assert not u[3].any()
 
 
+def test_a_new_network_forgets_little() -> None:
+    """Of silent input a step keeps the share σ(2) of every state."""
+    lstm, one = network().lstm, torch.ones(2, 1, 4, dtype=torch.float64)
+    silent = {name: torch.zeros(1, 1, size, dtype=torch.float64) for name, size in SIZES.items()}
+    (gates,) = lstm.read(silent, {name: torch.ones(1, dtype=torch.int64) for name in SIZES})
+    memory = torch.zeros(1, 7, dtype=torch.float64)
+    kept = lstm(gates, 0 * one, one, memory)[1] - lstm(gates, 0 * one, 0 * one, memory)[1]
+    torch.testing.assert_close(kept, one * torch.tensor(2.0, dtype=torch.float64).sigmoid())
+
+
 def test_samples_do_not_see_each_other() -> None:
     model, x = network(), features()
     h, u = model(x, LENGTHS)

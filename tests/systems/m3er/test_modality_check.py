@@ -105,6 +105,34 @@ def test_tau_is_compared_as_it_stands() -> None:
         assert effective[b].tolist() == (expected if any(expected) else [True] * 3)
 
 
+def test_a_correlation_of_tau_is_not_below_it() -> None:
+    world = linear_world(noise=0.3)
+    check, drawn = fitted_check(world), noisy(world.draw(1), "text")
+    with_video, with_audio, others = check.correlations(drawn, all_present(1))[0]
+    assert others > max(with_video, with_audio)
+    check.tau.fill_(max(with_video, with_audio))
+    assert check(drawn, all_present(1)).all()
+    check.tau.nextafter_(torch.ones_like(check.tau))
+    assert check(drawn, all_present(1)).tolist() == [[False, True, True]]
+
+
+def test_a_noisy_modality_is_found_beside_a_missing_one() -> None:
+    """Its correlation with what is missing is not defined; those with all that is there are low."""
+    mixing = {name: torch.randn(6, 8, dtype=torch.float64) for name in "abcd"}
+
+    def drawn(n: int) -> dict[str, Tensor]:
+        latent = torch.randn(n, 6, dtype=torch.float64)
+        return {name: latent @ m + 0.3 * torch.randn(n, 8, dtype=torch.float64) for name, m in mixing.items()}
+
+    check = ModalityCheck(dict.fromkeys("abcd", 8), components=6).double()
+    check.fit(drawn(400), torch.ones(400, 4, dtype=torch.bool))
+    present = torch.tensor([True, True, True, False]).expand(200, 4)
+    effective = check(noisy(drawn(200), "a"), present).double().mean(dim=0)
+    assert effective[0] < 0.2
+    assert effective[1:3].min() > 0.9
+    assert effective[3] == 0
+
+
 def test_a_fitted_tau_has_its_share_of_new_samples_below_it() -> None:
     world = linear_world(noise=1.0)
     check = ModalityCheck(SIZES, components=6, false_alarms=0.2).double()

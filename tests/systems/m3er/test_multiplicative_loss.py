@@ -50,6 +50,12 @@ def test_the_equations_written_out(form: str, weight: str, beta: float) -> None:
             assert got[b, k].item() == pytest.approx(written_out(p, beta, form, weight), rel=1e-10)
 
 
+def test_defaults() -> None:
+    logits = drawn()
+    expected = multiplicative_loss(logits, LABELS, beta=1.0, form="modified", weight="own", detach_weights=False)
+    assert torch.equal(multiplicative_loss(logits, LABELS), expected)
+
+
 def test_without_beta_it_is_the_sum_of_cross_entropies() -> None:
     logits = drawn()
     expected = sum(F.binary_cross_entropy_with_logits(x, LABELS, reduction="none") for x in logits)

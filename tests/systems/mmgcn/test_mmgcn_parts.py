@@ -79,6 +79,18 @@ def test_gcnii_is_its_equations(variant, layers, alpha, decay):
         torch.testing.assert_close(got, torch.zeros_like(got) if right is None else right, rtol=1e-9, atol=1e-12)
 
 
+def test_dropout_acts_before_each_layer_and_on_the_result():
+    network, seen = GCNII(5, 4, 3, dropout=0.5), []
+    network.dropout.register_forward_hook(lambda module, inputs, result: seen.append(result))
+    network.layers[0].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    present = torch.ones(1, 2, 6, dtype=torch.bool)
+    x = torch.randn(1, 2, 6, 5)
+    result = network(x, present, dialogue_graph(x, present))
+    assert len(seen) == 3 + 1 + 1
+    assert seen[0] is seen[1]
+    assert seen[-1] is result
+
+
 def test_gcnii_keeps_absent_nodes_at_zero():
     network = GCNII(4, 5, 2)
     present_gml = torch.tensor([[[True, False, True]]])

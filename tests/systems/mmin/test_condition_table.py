@@ -50,8 +50,11 @@ def test_columns_are_in_the_order_of_the_talk() -> None:
 
 
 def test_labels_have_f1() -> None:
-    table = evaluate_conditions(MMIN(MODALITIES, 3, small_config(outputs="labels")), small_data().splits["test"])
-    assert list(table.full) == ["micro_f1", "macro_f1"]
+    model, split = MMIN(MODALITIES, 3, small_config(outputs="labels")), small_data().splits["test"]
+    assert list(evaluate_conditions(model, split).full) == ["micro_f1", "macro_f1"]
+    everything, nothing = (evaluate_conditions(model, split, threshold=t).full["micro_f1"] for t in (0.0, 1.0))
+    assert everything == pytest.approx(0.5)  # one of three labels is there
+    assert nothing == 0
 
 
 def test_one_modality_has_no_average() -> None:

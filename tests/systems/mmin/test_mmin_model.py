@@ -76,10 +76,15 @@ def test_joint_loss_is_the_talks(missing: str, reduction: str, imagination: str)
     torch.testing.assert_close(objective.parts, expected, rtol=1e-10, atol=1e-12)
     total = expected[0] + 0.1 * expected[1] + 0.1 * expected[2]
     torch.testing.assert_close(objective.total, total, rtol=1e-10, atol=1e-12)
+    options = {"missing": missing, "reduction": reduction, "imagination": imagination}
+    weighted = pretrained(forward_weight=0.3, backward_weight=0.7, **options).objective(batch)
+    total = expected[0] + 0.3 * expected[1] + 0.7 * expected[2]
+    torch.testing.assert_close(weighted.total, total, rtol=1e-10, atol=1e-12)
 
 
-def test_pretraining_is_cross_entropy_of_everything_there() -> None:
-    model, batch = small_mmin(), ragged_batch()
+@pytest.mark.parametrize("missing", ["embedding", "features"])
+def test_pretraining_is_cross_entropy_of_everything_there(missing: str) -> None:
+    model, batch = small_mmin(missing=missing), ragged_batch()
     rows = torch.stack([embedding(model, model.encoders, batch, b, tuple(NAMES)) for b in range(len(batch))])
     logits = model.classifier(rows)
     expected = sum(cross_entropy(row, labels) for row, labels in zip(logits, batch.labels, strict=True)) / len(batch)

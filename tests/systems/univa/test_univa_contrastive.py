@@ -55,6 +55,13 @@ def test_slides(block_rows: int) -> None:
     assert mean.item() == pytest.approx(sum(expected) / sum(x > 0 for x in expected), rel=1e-12)
 
 
+def test_samples_at_the_distance_are_no_positives() -> None:
+    features = torch.randn(3, 5, dtype=torch.float64)
+    va = torch.tensor([[0.0, 0.0], [0.25, 0.0], [0.25, 0.25]])
+    assert va_contrastive_loss(features, va, distance=0.25, reduction="none").tolist() == [0, 0, 0]
+    assert va_contrastive_loss(features, va, distance=0.26, reduction="none").all()
+
+
 @pytest.mark.parametrize("block_rows", [3, 256])
 def test_published_code(block_rows: int) -> None:
     features, va = made()

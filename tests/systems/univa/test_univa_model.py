@@ -89,6 +89,13 @@ def test_every_parameter_learns_and_a_batch_without_a_modality_passes(data: Mult
     assert all(p.grad is not None for p in model.encoders["audio"].parameters())
 
 
+def test_attention_has_a_dropout_of_its_own(data: MultiModalData) -> None:
+    batch = batch_of(data)
+    for rate in (0.0, 0.5):
+        model = built(data, attention_dropout=rate)
+        assert torch.equal(model.logits(batch), model.logits(batch)) is (rate == 0)
+
+
 def test_encoders_of_your_own(data: MultiModalData) -> None:
     class FirstToken(nn.Module):
         def __init__(self, size: int) -> None:
