@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import mmer_fast as mf
@@ -42,3 +43,13 @@ def test_multi_head_attention_equals_the_library_module() -> None:
     queries = Spans.equal(2, 3, query.device)
     out = ours(query.flatten(0, 1), mf.pack(context, memory), queries, Spans.of(memory))
     torch.testing.assert_close(out.unflatten(0, (2, 3)), expected)
+
+
+@pytest.mark.parametrize("itself", [True, False])
+def test_attention_weights_drop_out_in_training_alone(itself: bool) -> None:
+    attention, without = MultiHeadAttention(8, 2, dropout=0.5), MultiHeadAttention(8, 2)
+    without.load_state_dict(attention.state_dict())
+    spans, x = Spans.of(mf.packed_layout(torch.tensor([4, 2]))), torch.randn(6, 8)
+    inputs = x, x if itself else torch.randn(6, 8), spans, spans
+    assert not torch.equal(attention(*inputs), attention(*inputs))
+    assert torch.equal(attention.eval()(*inputs), without(*inputs))

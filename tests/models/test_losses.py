@@ -39,6 +39,16 @@ def test_asymmetric_loss_is_the_authors() -> None:
     torch.testing.assert_close(asymmetric_loss(LOGITS, LABELS).item(), expected, rtol=1e-12, atol=0)
 
 
+def test_asymmetric_loss_stops_at_the_logarithm_of_eps() -> None:
+    logits, labels = torch.tensor([[-20.0]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    expected = -1000 * (1 - sigmoid(-20.0)) * math.log(1e-5)
+    torch.testing.assert_close(asymmetric_loss(logits, labels).item(), expected, rtol=1e-12, atol=0)
+
+
+def test_the_gradient_of_the_asymmetric_loss_passes_through_its_weights() -> None:
+    assert torch.autograd.gradcheck(lambda logits: asymmetric_loss(logits, LABELS), OTHER.clone().requires_grad_())
+
+
 def test_asymmetric_loss_has_finite_gradients_at_extreme_logits() -> None:
     logits = torch.tensor([[200.0, -200.0, 0.0, 200.0]], requires_grad=True)
     asymmetric_loss(logits, torch.tensor([[1.0, 0.0, 1.0, 0.0]])).backward()

@@ -97,6 +97,38 @@ def test_the_largest_cost_of_each_modality_can_normalise(solver: str) -> None:
         torch.testing.assert_close(masks[name], expected, rtol=0, atol=1e-9)
 
 
+def sinkhorn_mask(scores: Tensor, share: float, epsilon: float, normalizer: float, iterations: int) -> Tensor:
+    """Mass (N,) on the anchor 0, times N, after scaling rows and columns of exp(-C/(Z ε)) in turns."""
+    kernel = torch.exp(-torch.stack([scores**2, (scores - 1) ** 2], dim=1) / normalizer / epsilon)
+    columns, rows = torch.tensor([1 - share, share], dtype=torch.float64), 1 / len(scores)
+    v = torch.full((2,), 0.5, dtype=torch.float64)
+    for _ in range(iterations):
+        u = rows / (kernel @ v)
+        v = columns / (kernel.T @ u)
+    return (u[:, None] * kernel * v)[:, 0] * len(scores)
+
+
+def test_a_number_can_normalise() -> None:
+    scores, lengths = torch.tensor([[0.1, 0.7, 0.4, 0.2, 0.9]], dtype=torch.float64), torch.tensor([5])
+    config = small_config(mask_normalizer=0.3, mask_solver="sinkhorn", mask_iterations=3, mask_epsilon=0.1)
+    masks = temporal_masks({"a": scores}, {"a": lengths}, config)
+    expected = sinkhorn_mask(scores[0], 0.4, 0.1, 0.3, 3)
+    torch.testing.assert_close(masks["a"][0], expected, rtol=0, atol=1e-9)
+
+
+def test_the_largest_cost_is_that_of_either_anchor_and_a_constant() -> None:
+    """Where all scores are low it is (s - 1)² of the lowest; no gradient passes through it."""
+    scores, lengths = torch.tensor([[0.4, 0.1, 0.3, 0.2]], dtype=torch.float64), torch.tensor([4])
+    found = {}
+    for normalizer in ("max", 0.9**2):
+        leaf = scores.clone().requires_grad_()
+        mask = temporal_masks({"a": leaf}, {"a": lengths}, small_config(mask_normalizer=normalizer))["a"]
+        (mask * torch.arange(4)).sum().backward()
+        found[normalizer] = torch.stack([mask[0].detach(), leaf.grad[0]])
+    torch.testing.assert_close(found["max"], found[0.9**2], rtol=0, atol=1e-9)
+    assert found["max"][1].any()
+
+
 def test_masked_features_are_eq_10(batch: Batch) -> None:
     features, lengths, _ = batch
     model = small_model()
