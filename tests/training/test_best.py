@@ -164,3 +164,16 @@ def test_pretraining_is_worse_than_any_epoch_of_the_whole_network() -> None:
     assert is_better(history, None, "m")
     assert not is_better([history[1] | {"epoch": 1}, history[0] | {"epoch": 2}], Best(1, LOW), "m")
     assert not is_better(history, Best(2, LESS), "m")
+
+
+@pytest.mark.parametrize("score", [LESS, MORE])
+def test_a_best_model_that_does_not_tell_its_score_has_that_of_its_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: float
+) -> None:
+    script(monkeypatch, [HIGH, LOW, score])
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, StopAt(9), epochs=3)
+    tensors, header = read_tensors(tmp_path / BEST_FILE)
+    del header["training"]
+    write_tensors(tmp_path / BEST_FILE, tensors, header)
+    assert train(tmp_path, Silent(), epochs=3)["best_epoch"] == (3 if score > HIGH else 1)

@@ -159,7 +159,7 @@ def test_shared_dropout_is_one_graph_with_the_same_draws(reversal: str, app_grad
 def test_sharing_changes_the_consistency_loss_with_dropout_only() -> None:
     """It is free of the difference of two draws of E^x then, and without draws of E^m and D smaller."""
     batch = make_batch()
-    for changes, same in ((DROPOUT, False), ({}, True)):
+    for changes, same in ((DROPOUT, False), ({"dropout": 0.2}, False), ({"attention_dropout": 0.2}, False), ({}, True)):
         model = make_model(**changes)
         assert model.multimodal_encoder is not None
         assert model.decoder is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from small_training import TRAIN, small_data
@@ -85,6 +86,20 @@ def test_buckets_leave_less_padding() -> None:
         chunks = [torch.from_numpy(split.lengths["audio"])[chunk] for chunk in epoch_batches(split, config, 0)]
         padding[bucket] = sum(int((lengths.max() - lengths).sum()) for lengths in chunks)
     assert padding[True] < 0.5 * padding[False]
+
+
+def test_batches_of_a_pool_come_in_no_order_of_length() -> None:
+    split = small_data(n_train=128, max_length=40).splits["train"]
+    chunks = epoch_batches(split, dataclasses.replace(TRAIN, batch_size=16, bucket_by_length=True), 0)
+    longest = [int((split.lengths["audio"] + split.lengths["video"])[chunk].max()) for chunk in chunks]
+    assert longest not in (sorted(longest), sorted(longest, reverse=True))
+
+
+def test_whole_groups_fill_a_batch_to_its_size() -> None:
+    split = small_data(n_train=10).splits["train"]
+    split.extras["dialogue"] = np.array([4, 4, 0, 1, 1, 4, 2, 2, 2, 3])
+    chunks = sorted_batches(split, 4, "dialogue")
+    assert [chunk.tolist() for chunk in chunks] == [[2, 9, 3, 4], [6, 7, 8], [0, 1, 5]]
 
 
 def test_batches_carry_the_samples_asked_for() -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_training import MODEL, Silent, StopAt, run_config, small_data, small_model, train
 
+from mmer_fast.data import SequenceDataset
 from mmer_fast.training import PRESETS, preset
 from mmer_fast.training import trainer as trainer_module
 from mmer_fast.training.errors import TrainingError
 from mmer_fast.training.evaluate import predict_probabilities
 from mmer_fast.training.files import PREVIOUS_FILE, STATE_FILE
+from mmer_fast.training.order import epoch_batches
 from mmer_fast.training.run import RunConfig, describe_data, load_best, train_run
 from mmer_fast.training.trainer import Trainer
 
@@ -40,6 +44,37 @@ def test_the_loss_falls_on_a_tiny_set(tmp_path: Path) -> None:
     assert last["recognition"] < 0.5 * first["recognition"]
     assert last["masked"] < 0.8 * first["masked"]
     assert last["micro_f1"] > 0.9
+
+
+def test_without_adversaries_training_is_a_plain_loop(tmp_path: Path) -> None:
+    """AdamW with weight decay, clipped gradients, and a cosine after two steps of warm-up."""
+    data, network = small_data(), dataclasses.replace(MODEL, dropout=0.0, attention_dropout=0.0)
+    changes = {"rho": 0.0, "sigma": 0.0, "weight_decay": 0.3, "clip_norm": 0.1, "threshold": 0.3}
+    config, observer = run_config(data, **changes).train, Silent()
+    trained, model = small_model(data, network), small_model(data, network)
+    Trainer(trained, config, data, tmp_path, {}, observer).fit()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.3)
+    rates = [0.1, 0.55, *(0.5 + 0.5 * math.cos(math.pi * step / 6) for step in range(6))]
+    for epoch, record in enumerate(observer.records):
+        total, hits, wrong = 0.0, 0, 0
+        for step, chunk in enumerate(epoch_batches(data.splits["train"], config, epoch)):
+            optimizer.param_groups[0]["lr"] = 3e-3 * rates[4 * epoch + step]
+            batch = SequenceDataset(data.splits["train"]).__getitems__(chunk.tolist())
+            logits = model(batch.features, batch.lengths).logits
+            loss = F.binary_cross_entropy_with_logits(logits, batch.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            total += loss.item() * len(chunk)
+            predicted, true = logits.sigmoid() > 0.3, batch.labels > 0
+            hits, wrong = hits + (predicted & true).sum().item(), wrong + (predicted != true).sum().item()
+        assert record["train"]["recognition"] == pytest.approx(total / 30, rel=1e-5)
+        assert record["train"]["micro_f1"] == pytest.approx(2 * hits / (2 * hits + wrong))
+        assert record["learning_rate"] == pytest.approx(3e-3 * rates[4 * epoch + 3])
+    for name, parameter in model.named_parameters():
+        if not name.endswith("key.bias"):  # it has no influence, so Adam makes steps of what is left of rounding
+            torch.testing.assert_close(trained.get_parameter(name), parameter, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_the_history_is_complete_and_the_best_epoch_is_kept(finished: Finished) -> None:
