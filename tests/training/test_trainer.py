@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from small_training import MODEL, Silent, StopAt, run_config, small_data, small_model, train
 
 from mmer_fast.data import SequenceDataset
-from mmer_fast.training import PRESETS, preset
+from mmer_fast.training import PRESETS, StepResult, preset
 from mmer_fast.training import trainer as trainer_module
 from mmer_fast.training.errors import TrainingError
 from mmer_fast.training.evaluate import predict_probabilities
@@ -88,6 +88,16 @@ def test_the_history_is_complete_and_the_best_epoch_is_kept(finished: Finished) 
     assert set(results["mask_recall"]) == {"audio", "video"}
     assert set(results["test"]["shift"]) == {"0", "1", "2"}
     assert json.loads((directory / "metrics.json").read_text()) == results
+
+
+def test_the_ratio_of_gradients_is_measured_from_the_first_step_of_an_epoch_on(tmp_path: Path) -> None:
+    class Watching(Silent):
+        def on_step(self, epoch: int, step: int, samples: int, result: StepResult) -> None:
+            measured.append((epoch, step, result.gradient_ratio is not None))
+
+    measured: list[tuple[int, int, bool]] = []
+    train(tmp_path, Watching(), log_every=3)
+    assert measured == [(epoch, step, step in (0, 3)) for epoch in (0, 1) for step in range(4)]
 
 
 @pytest.mark.parametrize(("selection", "best"), [("micro_f1", 2), ("accuracy", 1), ("macro_f1", 3)])
