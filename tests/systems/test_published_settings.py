@@ -44,7 +44,10 @@ PUBLISHED: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     (
         "mmin",
         "authors",
-        {"forward_weight": 4.0, "backward_weight": 2.0, "reduction": "mean", "blocks": 5, "code_dim": 64},
+        {
+            **{"forward_weight": 4.0, "backward_weight": 2.0, "reduction": "mean", "blocks": 5, "code_dim": 64},
+            **{"missing": "features", "expansion": "drawn", "transition": True},
+        },
         {"learning_rate": 2e-4, "batch_size": 128, "clip_norm": 1.0},
     ),
     (
