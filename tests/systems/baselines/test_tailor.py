@@ -77,6 +77,34 @@ def test_logits_against_the_transcription(fusion: str, batch: Batch) -> None:
     torch.testing.assert_close(objective.parts[3], common, rtol=1e-6, atol=1e-7)
 
 
+def test_refinement_losses_against_sums_over_samples_and_modalities(batch: Batch) -> None:
+    model = small_model(TAILOR)
+    adversarial, orthogonal = [], 0.0
+    for m, (name, lengths) in enumerate(LENGTHS.items()):
+        for sample, length in enumerate(lengths):
+            if length == 0:
+                continue
+            x_tf = batch.features[name][sample, :length]
+            h = encode(model.encoders[name], model.embeddings[name](model.standardization[name](x_tf)))
+            common, private = refine(model.common, h), refine(model.private[name], h)
+            told = [model.discriminator(u.mean(dim=0)).log_softmax(dim=0)[m] for u in (common, private)]
+            adversarial.append(-sum(told))
+            orthogonal += (common.T @ private).square().sum() / length / 5
+    expected = torch.stack([torch.stack(adversarial).mean(), orthogonal])
+    torch.testing.assert_close(model.objective(batch).parts[1:3], expected.detach(), rtol=1e-6, atol=1e-7)
+
+
+def test_the_reversed_gradient_has_its_scale(batch: Batch) -> None:
+    gradients = []
+    for scale in (0.0, 1.0, 3.0):
+        model = small_model(TAILOR, adversarial_weight=1.0, reversal_scale=scale)
+        model.objective(batch).total.backward()
+        gradients.append(model.common[0][0].weight.grad)
+    nothing, once, thrice = gradients
+    assert not torch.allclose(once, nothing)
+    torch.testing.assert_close(thrice - nothing, 3 * (once - nothing))
+
+
 def test_layers_of_the_language_and_of_the_others() -> None:
     model = small_model(TAILOR, language="sound", language_layers=3, unimodal_layers=1)
     assert {name: len(encoder.blocks) for name, encoder in model.encoders.items()} == {
