@@ -36,7 +36,11 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], torch.Tensor]] = [
     ({}, {"rho": 0.0, "sigma": 0.0}, RAGGED),
     ({}, {}, RAGGED),
     ({}, {}, SINGLE),  # all but one rank get no sample
-    ({"reversal": "scores"}, {"step": "textbook", "app_gradient": "total", "perturbation_norm": "tensor"}, RAGGED),
+    (
+        {"reversal": "scores", "mask_normalizer": "max"},
+        {"step": "textbook", "app_gradient": "total", "perturbation_norm": "tensor"},
+        RAGGED,
+    ),
     ({"reversal": "scores", "classifier": "shared", **PADDING_COUNTS}, {"perturbed": "all"}, RAGGED),
     ({}, {"perturbation": "fgsm"}, RAGGED),
     (
