@@ -69,6 +69,9 @@ def test_a_difference_is_between_runs_of_the_same_seed(results: SuiteResults) ->
     assert (difference.mean, difference.n) == (pytest.approx(-0.02), 2)  # of -0.05 and 0.01
     assert difference.std == pytest.approx(0.03 * math.sqrt(2))
     assert other.difference(base, "part/7") is None
+    opposite = base.difference(other, "test/micro_f1")  # which lacks a seed that the base has
+    assert opposite is not None
+    assert (opposite.mean, opposite.n) == (pytest.approx(0.02), 2)
 
 
 def test_runs_that_were_only_pretrained_are_named(results: SuiteResults) -> None:

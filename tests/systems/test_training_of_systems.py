@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_system import Conversations, Toy
+from toy_system import Conversations, Toy, ToyConfig
 from typer.testing import CliRunner
 
 import mmer_fast.training
 from mmer_fast.ablation.comparison import comparison
 from mmer_fast.ablation.plan import make_plan
-from mmer_fast.data import MultiModalData, make_synthetic, write_npz
+from mmer_fast.data import MultiModalData, SequenceDataset, make_synthetic, write_npz
 from mmer_fast.report.analysis import DataCache, analyse
 from mmer_fast.systems import registry
 from mmer_fast.training.api import Run
@@ -27,6 +27,7 @@ from mmer_fast.training.observers import Observers
 from mmer_fast.training.order import epoch_batches, sorted_batches, steps_per_epoch
 from mmer_fast.training.run import RunConfig, RunError, configured_run, train_run
 from mmer_fast.training.settings import Settings, asked_for, configure
+from mmer_fast.training.steps import LossStep
 from mmer_fast.training.systems import find_system
 
 
@@ -55,6 +56,17 @@ def single(data: MultiModalData) -> MultiModalData:
         extras |= {f"va_{modality}": np.zeros((len(split), 2)) for modality in data.modalities}
         splits[name] = dataclasses.replace(split, labels=labels_nk, extras=extras)
     return dataclasses.replace(data, splits=splits)
+
+
+def test_the_step_of_a_system_weighs_its_gradients_and_not_its_losses(data: MultiModalData) -> None:
+    batch, results, gradients = SequenceDataset(data.splits["train"]).__getitems__(range(6)), [], []
+    model = Toy(data.modalities, len(data.label_names), ToyConfig(decay=0.1))
+    for weight in (1.0, 0.25):
+        model.zero_grad()
+        results.append(LossStep(model).accumulate_gradients(batch, weight=weight))
+        gradients.append(model.layer.weight.grad.clone())
+    torch.testing.assert_close(gradients[1], 0.25 * gradients[0])
+    assert torch.equal(results[1].losses, results[0].losses)
 
 
 def test_a_system_trains_and_is_there_again(data: MultiModalData, tmp_path: Path) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
-from small_training import run_config, small_data
+import torch
+from sklearn.metrics import f1_score
+from small_training import Silent, run_config, small_data, train
 
+from mmer_fast.training import trainer
 from mmer_fast.training.checkpoint import CheckpointError, write_json
-from mmer_fast.training.run import RunConfig, RunError, check_same, describe_data, holds_run
+from mmer_fast.training.evaluate import evaluate, predict_probabilities
+from mmer_fast.training.run import RunConfig, RunError, check_same, describe_data, holds_run, load_best
 
 
 def test_the_configuration_comes_back(tmp_path: Path) -> None:
@@ -41,11 +46,39 @@ def test_other_data_are_noticed() -> None:
     other.splits["train"].extras["va_audio"][0, 0] += 0.5  # which some systems learn from
     with pytest.raises(RunError, match=r"data\.checksum\.train"):
         check_same(stored, run_config(other))
+    other = small_data()
+    other.splits["valid"].lengths["audio"][0] -= 1
+    with pytest.raises(RunError, match=r"data\.checksum\.valid"):
+        check_same(stored, run_config(other))
+    other = small_data()
+    other.splits["test"].labels[0, 0] ^= 1
+    with pytest.raises(RunError, match=r"data\.checksum\.test"):
+        check_same(stored, run_config(other))
     with pytest.raises(RunError, match=r"data\.modalities"):
         check_same(stored, run_config(data.select(["video", "audio"])))
     renamed = dataclasses.replace(data, label_names=[name.upper() for name in data.label_names])
     with pytest.raises(RunError, match=r"data\.label_names"):
         check_same(stored, run_config(renamed))
+
+
+def test_the_results_are_those_of_the_best_model_at_the_threshold_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first of two epochs, by scores that say so."""
+    scores = iter([0.9, 0.1])
+
+    def scripted(*arguments: Any, **options: Any) -> dict[str, Any]:
+        return {**evaluate(*arguments, **options), "micro_f1": next(scores)}
+
+    monkeypatch.setattr(trainer, "evaluate", scripted)
+    results = train(tmp_path, Silent(), threshold=0.3)
+    model, header = load_best(tmp_path, torch.device("cpu"))
+    assert (results["best_epoch"], header["threshold"], model.training) == (1, 0.3, False)
+    split = small_data().splits["test"]
+    predicted = predict_probabilities(model, split) > 0.3
+    assert results["test"]["micro_f1"] == pytest.approx(f1_score(split.labels, predicted, average="micro"))
+    assert [record["valid"]["accuracy"] for record in results["history"]].count(results["valid"]["accuracy"]) == 1
+    assert results["valid"]["accuracy"] == results["history"][0]["valid"]["accuracy"]
 
 
 def test_source_and_checkpoint_interval_may_change() -> None:

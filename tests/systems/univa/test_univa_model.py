@@ -89,6 +89,15 @@ def test_every_parameter_learns_and_a_batch_without_a_modality_passes(data: Mult
     assert all(p.grad is not None for p in model.encoders["audio"].parameters())
 
 
+def test_features_are_standardised_where_asked_for(data: MultiModalData) -> None:
+    train, batch = data.splits["train"], batch_of(data)
+    expected, twin = built(data, standardize=True).logits(batch), built(data)
+    for name, x_ntf in train.features.items():
+        units = torch.from_numpy(x_ntf[np.arange(8) < train.lengths[name][:, None]]).double()
+        batch.features[name] = ((batch.features[name] - units.mean(dim=0)) / units.std(dim=0, correction=0)).float()
+    torch.testing.assert_close(twin.logits(batch), expected)
+
+
 def test_attention_has_a_dropout_of_its_own(data: MultiModalData) -> None:
     batch = batch_of(data)
     for rate in (0.0, 0.5):
