@@ -61,11 +61,13 @@ def shared_folder() -> Iterator[Path]:
             shutil.rmtree(str(name[0]))
 
 
-def fit(world: World, folder: Path, **changes: Any) -> tuple[Losses, list[dict[str, Any]]]:
+def fit(
+    world: World, folder: Path, *, padding_mask: bool = True, **changes: Any
+) -> tuple[Losses, list[dict[str, Any]]]:
     """An epoch in float64."""
     data = small_data()
     config = run_config(data, epochs=1, checkpoint_every=0, **changes).train
-    model = double_model()
+    model = double_model(padding_mask=padding_mask)
     prepare(model, world)
     observer = Losses()
     trainer = Trainer(model, config, data, folder, {}, observer, world)
@@ -81,7 +83,9 @@ def an_epoch_has_the_losses_of_one_process(rank: int, size: int) -> None:
     )
     patch.setattr("mmer_fast.training.evaluate.batches", lambda *arguments: map(double, batches(*arguments)))
     with shared_folder() as folder, tempfile.TemporaryDirectory() as own:
-        for changes in ({"batch_size": 29, **NATURAL}, {"batch_size": 29}, {"batch_size": 7}, ACCUMULATED):
+        padding_counts = {"batch_size": 5, "padding_mask": False}
+        uneven = {"batch_size": 29}
+        for changes in ({**uneven, **NATURAL}, uneven, {"batch_size": 7}, padding_counts, ACCUMULATED):
             want, history = fit(ALONE, Path(own), **changes)
             for fsdp in (False, True):
                 got, got_history = fit(world_of(rank, size, fsdp=fsdp), folder, **changes)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_conversations import TINY, majority_accuracy, small_data
+from small_conversations import TINY, majority_accuracy, small_data, small_model
 
 import mmer_fast.training
 from mmer_fast.data import FORMATS, DataError, MultiModalData, load, make_dialogues, make_synthetic
@@ -16,6 +16,7 @@ from mmer_fast.metrics import single_label_metrics
 from mmer_fast.systems.mmgcn import MMGCN
 from mmer_fast.systems.mmgcn.ablation import ABLATION, DEPTH
 from mmer_fast.training.api import Run
+from mmer_fast.training.evaluate import predict_logits
 from mmer_fast.training.observers import Observers
 from mmer_fast.training.run import RunError, configured_run, train_run
 from mmer_fast.training.settings import Settings, configure
@@ -65,6 +66,12 @@ def test_predictions_name_one_class_and_need_the_dialogues(tmp_path):
         for use in (run.predict, run.evaluate):
             with pytest.raises(DataError, match=message):
                 use(lacking)
+
+
+def test_dialogues_stay_whole_where_batches_are_small():
+    split = small_data(n_test=6).splits["test"]
+    model = small_model(small_data()).float()
+    torch.testing.assert_close(predict_logits(model, split, 1), predict_logits(model, split, 10_000))
 
 
 @pytest.mark.parametrize("source", ["generated", "file"])
