@@ -89,12 +89,10 @@ def test_recall_counts_planted_units_among_the_masked() -> None:
 
 
 def test_recall_masks_one_unit_at_least_and_counts_none_beyond_the_length() -> None:
-    planted = np.array([[1, 1, 0]], dtype=bool)
+    x, lengths = np.ones((2, 3, 1), dtype=np.float32), np.array([1, 3])
+    planted = np.array([[1, 1, 0], [0, 0, 0]], dtype=bool)
     split = Split(
-        {"a": np.ones((1, 3, 1), dtype=np.float32), "b": np.ones((1, 3, 1), dtype=np.float32)},
-        {"a": np.array([1]), "b": np.array([3])},
-        np.zeros((1, 2), dtype=np.uint8),
-        {"planted_a": planted},
+        {"a": x, "b": x}, {"a": lengths, "b": lengths}, np.zeros((2, 2), dtype=np.uint8), {"planted_a": planted}
     )
     result = mask_recall(ModelWithScores(), split)  # type: ignore[arg-type]
     assert result == {"a": {"recall": 1.0, "chance": 1.0, "samples": 1}}

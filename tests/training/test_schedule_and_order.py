@@ -100,6 +100,8 @@ def test_whole_groups_fill_a_batch_to_its_size() -> None:
     split.extras["dialogue"] = np.array([4, 4, 0, 1, 1, 4, 2, 2, 2, 3])
     chunks = sorted_batches(split, 4, "dialogue")
     assert [chunk.tolist() for chunk in chunks] == [[2, 9, 3, 4], [6, 7, 8], [0, 1, 5]]
+    config = dataclasses.replace(TRAIN, batch_size=2)  # groups
+    assert [part.tolist() for part in micro_batches_of(chunks[0], config, "dialogue")] == [[2, 9, 3, 4]]
 
 
 def test_batches_carry_the_samples_asked_for() -> None:
