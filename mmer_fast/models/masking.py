@@ -56,7 +56,8 @@ def temporal_masks(
             here.
 
     Returns:
-        Modality → (B, T) in [0, 1]: near 0 at the k units to mask, near 1 at the others, 0 beyond the length.
+        Modality → (B, T) in [0, 1]: near 0 at the k units to mask, near 1 at the others, 0 beyond the length. Sinkhorn
+        iterations that have not converged may exceed 1.
     """
     names = list(scores)
     longest = max(scores[name].shape[1] for name in names)
