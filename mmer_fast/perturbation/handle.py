@@ -71,8 +71,9 @@ class Perturbation:
         self._named, self._values, self._records, self._backend = named, values, records, backend
         self._stash = [record.stash_for(value) for record, value in zip(records, values, strict=True)]
         parameters = [p for _, p in named]
+        self._sharded = not all(map(is_, parameters, values))
         # A DTensor counts versions of its own, beside those of its local values.
-        watched = values if all(map(is_, parameters, values)) else parameters + values
+        watched = parameters + values if self._sharded else values
         self._watched = list(filterfalse(Tensor.is_inference, watched))
         self._versions: list[int] | None = None
         self._number = 0
@@ -136,10 +137,8 @@ class Perturbation:
 
     def _finish(self, done: list[None]) -> None:
         if not done:
-            # `module.to` has given a DTensor other local values, and a plain tensor other memory.
-            self._values = [
-                v if v is p else sharded.local(p) for v, (_, p) in zip(self._values, self._named, strict=True)
-            ]
+            if self._sharded:  # `module.to` gives a DTensor other local values, and a plain tensor other memory
+                self._values = [sharded.local(p) for _, p in self._named]
             try:
                 _run_once(operators.bare_operator("restore_", self._backend), (self._values, self._stash), done)
             except RuntimeError:

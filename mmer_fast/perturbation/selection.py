@@ -82,7 +82,10 @@ def _listed(target: Tensor | Iterable[Any]) -> Named:
         raise TypeError(f"module_or_params must be a module or tensors, got {type(target).__name__}")
     named: dict[int, tuple[str, Tensor]] = {}
     for i, item in enumerate(target):
-        name, tensor = item if isinstance(item, tuple) and len(item) == 2 else (str(i), item)
+        if isinstance(item, Tensor):
+            named.setdefault(id(item), (str(i), item))
+            continue
+        name, tensor = item if isinstance(item, tuple) and len(item) == 2 else (i, item)
         if not isinstance(tensor, Tensor):
             raise TypeError(f"module_or_params[{i}] must be a tensor, got {type(tensor).__name__}")
         named.setdefault(id(tensor), (str(name), tensor))
