@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from mmer_fast._console import plain_console
 from mmer_fast.ablation.display import AblationDisplay
 from mmer_fast.ablation.document import write_results
 from mmer_fast.ablation.plan import Plan, check_slugs, find_suite, make_plan
@@ -81,7 +82,7 @@ def run_suite(
     loaded = open_data(data)
     plan = make_plan(chosen, loaded, Path(out), seeds=_seeds(seeds), settings=asked, only=only)
     make_directory(plan.out)
-    console = Console(quiet=not show)
+    console = plain_console(quiet=not show)
     failed: dict[Path, str] = {}
     try:
         if train:
@@ -93,8 +94,6 @@ def run_suite(
         f"{results.finished} of {len(plan.chosen([]))} runs finished; written to {paths[0].parent}: "
         f"{', '.join(path.name for path in paths)}",
         soft_wrap=True,
-        highlight=False,
-        markup=False,
     )
     return results
 

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mmer_fast._console import plain_console, print_table
 from mmer_fast.data.containers import MultiModalData
 from mmer_fast.data.errors import DataError
 from mmer_fast.data.inspection import missing_parts, replace_not_finite, summarise
@@ -59,7 +60,7 @@ def convert(
         _write(out, lambda: write_npz(data, out, compress=compress))
     else:
         _write(out, lambda: write_safetensors(data, out))
-    console = Console()
+    console = plain_console()
     sizes = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
     _say(console, f"read as {found}; {sizes}; written to {out}")
     for note in (*data.notes, *missing_parts(data)):
@@ -77,7 +78,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:
-        _show(summary, Console())
+        _show(summary, plain_console())
     if summary["problem"]:
         raise DataError(f"{source}: {summary['problem']}")
 
@@ -101,7 +102,7 @@ def make_data(
         seed, n_train=train, n_valid=valid, n_test=test, max_length=max_length, signal=signal, most_units=units
     )
     _write(out, lambda: chosen.write(data, out))
-    _say(Console(), f"written to {out} as {chosen.title}")
+    _say(plain_console(), f"written to {out} as {chosen.title}")
 
 
 def _format_of(out: Path) -> str:
@@ -131,14 +132,14 @@ def _write(out: Path, write: Any) -> None:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    console.print(text, soft_wrap=True)
 
 
 def _show(summary: dict[str, Any], console: Console) -> None:
     _say(console, f"{summary['source']}: {summary['format']}")
     table = Table(title="lengths: shortest / median / longest", title_justify="left")
     for column in ("split", "modality", "N, T, D", "lengths", "missing", "padding", "not finite"):
-        table.add_column(column, no_wrap=column == "lengths")
+        table.add_column(column, no_wrap=column in ("N, T, D", "lengths"))
     for name, split in summary["splits"].items():
         for modality, values in split["modalities"].items():
             lengths = values["lengths"]
@@ -151,10 +152,10 @@ def _show(summary: dict[str, Any], console: Console) -> None:
                 f"{values['padding']:.0%}",
                 str(values["not_finite"]),
             )
-    console.print(table)
+    print_table(console, table)
     splits = {name: split for name, split in summary["splits"].items() if split["labelled"]}
     if splits:
-        console.print(_prevalence(splits, summary["label_names"]))
+        print_table(console, _prevalence(splits, summary["label_names"]))
     for note in summary["notes"]:
         _say(console, f"note: {note}")
 

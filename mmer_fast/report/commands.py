@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from mmer_fast._console import plain_console
 from mmer_fast.data.needs import for_prediction
 from mmer_fast.report.document import write_explanation, write_report
 from mmer_fast.report.tables import shift_names
@@ -42,7 +42,7 @@ def report(
     """Write one self-contained HTML file about a run, or one that compares several."""
     check_writable(out, ".html")
     write_report(runs, out, data=data, device=choose_device(device), measure_time=timing)
-    Console().print(f"written to {out}", soft_wrap=True, highlight=False)
+    plain_console().print(f"written to {out}", soft_wrap=True)
 
 
 @app.command()
@@ -66,11 +66,11 @@ def explain(
     extras = loaded.splits[split.value].extras
     code = str(extras["shift"][explanation.index]) if "shift" in extras else None
     part = None if code is None else shift_names(loaded.source).get(code, f"shift {code}")
-    console = Console()
+    console = plain_console()
     console.print(ExplanationView(explanation, part))
     if out is not None:
         write_explanation(explanation, out, part=part)
-        console.print(f"written to {out}", soft_wrap=True, highlight=False)
+        console.print(f"written to {out}", soft_wrap=True)
 
 
 def check_writable(out: Path, suffix: str) -> None:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 
+from mmer_fast._console import plain_console
 from mmer_fast.data import MultiModalData, Split, load
 from mmer_fast.data.needs import EVERYTHING, SPLITS, Needs, for_prediction
 from mmer_fast.models import RobMMR
@@ -112,7 +112,7 @@ def train(
             check_same(stored, run)
         if world.first:
             directory.mkdir(parents=True, exist_ok=True)
-        console = Console(quiet=not show)
+        console = plain_console(quiet=not show)
         results = train_shown(run, loaded, directory, world.device, console, tensorboard=tensorboard, world=world)
     if world.first:  # the others do not wait for it: where it takes long they would time out
         draw(results, loaded, directory, world)

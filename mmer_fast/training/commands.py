@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from mmer_fast._console import plain_console, print_table
 from mmer_fast.data import MultiModalData, load
 from mmer_fast.data import commands as data_commands
 from mmer_fast.data.needs import EVERYTHING, Needs, for_prediction
@@ -122,7 +123,7 @@ def train(
             check_same(stored, run)
         if world.first:
             make_directory(out)
-        console = Console()
+        console = plain_console()
         with _end_explained(out, world):
             results = train_shown(run, loaded, out, world.device, console, tensorboard=tensorboard, world=world)
     if world.first:  # the others do not wait for it: where it takes long they would time out
@@ -170,14 +171,15 @@ def evaluate(
         if as_json:
             typer.echo(json.dumps(table.columns(), indent=2))
         else:
-            Console().print(conditions_table(table.columns(), table.titles, f"{run}: {split.value}, by what is there"))
+            title = f"{run}: {split.value}, by what is there"
+            print_table(plain_console(), conditions_table(table.columns(), table.titles, title))
         return
     result = evaluate_split(model, loaded.splits[split.value], **options)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
         title = "\n".join(filter(None, [str(run), origin_in_words(header)]))
-        Console().print(metrics_table({split.value: result}, title, shift_names(loaded.source)))
+        print_table(plain_console(), metrics_table({split.value: result}, title, shift_names(loaded.source)))
 
 
 @app.command()
@@ -204,7 +206,7 @@ def predict(
     Predictions(probabilities_nk, names, threshold, identifiers(part), model.outputs).write(out)
     weights = origin_in_words(header)
     line = f"{len(probabilities_nk)} samples written to {out}" + (f"; weights: {weights}" if weights else "")
-    Console().print(line, soft_wrap=True, highlight=False)
+    plain_console().print(line, soft_wrap=True)
 
 
 data_commands.register(app)
@@ -227,8 +229,9 @@ def _end_explained(out: Path, world: World) -> Iterator[None]:
 
 def _show(results: dict[str, Any], data: MultiModalData, out: Path, console: Console) -> None:
     title = f"epoch {results['best_epoch']} of {len(results['history'])}, best validation {results['selection']}"
-    console.print(metrics_table({name: results[name] for name in ("valid", "test")}, title, shift_names(data.source)))
-    console.print(f"written to {out}; to look at: {out / REPORT_FILE}", soft_wrap=True, highlight=False)
+    rows = {name: results[name] for name in ("valid", "test")}
+    print_table(console, metrics_table(rows, title, shift_names(data.source)))
+    console.print(f"written to {out}; to look at: {out / REPORT_FILE}", soft_wrap=True)
 
 
 def _stored_run(out: Path, resume: bool) -> RunConfig | None:

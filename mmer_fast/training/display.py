@@ -137,7 +137,7 @@ def metrics_table(
         shift_names: what to call them; by default "shift" and the value.
     """
     table = Table(title=title)
-    table.add_column("split")
+    table.add_column("split", no_wrap=True)
     table.add_column("samples", justify="right")
     for heading in METRICS.values():
         table.add_column(heading, justify="right")
