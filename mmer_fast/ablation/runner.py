@@ -130,9 +130,10 @@ class _Slot:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, self.source, self.threads), daemon=True)
+        process = context.Process(target=work, args=(theirs, self.source, self.threads), daemon=True)
         with _interrupts_blocked():
-            self.process.start()
+            process.start()
+        self.process = process
         theirs.close()
 
     def stop(self) -> None:

@@ -18,7 +18,7 @@ from small_ablation import NO_ATM, ROBMMR, run_small, small_data
 
 from mmer_fast.ablation import Row, Suite
 from mmer_fast.ablation.runner import resources
-from mmer_fast.data import DataError
+from mmer_fast.data import DataError, MultiModalData
 from mmer_fast.report import write_report
 from mmer_fast.training.checkpoint import CheckpointError
 from mmer_fast.training.run import RunError
@@ -179,3 +179,15 @@ def test_jobs_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shared("cpu", 4, 60) == (("cpu",), 4, 2)
     assert shared("cuda", None, 60) == (("cuda:0", "cuda:1"), 2, 4)
     assert shared("cuda:1", None, 60) == (("cuda:1",), 1, 8)
+
+
+def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
+    class Unpicklable(MultiModalData):
+        def __reduce__(self) -> str:
+            raise RuntimeError("no way to another process")
+
+    data = small_data()
+    source = Unpicklable(data.splits, data.label_names, data.modalities, data.source)
+    with pytest.raises(RuntimeError, match="no way to another process"):
+        run_small(tmp_path, data=source)
+    assert multiprocessing.active_children() == []
