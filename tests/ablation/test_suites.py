@@ -148,6 +148,14 @@ def test_a_row_without_its_modality_is_skipped_with_the_reason() -> None:
     assert alone["no-audio"].skipped == "the data has no modality but audio"
 
 
+def test_weights_of_a_modality_go_with_it(data: MultiModalData) -> None:
+    rows = planned("univa", data, "authors")
+    assert [row.skipped for row in rows.values()] == [None] * len(rows)
+    assert rows["no-audio"].runs[0].config.model.contrast_weights == {"text": 3.0}
+    other = planned("univa", data, "authors", contrast_weights={"audio": 2.0})
+    assert "contrast_weights must be None, or weights of modalities among text, video" in str(other["no-audio"].skipped)
+
+
 def test_what_cannot_be_is_refused(data: MultiModalData) -> None:
     with pytest.raises(RunError, match=r"suite must be one of table2, figure4a, .*got 'table3'"):
         find_suite("table3")

@@ -58,6 +58,10 @@ def test_an_outline_says_what_the_network_says(name: str, data_of: Callable[[str
         ("univa", {"audio": 4}, 6, {"blocks": {"text": 1}}, "a mapping that has 'audio'"),
         ("univa", {"audio": 4}, 7, {}, "emotions must name the 7 labels, got 6"),
         (
+            *("univa", {"audio": 4, "text": 3}, 6, {"contrast_weights": {"text": 1, "txt": 3}}),
+            "contrast_weights must be None, or weights of modalities among audio, text, got {'text': 1, 'txt': 3}",
+        ),
+        (
             *("univa", {"audio": 4}, 2, {"emotions": "happy+sad", "emotion_va": {"sad": [1.0, 0.2]}}),
             "va_k2 must differ among emotions",
         ),

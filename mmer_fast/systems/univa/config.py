@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -43,7 +44,8 @@ class UniVAConfig:
         normalize: representations of length 1 in the contrastive loss (the published code leaves them as they are).
         views: 1 compares an anchor with all other samples, 2 is the published code (`va_contrastive_loss`).
         contrast_reduction: "sum" over the anchors of a batch (slides) or their "mean" (published code).
-        contrast_weights: modality → w_m in Σ_m w_m L_m / M over the M modalities; 1 where it is not named. None: all 1.
+        contrast_weights: modality → w_m in Σ_m w_m L_m / M over the M modalities, which it names in part; 1 where it
+            does not. None: all 1.
         prior: the emotion correlation prior: "squared" differences of probabilities (slides), "column_norm" (published
             code; of log-probabilities with the softmax), or "none", the ablation "w/o VA-ECP".
         prior_weight: its factor.
@@ -122,6 +124,16 @@ class UniVAConfig:
             return self.blocks
         require(self, "blocks", modality in self.blocks, f"a number or a mapping that has {modality!r}")
         return self.blocks[modality]
+
+    def check_weights(self, modalities: Iterable[str]) -> None:
+        """Refuse weights of other modalities.
+
+        Raises:
+            ValueError: `contrast_weights` names one, and the contrastive loss is on.
+        """
+        known = list(modalities)
+        named = not self.contrast or set(self.contrast_weights or ()) <= set(known)
+        require(self, "contrast_weights", named, f"None, or weights of modalities among {', '.join(known)}")
 
     def _check_emotions(self) -> None:
         try:

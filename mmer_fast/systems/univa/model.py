@@ -31,8 +31,8 @@ class UniVA(SystemModel):
             lengths (B,), returns (B, `config.dim`).
 
     Raises:
-        ValueError: no modality, a name that cannot name a submodule, other encoders than modalities, or emotions that
-            are not the K labels.
+        ValueError: no modality, a name that cannot name a submodule, other encoders than modalities, weights of other
+            modalities, or emotions that are not the K labels.
     """
 
     config_class = UniVAConfig
@@ -75,6 +75,7 @@ class UniVA(SystemModel):
         super().check_outline(modalities, labels, config)
         for name in modalities:
             config.blocks_of(name)
+        config.check_weights(modalities)
         if config.prior != "none":
             label_similarity(labels, config)
 

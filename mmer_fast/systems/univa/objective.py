@@ -40,13 +40,14 @@ class UniVAObjective(nn.Module):
         config: weights and switches; its sizes do not matter here.
 
     Raises:
-        ValueError: the prior is on and `config.emotions` are not K.
+        ValueError: the prior is on and `config.emotions` are not K, or `config.contrast_weights` names others.
     """
 
     similarity: Tensor
 
     def __init__(self, modalities: Sequence[str], labels: int, config: UniVAConfig) -> None:
         super().__init__()
+        config.check_weights(modalities)
         self.config = config
         self.va_scaling = nn.ModuleDict({name: Standardization(2) for name in modalities})
         if config.prior == "none":

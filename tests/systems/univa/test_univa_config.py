@@ -54,6 +54,12 @@ def test_configurations_that_are_refused(changes: dict[str, Any], message: str) 
         small_config(**changes)
 
 
+def test_weights_without_a_contrast_have_no_effect() -> None:
+    small_config(contrast=False, contrast_weights={"txt": 3.0}).check_weights(NAMES)
+    with pytest.raises(ValueError, match=r"among text, video, audio, got .*'txt'"):
+        small_config(contrast_weights={"txt": 3.0}).check_weights(NAMES)
+
+
 def test_equal_configurations_are_one_key() -> None:
     """As ablations need it, which look for runs of the same settings."""
     blocks = {"text": 1, "audio": 2}
