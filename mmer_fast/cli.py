@@ -5,6 +5,7 @@ line.
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 from collections.abc import Sequence
 
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: 0 on success, 1 when training fails or memory runs out, 2 on bad input, 130 when interrupted,
             143 when terminated by SIGTERM while training.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does, for what a terminal's encoding lacks
     missing = [package for name, package in TRAIN_PACKAGES.items() if importlib.util.find_spec(name) is None]
     if missing:
         _fail(f"this command needs {', '.join(missing)}: pip install 'mmer_fast[train]'", 2)

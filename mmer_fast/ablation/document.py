@@ -111,6 +111,6 @@ def _tables(results: SuiteResults) -> list[tuple[str, str, TextTable]]:
 
 def _write(path: Path, text: str) -> None:
     def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     write_atomically(path, write)

@@ -199,6 +199,6 @@ def _timing(runs: Sequence[RunAnalysis]) -> Html | None:
 
 def _write(path: Path, text: str) -> None:
     def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     write_atomically(path, write)

@@ -139,20 +139,23 @@ def find_sample(split: Split, sample: int | str, name: str) -> int:
 
     Args:
         split: where to look.
-        sample: its identifier, where the data has any (see `identifiers`), else its index from 0.
+        sample: its identifier, where the data has any (see `identifiers`) and no other sample has it, else its index
+            from 0.
         name: of the split, for the message.
 
     Raises:
         RunError: there is no such sample.
     """
-    names, text = identifiers(split), str(sample).strip()
-    if names is not None and text in names:
-        return names.index(text)
+    names, text = identifiers(split) or [], str(sample).strip()
+    same = [index for index, other in enumerate(names) if other == text]
+    if len(same) == 1:
+        return same[0]
     if text.isdecimal() and int(text) < len(split):
         return int(text)
-    known = "" if names is None else f", or an id such as {names[0]}"
+    known = f", or an id such as {names[0]}" if names and not same else ""
+    shared = f", the id of {len(same)} samples, the first with index {same[0]}" if same else ""
     raise RunError(
-        f"sample: expected an index from 0 to {len(split) - 1} of the {name} split{known}; got {str(sample)!r}"
+        f"sample: expected an index from 0 to {len(split) - 1} of the {name} split{known}; got {str(sample)!r}{shared}"
     )
 
 

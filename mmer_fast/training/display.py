@@ -51,7 +51,7 @@ class TrainingDisplay:
         self.console = console
         self.epochs, self.steps, self.losses = epochs, steps, losses
         self.log = logging.Logger("mmer_fast.train", logging.INFO)
-        self.handler = _LogFile(log_file, encoding="utf-8")
+        self.handler = _LogFile(log_file, encoding="utf-8", errors="backslashreplace")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         self.log.addHandler(self.handler)
         self.bar: Progress | None = None

@@ -17,6 +17,7 @@ import torch
 
 from mmer_fast._files import write_atomically
 from mmer_fast.data import Split
+from mmer_fast.data.sequences import decoded
 from mmer_fast.models.outputs import LABELS, Outputs
 from mmer_fast.training.run import RunError
 
@@ -55,10 +56,12 @@ class Predictions:
         - ``.jsonl``: one object a sample with `sample`, `probabilities` (name → value) and `predicted` (names); the
           numbers read back to the same float32.
 
-        Where the samples have names, they are in `id` after `sample`, in .npz in `ids`.
+        Where the samples have names, they are in `id` after `sample`, in .npz in `ids`. What of a name is no text (a
+        file may be called so) is written as in "\\udce9".
 
         Raises:
-            RunError: another suffix, or the directory cannot be written.
+            RunError: another suffix, or a .csv of labels that are called as another of its columns.
+            WriteError: the file cannot be written.
         """
         out = Path(path)
         check_suffix(out)
@@ -68,7 +71,7 @@ class Predictions:
 def identifiers(split: Split) -> list[str] | None:
     """Names of the samples of a split: its extra `id`, one text or number a sample; None where it has none."""
     names = split.extras.get("id")
-    return None if names is None or names.ndim != 1 else [str(name) for name in names.tolist()]
+    return None if names is None or names.ndim != 1 else [decoded(name) for name in names.tolist()]
 
 
 def check_suffix(path: Path) -> None:
@@ -83,9 +86,15 @@ def check_suffix(path: Path) -> None:
 
 
 def _write_csv(predictions: Predictions, path: Path) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    header = ["sample", *([] if predictions.ids is None else ["id"]), *predictions.label_names, "predicted"]
+    twice = [name for name in dict.fromkeys(header) if header.count(name) > 1]
+    if twice:
+        raise RunError(
+            f"a .csv has columns of its own called {', '.join(twice)}, as labels are; .npz and .jsonl take them"
+        )
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
-        writer.writerow(["sample", *([] if predictions.ids is None else ["id"]), *predictions.label_names, "predicted"])
+        writer.writerow(header)
         for i, row in enumerate(predictions.probabilities):
             named = [i] if predictions.ids is None else [i, predictions.ids[i]]
             writer.writerow([*named, *(f"{p:.6f}" for p in row), ";".join(predictions.predicted(i))])
@@ -104,7 +113,7 @@ def _write_npz(predictions: Predictions, path: Path) -> None:
 
 
 def _write_jsonl(predictions: Predictions, path: Path) -> None:
-    with open(path, "w", encoding="utf-8") as file:
+    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         for i, row in enumerate(predictions.probabilities):
             probabilities = dict(zip(predictions.label_names, map(_shortest, row), strict=True))
             record: dict[str, Any] = (

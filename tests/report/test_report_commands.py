@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -124,8 +126,49 @@ def test_names_survive_json_lines(tmp_path: Path) -> None:
     assert list(record["probabilities"]) == names
     assert record["predicted"] == ["</script>"]
     assert "id" not in record
+    predictions.write(tmp_path / "p.csv")
+    with open(tmp_path / "p.csv", newline="", encoding="utf-8") as file:
+        assert next(csv.reader(file)) == ["sample", *names, "predicted"]
     with pytest.raises(RunError, match=r"\.csv, \.npz or \.jsonl"):
         predictions.write(tmp_path / "p.txt")
+
+
+def test_a_csv_has_no_two_columns_of_one_name(tmp_path: Path) -> None:
+    probabilities = np.array([[0.1, 0.5, 0.7]], np.float32)
+    without_ids = Predictions(probabilities, ["id", "sad", "happy"], 0.5)
+    without_ids.write(tmp_path / "p.csv")
+    for labels in (["id", "sad", "predicted"], ["sample", "sad", "id"]):
+        predictions = Predictions(probabilities, labels, 0.5, ["clip"])
+        with pytest.raises(
+            RunError, match=rf"called {', '.join(x for x in ('sample', 'id', 'predicted') if x in labels)}, "
+        ):
+            predictions.write(tmp_path / "q.csv")
+        predictions.write(tmp_path / "q.jsonl")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "q.jsonl"]
+
+
+def test_names_that_are_no_text_are_written(run: Run, data: Path, tmp_path: Path) -> None:
+    """As `os.listdir` gives names of files that are not UTF-8."""
+    odd = load(data)
+    odd.splits["test"].extras["id"] = np.array([f"caf\udce9{i}" for i in range(10)])
+    odd.label_names[0] = "caf\udce9"
+    fresh = small_run(odd, tmp_path / "run")
+    assert r"caf\udce9" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    predictions = fresh.predict(odd)
+    predictions.write(tmp_path / "p.jsonl")
+    first = json.loads((tmp_path / "p.jsonl").read_text(encoding="utf-8").partition("\n")[0])
+    assert (first["id"], next(iter(first["probabilities"]))) == ("caf\udce90", "caf\udce9")
+    predictions.write(tmp_path / "p.csv")
+    with open(tmp_path / "p.csv", newline="", encoding="utf-8") as file:
+        assert next(csv.DictReader(file))["id"] == r"caf\udce90"
+
+
+def test_a_terminal_without_the_characters_is_no_error(run: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert mmer_fast("explain", "--run", run.directory, "--data", data, "--sample", 0) == 0
+    stream.flush()
+    assert rb"\u2588" in stream.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_missing_tensorboard_is_named_before_training(

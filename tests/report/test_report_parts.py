@@ -227,6 +227,11 @@ def test_samples_are_found_by_index_and_by_identifier(data: MultiModalData) -> N
     assert find_sample(split, 5, "valid") == 5
     with pytest.raises(RunError, match=r"an id such as x\[0\]"):
         find_sample(split, "y", "valid")
+    split.extras["id"] = np.array([b"x", b"y", b"x", *(b"3" for _ in range(9))])
+    assert find_sample(split, "y", "valid") == 1
+    assert find_sample(split, "3", "valid") == 3  # no id of one sample, but an index
+    with pytest.raises(RunError, match=r"index from 0 to 11 .*got 'x', the id of 2 samples, the first with index 0"):
+        find_sample(split, "x", "valid")
 
 
 def test_the_chosen_samples_are_the_best_the_typical_and_the_worst() -> None:
