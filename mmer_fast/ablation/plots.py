@@ -21,7 +21,7 @@ from mmer_fast._files import write_atomically
 from mmer_fast.ablation.names import plot_name
 from mmer_fast.ablation.results import RowResult, Statistic, SuiteResults
 from mmer_fast.ablation.tables import part_title
-from mmer_fast.report.curves import style_axes
+from mmer_fast.report.curves import style_axes, style_epochs
 from mmer_fast.report.page import Html, join, tag
 from mmer_fast.report.published import METRICS as PUBLISHED_METRICS
 from mmer_fast.report.svg import inline_svg
@@ -172,8 +172,7 @@ def _published_panel(results: SuiteResults) -> Panel:
 
 def _curve_panel(results: SuiteResults, title: str, path: tuple[str, str]) -> Panel:
     def draw(axes: Axes) -> None:
-        style_axes(axes, title, "epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        style_epochs(axes, title)
         handles = []
         for i, row in enumerate(results.rows):
             colour = RUN_COLOURS[i % len(RUN_COLOURS)]

@@ -143,8 +143,7 @@ def curve_panels(runs: Sequence[RunCurves]) -> Html:
 
 
 def _draw(axes: Axes, panel: Panel, runs: Sequence[RunCurves]) -> None:
-    style_axes(axes, panel.title, "epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style_epochs(axes, panel.title)
     alone = len(runs) == 1
     legend: dict[str, Line2D] = {}
     for curve, line_style in zip(panel.curves, LINE_STYLES, strict=False):
@@ -183,6 +182,12 @@ def _mark_best(axes: Axes, runs: Sequence[RunCurves], legend: dict[str, Line2D])
         axes.plot([epoch], [value], color=colour, **ring)
         label = f"chosen: epoch {epoch}, {value:.3f}" if len(runs) == 1 else "chosen epoch"
         legend[label] = Line2D([], [], color=colour if len(runs) == 1 else MUTED, **ring)
+
+
+def style_epochs(axes: Axes, title: str) -> None:
+    """The look of a plot over epochs, which are whole, also where there is one."""
+    style_axes(axes, title, "epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def style_axes(axes: Axes, title: str, x_label: str, y_label: str = "") -> None:

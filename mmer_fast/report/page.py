@@ -7,12 +7,15 @@ and files come from users' data and never reach a page another way.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 
 from mmer_fast._version import __version__
 from mmer_fast.report.theme import css_variables
 
 VOID = {"br", "meta"}
+LONG_WORD = 24
+"""Characters of a word from which on it may be broken, so that it leaves room for the numbers beside it."""
 
 
 class Html(str):
@@ -72,7 +75,7 @@ def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], *, text_
     """
 
     def cell(name: str, i: int, value: Content) -> Html:
-        return tag(name, value, class_=None if i < text_columns else "num")
+        return tag(name, value, class_=_long(value) if i < text_columns else "num")
 
     def row(cells: Sequence[Content]) -> Html:
         if len(cells) == 1:
@@ -81,6 +84,12 @@ def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], *, text_
 
     head = tag("thead", tag("tr", *(cell("th", i, value) for i, value in enumerate(header))))
     return tag("div", tag("table", head, tag("tbody", *map(row, rows))), class_="scroll")
+
+
+def _long(value: Content) -> str | None:
+    """The class of a cell of text: "long" where a word is."""
+    words = re.sub("<[^>]*>", " ", escape(value)).split()
+    return "long" if any(len(html.unescape(word)) > LONG_WORD for word in words) else None
 
 
 def number(value: float | None, digits: int = 3) -> Html:
@@ -108,15 +117,16 @@ def page(title: str, subtitle: Content, *content: Content) -> str:
 STYLE = """
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
-body{margin:0;background:var(--page);color:var(--text);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+body{margin:0;background:var(--page);color:var(--text);overflow-wrap:anywhere;
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:1120px;margin:0 auto;padding:24px 20px 40px}
-h1{font-size:1.6rem;line-height:1.2;margin:0 0 4px;overflow-wrap:anywhere}
+h1{font-size:1.6rem;line-height:1.2;margin:0 0 4px}
 h2{font-size:1.2rem;margin:0 0 10px}
-h3{font-size:1rem;margin:16px 0 6px;overflow-wrap:anywhere}
+h3{font-size:1rem;margin:16px 0 6px}
 p{margin:6px 0 10px;max-width:78ch}
 .lead,.note,figcaption,footer{color:var(--soft)}
 .note,figcaption,footer{font-size:.875rem}
-section{background:var(--card);border-radius:10px;padding:16px 18px;margin:16px 0;overflow-wrap:anywhere}
+section{background:var(--card);border-radius:10px;padding:16px 18px;margin:16px 0}
 .warn{background:var(--warn-page);color:var(--warn);border-left:4px solid currentColor;padding:6px 10px;
 font-size:.875rem;border-radius:4px}
 .scroll{overflow-x:auto;margin:6px 0 10px}
@@ -125,6 +135,7 @@ th,td{padding:4px 14px 4px 0;text-align:left;vertical-align:top;border-bottom:1p
 thead th{color:var(--soft);font-weight:600;font-size:.8125rem;vertical-align:bottom}
 .num{text-align:right}
 td.num{white-space:nowrap}
+.long{overflow-wrap:anywhere;min-width:9em}
 th:last-child,td:last-child{padding-right:0}
 tr.group th{padding-top:12px}
 td small{display:block;color:var(--soft);font-size:.8125em}
@@ -136,7 +147,6 @@ td small{display:block;color:var(--soft);font-size:.8125em}
 .panels{display:grid;gap:12px 20px;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr))}
 figure{margin:0}
 figure svg{display:block;width:100%;height:auto;max-width:460px}
-.chip{white-space:nowrap}
 .chips{display:flex;flex-wrap:wrap;gap:4px 18px;margin:4px 0 10px;font-size:.9375rem}
 .chip::before,.key::before{content:"";display:inline-block;width:.75em;height:.75em;border-radius:2px;
 background:var(--c);margin-right:.45em}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from rich.console import Console
 from sklearn.metrics import average_precision_score, brier_score_loss, precision_recall_fscore_support
 from small_runs import SIZES, small_data
@@ -21,7 +22,7 @@ from mmer_fast.metrics import multilabel_metrics
 from mmer_fast.models import RobMMR, RobMMRConfig
 from mmer_fast.report import timing
 from mmer_fast.report.calibration import calibration
-from mmer_fast.report.curves import PANELS, RunCurves, curve_panels, plot_curves
+from mmer_fast.report.curves import PANELS, RunCurves, curve_panels, plot_curves, style_epochs
 from mmer_fast.report.explanation import ModalityUnits, chosen_samples, explain, find_sample
 from mmer_fast.report.labels import label_results
 from mmer_fast.report.masks import legend, sample_block
@@ -77,6 +78,11 @@ def test_rows_of_one_cell_are_headings() -> None:
     markup = table(("a", "b"), [("over",), ("x", "1")])
     assert '<th colspan="2" scope="rowgroup">over</th>' in markup
     assert '<td class="num">1</td>' in markup
+
+
+def test_a_long_word_leaves_room_for_the_numbers() -> None:
+    rows = [("x" * 25, "1"), (tag("b", f"{'x' * 24} & {'é' * 24}", style="--c:" + "y" * 30), "2"), ("&" * 24, "3")]
+    assert table(("a", "b"), rows).count('<td class="long">') == 1
 
 
 def luminance(colour: str) -> float:
@@ -344,6 +350,17 @@ def test_curves_are_those_of_the_history(tmp_path: Path) -> None:
     assert curve.values(history(3)) == [0.0, 0.1, 0.2]
     assert PANELS[0].curves[1].values(history(3, masked=0.0)) is None  # left out of the training
     assert PANELS[0].curves[2].values(history(3)) is None  # validation loss, not in this history
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+def test_epochs_are_whole_numbers(epochs: int) -> None:
+    axes = Figure().subplots()
+    axes.plot(range(1, epochs + 1), range(epochs), "o")
+    style_epochs(axes, "title")
+    left, right = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if left <= tick <= right]
+    assert ticks
+    assert all(tick == round(tick) for tick in ticks)
 
 
 def test_panels_without_curves_are_left_out() -> None:
