@@ -1,8 +1,9 @@
 """safetensors data sets: the arrays of `flat`, with label names and the order of the modalities in the header.
 
-    metadata: {"label_names": JSON list of K strings, "modalities": JSON list}, both optional
+    metadata: {"label_names": JSON list of K strings, "modalities": JSON list, "{split}_extras_{name}": JSON list of N
+               strings}, all optional
 
-The format holds numbers only, so extras of strings are left out when writing.
+The format holds numbers only, so extras of strings, one a sample, are in the header, too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from mmer_fast.data.errors import DataError
 from mmer_fast.data.flat import assemble, flatten, splits_in
 from mmer_fast.data.formats import Format, Source
 from mmer_fast.data.large_arrays import LARGE, blocks, zeros
-from mmer_fast.data.needs import FEATURES
+from mmer_fast.data.needs import FEATURES, SPLITS
+from mmer_fast.data.sequences import decoded
+
+EXTRAS = tuple(f"{split}_extras_" for split in SPLITS)
 
 
 def write_safetensors(data: MultiModalData, path: str | Path) -> None:
@@ -36,8 +40,11 @@ def write_safetensors(data: MultiModalData, path: str | Path) -> None:
     from safetensors.numpy import save_file
 
     data.check(FEATURES)
-    arrays = {key: np.ascontiguousarray(x) for key, x in flatten(data).items() if x.dtype.kind in "biuf"}
-    metadata = {"label_names": json.dumps(data.label_names)} if data.label_names else {}
+    flat = flatten(data)
+    arrays = {key: np.ascontiguousarray(x) for key, x in flat.items() if x.dtype.kind in "biuf"}
+    texts = {key: x.tolist() for key, x in flat.items() if x.dtype.kind in "SU" and x.ndim == 1}
+    metadata = {key: json.dumps([decoded(text) for text in values]) for key, values in texts.items()}
+    metadata |= {"label_names": json.dumps(data.label_names)} if data.label_names else {}
     metadata["modalities"] = json.dumps(list(data.modalities))
 
     def write(partial: Path) -> None:
@@ -65,6 +72,8 @@ def _read(source: Source) -> MultiModalData:
     except Exception as error:  # a damaged file can raise anything
         raise DataError(f"{path}: not a readable .safetensors file ({str(error)[:200]})") from error
     label_names = _names(path, metadata, "label_names")
+    texts = {key: _names(path, metadata, key) for key in metadata if key.startswith(EXTRAS)}
+    arrays |= {key: np.array(values, dtype=np.str_) for key, values in texts.items()}
     return assemble(path, _ordered(path, arrays, _names(path, metadata, "modalities")), label_names, source.needs)
 
 

@@ -13,14 +13,17 @@ from mmer_fast.data.safetensors_file import write_safetensors
 def test_round_trip_keeps_names_order_and_extras(make_small, tmp_path):
     data = make_small()
     data = data.select(["video", "text"])  # not the order in which the file sorts its tensors
-    data.splits["test"].extras |= {"shift": np.array([0, 1, 2, 0], np.uint8), "id": np.array(["a", "b", "c", "d"])}
+    data.splits["test"].extras |= {"shift": np.array([0, 1, 2, 0], np.uint8), "id": np.array(["a", "é,\n", "", "d"])}
+    data.splits["test"].extras["speaker"] = np.array([b"x", b"y", b"x", b"x"])
     write_safetensors(data, tmp_path / "d.safetensors")
     back = load(tmp_path / "d.safetensors")
     assert list(back.modalities) == ["video", "text"]
     assert back.label_names == data.label_names
     assert back.notes == []
     assert back.splits["test"].extras["shift"].tolist() == [0, 1, 2, 0]
-    assert "id" not in back.splits["test"].extras
+    assert back.splits["test"].extras["id"].tolist() == ["a", "é,\n", "", "d"]
+    assert back.splits["test"].extras["speaker"].tolist() == ["x", "y", "x", "x"]
+    assert set(back.splits["train"].extras) == set(data.splits["train"].extras)
 
 
 def test_a_file_without_metadata(make_small, tmp_path):
@@ -37,6 +40,8 @@ def test_a_file_without_metadata(make_small, tmp_path):
     [
         ({"label_names": "a, b"}, "metadata label_names: expected a JSON list of strings; got 'a, b'"),
         ({"modalities": json.dumps(["text", "smell"])}, "metadata modalities: there is no array train_smell"),
+        ({"test_extras_id": json.dumps([1, 2])}, "metadata test_extras_id: expected a JSON list of strings; got"),
+        ({"test_extras_id": json.dumps(["a"])}, r"test extras id: expected \d+ rows of plain values; got .*\(1,\)"),
         ({"label_names": json.dumps(["a"])}, r"train labels: .*\(N, 1\)"),
     ],
 )
