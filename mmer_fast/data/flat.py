@@ -145,7 +145,10 @@ def _labels(path: Path, key: str, values: np.ndarray) -> np.ndarray:
 
 def _features(path: Path, key: str, values: np.ndarray, samples: SampleCount) -> np.ndarray:
     if values.ndim != 3 or values.dtype.kind != "f" or 0 in values.shape[1:]:
-        raise DataError(f"{path}: key {key}: expected (N, T, D) floats; got {values.dtype} of shape {values.shape}")
+        raise DataError(
+            f"{path}: key {key}: expected (N, T, D) floats; got {values.dtype} of shape {values.shape} (a vector for "
+            f"each sample has T = 1; what is no feature is called {{split}}_extras_{{name}})"
+        )
     samples.hold(f"{path}: key {key}", values)
     return in_float32(values)  # what overflows becomes inf, which the check of finite values names
 

@@ -38,6 +38,7 @@ from mmer_fast.training.run import (
     configured_run,
     holds_run,
     load_best,
+    make_directory,
 )
 from mmer_fast.training.settings import asked_for, configure
 from mmer_fast.training.shown import REPORT_FILE, draw, train_shown
@@ -88,9 +89,10 @@ def train(
             place of the preset's and those of `config`: `epochs=20, dim=256`.
 
     Raises:
-        RunError: `out` holds a run already (or, with `resume`, another one), `config` cannot be read, or a setting is
-            unknown or out of range.
+        RunError: `out` holds a run already (or, with `resume`, another one) or cannot be written, `config` cannot be
+            read, a setting is unknown or out of range, or this machine lacks the device.
         DataError: the data cannot be read or used.
+        TypeError: `data` is neither a data set nor a path.
         TrainingError: training diverged, or memory ran out.
         WorldError: the processes cannot train together.
         ProcessFailed: another process failed, or is gone.
@@ -111,7 +113,7 @@ def train(
         if stored:
             check_same(stored, run)
         if world.first:
-            directory.mkdir(parents=True, exist_ok=True)
+            make_directory(directory)
         console = plain_console(quiet=not show)
         results = train_shown(run, loaded, directory, world.device, console, tensorboard=tensorboard, world=world)
     if world.first:  # the others do not wait for it: where it takes long they would time out
@@ -309,14 +311,33 @@ def open_data(data: DataSource, modalities: Sequence[str] | None = None, needs: 
 
     Raises:
         DataError: it cannot be read or used, or lacks a modality or what is needed.
+        TypeError: it is neither a data set nor a path.
     """
+    if not isinstance(data, (MultiModalData, str, Path)):
+        raise TypeError(
+            f"data must be a MultiModalData, a path or the name of generated data, got {type(data).__name__}; features "
+            "in memory: numpy.savez(path, **arrays) with the keys {split}_{modality} and {split}_labels"
+        )
     if isinstance(data, MultiModalData):
         return data.check(needs) if modalities is None else data.check(needs).select(modalities)
     return load(data, modalities=modalities, needs=needs)
 
 
-def as_device(device: str | torch.device) -> torch.device:
-    """The device of that name; "auto" is cuda if there is one."""
+def as_device(device: str | torch.device, argument: str = "device") -> torch.device:
+    """The device of that name; "auto" is cuda if there is one.
+
+    Raises:
+        RunError: there is none of that name that models can be trained on, or this machine lacks it.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda"):
+        raise RunError(f"{argument} must be auto, cpu, cuda or cuda:<number>, got {str(device)!r}")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise RunError(f"{argument} {device}: this machine has {count} CUDA device(s) that torch can use")
+    return chosen

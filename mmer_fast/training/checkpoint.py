@@ -33,6 +33,7 @@ CHECKED_HEADER = "crc32 header"
 """Metadata entry of a tensor file: eight hexadecimal digits, a space, JSON. The only one: safetensors shuffles several.
 Files from before there were checksums have the JSON alone, as "header".
 """
+_ORIGIN = "; a training leaves it in its directory"
 
 
 class CheckpointError(ValueError):
@@ -61,6 +62,8 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file{_ORIGIN}") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not a readable JSON file: {error}") from None
 
@@ -167,8 +170,8 @@ def read_tensors(
             text = metadata["header"]
         if found == expected:
             return {name: tensor.to(device) for name, tensor in tensors.items()}, json.loads(text)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is not a readable checkpoint of mmer_fast: {error}") from None
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file{_ORIGIN}") from None
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint of mmer_fast: {error}{ending}") from None
     raise CheckpointError(f"{path} is damaged: expected contents with the checksum {expected}, got {found}{ending}")

@@ -13,9 +13,10 @@ from mmer_fast.data import MultiModalData, load, loading
 from mmer_fast.data.needs import Needs
 from mmer_fast.models.network import Network
 from mmer_fast.systems.registry import NAMES
+from mmer_fast.training.api import as_device
 from mmer_fast.training.files import BEST_FILE
 from mmer_fast.training.missing import data_for
-from mmer_fast.training.run import RunConfig, RunError
+from mmer_fast.training.run import RunConfig
 from mmer_fast.training.settings import Settings, asked_for, parse_assignments
 
 
@@ -75,21 +76,9 @@ def choose_device(name: str) -> torch.device:
     """The device that `--device` names.
 
     Raises:
-        RunError: it names none, or one that this machine lacks.
+        RunError: as `as_device`.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise RunError(f"--device must be auto, cpu, cuda or cuda:<number>, got {name!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise RunError(f"--device must be auto, cpu, cuda or cuda:<number>, got {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RunError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s) that torch can use"
-        )
-    return device
+    return as_device(name, "--device")
 
 
 def asked_settings(

@@ -113,7 +113,7 @@ WRONG = {
     ),
     "rank": (
         lambda a: a.update(train_text=a["train_text"][:, 0]),
-        r"train_text: expected \(N, T, D\) floats; got .*\(4, 3\)",
+        r"train_text: expected \(N, T, D\) floats; got .*\(4, 3\) \(a vector .* T = 1; .*_extras_{name}",
     ),
     "dtype": (lambda a: a.update(train_text=np.ones((4, 5, 3), int)), "train_text: .* floats; got int64"),
     "object array": (

@@ -17,6 +17,7 @@ from small_runs import Page, small_run
 from mmer_fast import training
 from mmer_fast.data import MultiModalData, load, make_synthetic, write_npz
 from mmer_fast.training import Run, observers
+from mmer_fast.training.checkpoint import CheckpointError
 from mmer_fast.training.predictions import Predictions
 from mmer_fast.training.run import RunError
 
@@ -131,6 +132,27 @@ def test_names_survive_json_lines(tmp_path: Path) -> None:
         assert next(csv.reader(file)) == ["sample", *names, "predicted"]
     with pytest.raises(RunError, match=r"\.csv, \.npz or \.jsonl"):
         predictions.write(tmp_path / "p.txt")
+
+
+def test_python_refuses_before_anything_is_written(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(RunError, match="device must be auto, cpu, cuda or cuda:<number>, got 'gpu'"):
+        training.train(data, out, device="gpu")
+    with pytest.raises(RunError, match=r"device cuda:99: this machine has \d+ CUDA device"):
+        training.train(data, out, device="cuda:99")
+    with pytest.raises(TypeError, match=r"data must be a MultiModalData, a path .*got dict"):
+        training.train({"train_audio": np.zeros((2, 3, 4))}, out)  # type: ignore[arg-type]
+    assert not out.exists()
+    out.write_text("a file")
+    with pytest.raises(RunError, match="cannot write there: File exists"):
+        training.train(data, out, device="cpu", show=False)
+
+
+def test_a_run_that_is_not_there(tmp_path: Path) -> None:
+    absent = Run(tmp_path / "absent", "cpu")
+    for ask in (lambda: absent.config, lambda: absent.metrics, lambda: absent.model):
+        with pytest.raises(CheckpointError, match=r"absent/.*: no such file; a training leaves it in its directory"):
+            ask()
 
 
 def test_a_csv_has_no_two_columns_of_one_name(tmp_path: Path) -> None:
