@@ -8,6 +8,7 @@ Shape suffixes: n samples, p features, k labels, s label sets.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -143,7 +144,9 @@ class LabelPowerset(LinearClassifier):
 
     def fit(self, features_np: np.ndarray, labels_nk: np.ndarray, regression: Any) -> None:
         sets_sk, set_n = np.unique(labels_nk, axis=0, return_inverse=True)
-        fitted = regression.fit(features_np, set_n.reshape(-1))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The number of unique classes")  # sets are many, and no regression
+            fitted = regression.fit(features_np, set_n.reshape(-1))
         rows, bias = list(fitted.coef_), list(fitted.intercept_)
         if len(sets_sk) == 2:  # scikit-learn keeps one row for two classes, the logit of the second
             rows, bias = [np.zeros_like(rows[0]), *rows], [0.0, *bias]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,15 @@ def test_a_powerset_of_two_sets(data: MultiModalData) -> None:
     expected = used_directly(data, "lp", LogisticRegression(max_iter=1000))
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(got[:, 0] + got[:, 1], torch.ones(40, dtype=torch.float64))
+
+
+def test_a_powerset_of_as_many_sets_as_samples_warns_of_nothing(data: MultiModalData) -> None:
+    train = data.splits["train"]
+    train.labels = (np.arange(len(train))[:, None] >> np.arange(8) & 1).astype(np.uint8)
+    data.label_names = [f"bit {k}" for k in range(8)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fit(data, "lp").probabilities(train).isfinite().all()
 
 
 @each_method
