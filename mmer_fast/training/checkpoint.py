@@ -33,7 +33,7 @@ CHECKED_HEADER = "crc32 header"
 """Metadata entry of a tensor file: eight hexadecimal digits, a space, JSON. The only one: safetensors shuffles several.
 Files from before there were checksums have the JSON alone, as "header".
 """
-_ORIGIN = "; a training leaves it in its directory"
+_ORIGIN = "; the directory of a finished training has one"
 
 
 class CheckpointError(ValueError):
