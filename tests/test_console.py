@@ -38,7 +38,7 @@ def test_names_are_no_markup(data: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert mmer_fast("train", "--data", data, "--out", run, *SIZES) == 0
     assert f"written to {run}; to look at: {run / 'report.html'}" in capsys.readouterr().out
     assert mmer_fast("evaluate", "--run", run, "--data", data) == 0
-    assert "[/red]run" in capsys.readouterr().out
+    assert "[/red]run" in "".join(capsys.readouterr().out.split())  # a long title has several lines
     assert mmer_fast("evaluate", "--run", run, "--data", data, "--conditions") == 0
     assert "[/x]+audio" in capsys.readouterr().out
     for command in (
