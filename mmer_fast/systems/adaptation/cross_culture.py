@@ -61,7 +61,10 @@ class CrossCulture(UtteranceSystem):
             super().check_data(data, config)
         culture_n = data.splits["train"].extras.get("culture")
         if culture_n is None:
-            raise DataError("train: expected the extra culture (train_extras_culture), an integer a sample; the data 'dialogues' has it")
+            raise DataError(
+                "train: expected the extra culture (train_extras_culture), an integer a sample; the data 'dialogues' "
+                "has it"
+            )
         outside = culture_n.dtype.kind not in "iu" or culture_n.ndim != 1
         if outside or culture_n.min() < UNKNOWN or culture_n.max() >= config.cultures:
             raise DataError(

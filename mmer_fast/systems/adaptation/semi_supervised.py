@@ -57,7 +57,9 @@ class SemiSupervised(UtteranceSystem):
     def check_data(cls, data: MultiModalData, config: UtteranceConfig) -> None:
         labelled_n = data.splits["train"].extras.get("labelled")
         if labelled_n is None:
-            raise DataError("train: expected the extra labelled (train_extras_labelled), a bool a sample; hide_labels makes it")
+            raise DataError(
+                "train: expected the extra labelled (train_extras_labelled), a bool a sample; hide_labels makes it"
+            )
         if labelled_n.dtype != np.bool_ or labelled_n.ndim != 1 or not labelled_n.any():
             raise DataError(
                 f"train extras labelled: expected (N,) bool with at least one True; "

@@ -165,7 +165,7 @@ def test_data_without_the_extra_is_refused() -> None:
         with pytest.raises(DataError, match="extras labelled: expected"):
             SemiSupervised.check_data(data, SemiSupervisedConfig())
     del extras["labelled"]
-    with pytest.raises(DataError, match="expected the extra labelled .train_extras_labelled., a bool a sample; hide_labels makes it"):
+    with pytest.raises(DataError, match=r"the extra labelled \(train_extras_labelled\), a bool a sample; hide_labels"):
         SemiSupervised.check_data(data, SemiSupervisedConfig())
 
 
