@@ -7,27 +7,25 @@ each time), so the kernel that moves the weights also writes their old bits to a
 for those who keep their own lists; `mmer_fast.perturbed` is what a training loop wants: it finds parameters and
 gradients, keeps the stash, restores after exceptions and understands sharded parameters.
 
-The way of a call: `perturb_` validates and chooses a backend; the dispatcher's operator is csrc/perturbation.cpp (CPU,
-CUDA), kernels/triton/perturbation.py or ops/perturbation_reference.py. No operator here has a derivative: the
-perturbation is a constant of the loss that is computed with it.
+The way of a call: `perturb_` chooses a backend; the dispatcher's operator is csrc/perturbation.cpp (CPU, CUDA),
+kernels/triton/perturbation.py or ops/perturbation_reference.py; what it refuses is said by ops/perturbation_checks.py.
+No operator here has a derivative: the perturbation is a constant of the loss that is computed with it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from mmer_fast.ops import _backends, _validate
+from mmer_fast.ops import perturbation_checks as checks
 from mmer_fast.ops import perturbation_reference as reference
 from mmer_fast.ops._library import LIBRARY, define, implement, operator_of, qualified
 
-SCOPES = {"global": reference.GLOBAL, "tensor": reference.TENSOR, "awp": reference.AWP}
 _SCHEMAS = {
     "grad_norm": "(Tensor[] grads, Tensor[] params, int scope, bool adaptive) -> (Tensor norms, Tensor weight_norms)",
     "perturb_": (
@@ -36,7 +34,6 @@ _SCHEMAS = {
     ),
     "restore_": "(Tensor(a!)[] params, Tensor[] stash) -> ()",
 }
-_PLAIN = (Tensor, torch.nn.Parameter)
 _T = TypeVar("_T")
 # Operators of one schema each; "" is the compiled one, whose kernel the dispatcher picks by device.
 _SUFFIX = {"cpu": "", "cuda": "", "triton": "_triton", "reference": "_reference"}
@@ -69,15 +66,15 @@ def grad_norm(
         TypeError: something is not a dense floating-point tensor.
         ValueError: an unknown scope, no tensor, shapes or devices that do not fit.
     """
-    number = scope_number(scope, adaptive)
-    grads = _some("grads", grads)
+    number = checks.scope_number(scope, adaptive)
+    grads = checks.some_tensors("grads", grads)
     if adaptive and params is None:
         raise ValueError("params must be given with adaptive=True: the norm is that of |w| g")
     weights = _validate.tensors("params", params) if adaptive else []
     number = reference.TENSOR if number == reference.AWP else number
     name = _backends.select("perturbation", grads[0].device.type, backend)
     run = partial(run_grad_norm, name, grads, weights, number, adaptive)
-    norms = explained(name, partial(_check_norm, grads, weights), run)[0]
+    norms = explained(name, partial(checks.check_norm, grads, weights), run)[0]
     return norms.reshape(()) if number == reference.GLOBAL else norms
 
 
@@ -124,16 +121,16 @@ def perturb_(
         ValueError: an unknown scope, lists, shapes, dtypes or devices that do not fit, tensors that share memory, a
             radius that is negative or not finite. Nothing has been written then.
     """
-    number = scope_number(scope, adaptive)
+    number = checks.scope_number(scope, adaptive)
     params, grads, stash = (
-        _some("params", params), _validate.tensors("grads", grads), _validate.tensors("stash", stash)
+        checks.some_tensors("params", params), _validate.tensors("grads", grads), _validate.tensors("stash", stash)
     )  # fmt: skip
-    check_radius(radius)
+    checks.check_radius(radius)
     if norms is not None:
-        norms = given_norms("norms", norms, number, params)
+        norms = checks.given_norms("norms", norms, number, params)
     name = _backends.select("perturbation", params[0].device.type, backend)
     run = partial(run_perturb_, name, params, grads, stash, norms, None, radius, number, adaptive)
-    got, factors = explained(name, partial(_check_perturb, params, grads, stash), run)
+    got, factors = explained(name, partial(checks.check_perturb, params, grads, stash), run)
     _bump_versions(params, stash)
     return (got.reshape(()), factors.reshape(())) if number == reference.GLOBAL else (got, factors)
 
@@ -149,9 +146,9 @@ def restore_(params: Sequence[Tensor], stash: Sequence[Tensor], *, backend: str 
         TypeError: something is not a dense floating-point tensor.
         ValueError: lists, shapes, dtypes or devices that do not fit.
     """
-    params, stash = _some("params", params), _validate.tensors("stash", stash)
+    params, stash = checks.some_tensors("params", params), _validate.tensors("stash", stash)
     name = _backends.select("perturbation", params[0].device.type, backend)
-    explained(name, partial(_check_restore, params, stash), partial(run_restore_, name, params, stash))
+    explained(name, partial(checks.check_restore, params, stash), partial(run_restore_, name, params, stash))
     _bump_versions(params)
 
 
@@ -223,163 +220,8 @@ def _bump_versions(*lists: list[Tensor]) -> None:
         torch.autograd.graph.increment_version([t for tensors in lists for t in tensors if not t.is_inference()])
 
 
-def check_radius(radius: object) -> float:
-    """`radius` as a float.
-
-    Raises:
-        TypeError, ValueError: it is not a number >= 0 and finite.
-    """
-    value = _validate.number("radius", radius)
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"radius must be finite and >= 0, got {value:g}")
-    return value
-
-
-def scope_number(scope: str, adaptive: bool) -> int:
-    """`scope` as the schemas have it.
-
-    Raises:
-        ValueError: an unknown scope, or one that does not go with `adaptive`.
-    """
-    _validate.flag("adaptive", adaptive)
-    if not isinstance(scope, str) or scope not in SCOPES:
-        raise ValueError(f"scope must be one of {', '.join(map(repr, SCOPES))}, got {scope!r}")
-    if adaptive and scope == "awp":
-        raise ValueError("adaptive goes with scope 'global' or 'tensor', got 'awp', which scales by |w| already")
-    return SCOPES[scope]
-
-
-def _some(name: str, value: Sequence[Tensor]) -> list[Tensor]:
-    tensors = _validate.tensors(name, value)
-    if not tensors:
-        raise ValueError(f"{name} must hold at least one tensor, got none")
-    return tensors
-
-
-def _check_norm(grads: list[Tensor], params: list[Tensor]) -> None:
-    _dense("grads", grads)
-    if params:
-        _fit("params", params, "grads", grads, dtype=False)
-
-
-def _check_perturb(params: list[Tensor], grads: list[Tensor], stash: list[Tensor]) -> None:
-    _dense("params", params)
-    _fit("grads", grads, "params", params, dtype=False)
-    _fit("stash", stash, "params", params, dtype=True)
-    check_distinct({"params": params, "stash": stash})
-
-
-def _check_restore(params: list[Tensor], stash: list[Tensor]) -> None:
-    _dense("params", params)
-    _fit("stash", stash, "params", params, dtype=True)
-    check_distinct({"params": params, "stash": stash})
-
-
-def _dense(name: str, tensors: list[Tensor]) -> None:
-    for i, tensor in enumerate(tensors):
-        _validate.floating_tensor(f"{name}[{i}]", tensor)
-        if tensor.layout != torch.strided:
-            raise TypeError(f"{name}[{i}] must be dense, got {tensor.layout}")
-        if tensor.device != tensors[0].device:
-            expected = tensors[0].device
-            raise ValueError(f"{name}[{i}] must be on the device of {name}[0] ({expected}), got {tensor.device}")
-
-
-def _fit(name: str, tensors: list[Tensor], other: str, others: list[Tensor], *, dtype: bool) -> None:
-    if len(tensors) != len(others):
-        raise ValueError(f"{name} must hold a tensor for each of the {len(others)} {other}, got {len(tensors)}")
-    _dense(name, tensors)
-    _validate.same_device(f"{name}[0]", tensors[0], others[0], other)
-    for i, (tensor, like) in enumerate(zip(tensors, others, strict=True)):
-        if tensor.shape != like.shape:
-            raise ValueError(
-                f"{name}[{i}] must have the shape {tuple(like.shape)} of {other}[{i}], got {tuple(tensor.shape)}"
-            )
-        if dtype and tensor.dtype != like.dtype:
-            raise ValueError(f"{name}[{i}] must have the dtype {like.dtype} of {other}[{i}], got {tensor.dtype}")
-
-
-def check_distinct(lists: dict[str, list[Tensor]], names: Sequence[str] | None = None) -> None:
-    """Checks that no two tensors share memory, and that none is expanded: each entry is written once.
-
-    Args:
-        names: what to call the tensors of a single list; without, they are ``list[index]``.
-
-    Raises:
-        ValueError: naming the tensors.
-    """
-    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
-        return
-    spans = []
-    for name, tensors in lists.items():
-        for i, t in enumerate(tensors):
-            if type(t) in _PLAIN and (size := t.nbytes) and (start := t.data_ptr()):  # not empty, and not on meta
-                if not t.is_contiguous():
-                    size = _reach(t, f"{name}[{i}]" if names is None else f"parameter {names[i]!r}")
-                spans.append((start, start + size, name, i))
-    spans.sort()
-    for place, ((_, end, name, i), (start, *_)) in enumerate(pairwise(spans), 1):
-        if start >= end:
-            continue
-        for start, _, other, j in spans[place:]:
-            if start >= end:
-                break
-            if _share_memory(lists[name][i], lists[other][j]):
-                pair = (f"{name}[{i}]", f"{other}[{j}]") if names is None else (repr(names[i]), repr(names[j]))
-                raise ValueError(
-                    f"{pair[0]} and {pair[1]} share memory: a tied tensor must be given once, with one gradient"
-                )
-
-
-def _reach(tensor: Tensor, name: str) -> int:
-    """Bytes from a tensor's first entry to the end of its last."""
-    extents = [(size - 1, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
-    if any(stride == 0 for _, stride in extents):
-        raise ValueError(f"{name} must have memory of its own for every entry, got an expanded tensor")
-    return (1 + sum(steps * stride for steps, stride in extents)) * tensor.element_size()
-
-
-def _share_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether a byte belongs to both: columns of one matrix lie between each other without.
-
-    A byte of a tensor is its address plus steps along its strides. Those of `b` are counted from its last byte, so
-    that all steps go one way: both meet where steps of either add up to the way from there to the start of `a`.
-    """
-    most: Counter[int] = Counter()  # steps of each stride, in bytes
-    for tensor in (a, b):
-        most[1] += tensor.element_size() - 1
-        for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-            most[stride * tensor.element_size()] += size - 1
-    last = b.data_ptr() + _reach(b, "b") - 1
-    return _is_sum(last - a.data_ptr(), sorted(most.items(), reverse=True))
-
-
-def _is_sum(total: int, most: list[tuple[int, int]]) -> bool:
-    """Whether `total` is a sum of strides, each taken up to so many times; the longest strides come first."""
-    if not most:
-        return total == 0
-    (stride, times), *shorter = most
-    rest = sum(length * n for length, n in shorter)
-    fewest = max(0, -((rest - total) // stride))
-    return any(_is_sum(total - n * stride, shorter) for n in range(fewest, min(times, total // stride) + 1))
-
-
-def given_norms(name: str, norms: object, scope: int, params: list[Tensor]) -> Tensor:
-    """Norms that a caller knows already, as the operators take them: (groups,)."""
-    if scope == reference.AWP:
-        raise ValueError(f"{name} cannot be given with scope 'awp', which needs those of the weights as well")
-    if not isinstance(norms, Tensor) or norms.dtype != torch.float64:
-        got = norms.dtype if isinstance(norms, Tensor) else type(norms).__name__
-        raise TypeError(f"{name} must be a float64 tensor, got {got}")
-    shape = () if scope == reference.GLOBAL else (len(params),)
-    if norms.shape != shape:
-        raise ValueError(f"{name} must have the shape {shape} of what grad_norm returns, got {tuple(norms.shape)}")
-    _validate.same_device(name, norms, params[0], "params")
-    return norms.reshape(-1).contiguous()
-
-
 def _fake_norm(grads: Sequence[Tensor], params: Sequence[Tensor], scope: int, adaptive: bool) -> tuple[Tensor, Tensor]:
-    _check_norm(list(grads), list(params))
+    checks.check_norm(list(grads), list(params))
     norms = grads[0].new_empty(1 if scope == reference.GLOBAL else len(grads), dtype=torch.float64)
     return norms, grads[0].new_empty(len(grads) if scope == reference.AWP else 0, dtype=torch.float64)
 
@@ -388,13 +230,13 @@ def _fake_perturb_(
     params: Sequence[Tensor], grads: Sequence[Tensor], stash: Any, norms: Any, weight_norms: Any, radius: float,
     scope: int, adaptive: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    _check_perturb(list(params), list(grads), list(stash))
+    checks.check_perturb(list(params), list(grads), list(stash))
     groups = params[0].new_empty(1 if scope == reference.GLOBAL else len(params), dtype=torch.float64)
     return groups, torch.empty_like(groups)
 
 
 def _fake_restore_(params: Sequence[Tensor], stash: Sequence[Tensor]) -> None:
-    _check_restore(list(params), list(stash))
+    checks.check_restore(list(params), list(stash))
 
 
 def _triton(name: str) -> Any:

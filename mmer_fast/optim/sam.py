@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from mmer_fast.ops import _validate
-from mmer_fast.ops.perturbation import grad_norm, scope_number
+from mmer_fast.ops.perturbation import grad_norm
+from mmer_fast.ops.perturbation_checks import scope_number
 from mmer_fast.perturbation import Perturbation, PerturbationInfo, perturb_
 from mmer_fast.perturbation.sharded import any_dtensor
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmer_fast.ops import _backends, _validate
 from mmer_fast.ops import perturbation as operators
+from mmer_fast.ops import perturbation_checks as checks
 from mmer_fast.perturbation import sharded, stash
 from mmer_fast.perturbation.handle import Perturbation, PerturbationInfo, modified_text
 from mmer_fast.perturbation.selection import Grads, Select, Target, check_gradient, choose, gradients
@@ -126,8 +127,8 @@ def perturb_(
     """
     if torch.compiler.is_compiling():
         raise RuntimeError("mmer_fast.perturbed works outside of torch.compile: compile the model, not the block")
-    number = operators.scope_number(scope, adaptive)
-    operators.check_radius(radius)
+    number = checks.scope_number(scope, adaptive)
+    checks.check_radius(radius)
     inv_scale = _checked_inv_scale(inv_scale)
     module = module_or_params if isinstance(module_or_params, nn.Module) else None
     if module is not None:
@@ -166,7 +167,7 @@ def perturb_(
         slopes = sharded.averaged(slopes, average_over)
     norms, weight_norms = None, None
     if norm is not None:
-        norms = operators.given_norms("norm", norm, number, values)
+        norms = checks.given_norms("norm", norm, number, values)
     elif meshed:
         norms, weight_norms = sharded.norms_over_mesh(
             chosen_backend, [p for _, p in named], values, slopes, number, adaptive
@@ -202,4 +203,4 @@ def _check_tensors(pairs: Sequence[tuple[str, Tensor, Tensor]], values: Sequence
         if value.device != first:
             expected = f"the device of {pairs[0][0]!r} ({first})"
             raise ValueError(f"parameter {name!r} must be on {expected}, got {value.device}")
-    operators.check_distinct({"params": list(values)}, [name for name, _, _ in pairs])
+    checks.check_distinct({"params": list(values)}, [name for name, _, _ in pairs])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmer_fast import ops
 from mmer_fast.ops import perturbation_reference as reference
-from mmer_fast.ops.perturbation import SCOPES
+from mmer_fast.ops.perturbation_checks import SCOPES
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SCALINGS = [("global", False), ("tensor", False), ("awp", False), ("global", True), ("tensor", True)]

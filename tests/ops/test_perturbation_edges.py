@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from perturbation_cases import DTYPES, SCALINGS, Lists, check, drawn, lists, same_bits, strided
 
 from mmer_fast import ops
-from mmer_fast.ops.perturbation import check_distinct
+from mmer_fast.ops.perturbation_checks import check_distinct
 
 POISON = [math.nan, math.inf, -math.inf]
 NOTHING_TO_SAY = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
