@@ -3,7 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <utility>
+#include <functional>
+#include <map>
 #include <vector>
 
 #include "tensor.h"
@@ -45,7 +46,7 @@ class OwnMemory {
     const Tensor* tensor;
     int64_t entry_bytes;
   };
-  using Steps = std::vector<std::pair<int64_t, int64_t>>;  // a stride in bytes, and how often it may be taken
+  using Steps = std::map<int64_t, int64_t, std::greater<>>;  // strides in bytes, and how often each may be taken
 
   static bool is_expanded(const Tensor& tensor) {
     for (int64_t d = 0; d < tensor.dim(); ++d) {
@@ -67,25 +68,24 @@ class OwnMemory {
   static bool share_memory(const Span& a, const Span& b) {
     Steps steps;
     for (const Span* span : {&a, &b}) {
-      steps.emplace_back(1, span->entry_bytes - 1);
+      steps[1] += span->entry_bytes - 1;
       for (int64_t d = 0; d < span->tensor->dim(); ++d) {
         const int64_t size = span->tensor->size(d);
-        if (size > 1) steps.emplace_back(span->tensor->stride(d) * span->entry_bytes, size - 1);
+        if (size > 1) steps[span->tensor->stride(d) * span->entry_bytes] += size - 1;
       }
     }
-    std::sort(steps.rbegin(), steps.rend());
-    return add_up(static_cast<int64_t>(b.end - 1 - a.begin), steps, 0);
+    return add_up(static_cast<int64_t>(b.end - 1 - a.begin), steps.begin(), steps.end());
   }
 
-  // Whether steps from `first` on, the longest ones first, add up to `total`.
-  static bool add_up(int64_t total, const Steps& steps, size_t first) {
-    if (first == steps.size()) return total == 0;
-    const auto [stride, most] = steps[first];
+  // Whether steps from `first` on, the longest ones, add up to `total`.
+  static bool add_up(int64_t total, Steps::const_iterator first, Steps::const_iterator end) {
+    if (first == end) return total == 0;
+    const auto [stride, most] = *first++;
     int64_t rest = 0;
-    for (size_t i = first + 1; i < steps.size(); ++i) rest += steps[i].first * steps[i].second;
+    for (auto shorter = first; shorter != end; ++shorter) rest += shorter->first * shorter->second;
     const int64_t fewest = total > rest ? (total - rest + stride - 1) / stride : 0;
     for (int64_t n = fewest; n <= std::min(most, total / stride); ++n) {
-      if (add_up(total - n * stride, steps, first + 1)) return true;
+      if (add_up(total - n * stride, first, end)) return true;
     }
     return false;
   }
