@@ -10,7 +10,7 @@ from benchmarks import figures
 from benchmarks.interface import Operator
 from benchmarks.scaling.table import measured
 from benchmarks.text import microseconds, three_digits
-from mmer_fast._files import write_atomically
+from mmer_fast._files import write_text_atomically
 from mmer_fast.bench import ceilings
 from mmer_fast.bench.harness import OK, Row
 from mmer_fast.report.page import Content, Html, page, section, table, tag
@@ -30,12 +30,7 @@ summary{cursor:pointer}
 
 def write(found: Sequence[Found], path: Path) -> None:
     """Writes the page of operators, devices and their results, atomically."""
-    text = document(found)
-
-    def put(temporary: Path) -> None:
-        temporary.write_text(text)
-
-    write_atomically(path, put)
+    write_text_atomically(path, document(found))
 
 
 def document(found: Sequence[Found]) -> str:

@@ -45,6 +45,19 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically; what of it is no text (a file may be called so) as in "\\udce9".
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+
+    def write(partial: Path) -> None:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    write_atomically(path, write)
+
+
 def remove_partial_files(directory: Path) -> None:
     """Remove what a process that was killed in `write_atomically` has left in a directory."""
     for pattern in (f"{PARTIAL}*", SAFETENSORS_PARTIAL):

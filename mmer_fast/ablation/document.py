@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmer_fast._files import write_atomically
+from mmer_fast._files import write_text_atomically
 from mmer_fast.ablation.plots import plot_html, write_plot
 from mmer_fast.ablation.results import CLASS_COLUMNS, SuiteResults
 from mmer_fast.ablation.tables import (
@@ -44,8 +44,8 @@ def write_results(results: SuiteResults) -> list[Path]:
     """Write the four files of a suite into its directory, each atomically; returns their paths."""
     paths = [results.plan.out / f"{results.plan.suite.name}{suffix}" for suffix in SUFFIXES]
     write_json(paths[0], results.to_json())
-    _write(paths[1], markdown(results))
-    _write(paths[2], html_page(results))
+    write_text_atomically(paths[1], markdown(results))
+    write_text_atomically(paths[2], html_page(results))
     write_plot(results, paths[3])
     return paths
 
@@ -107,10 +107,3 @@ def _tables(results: SuiteResults) -> list[tuple[str, str, TextTable]]:
     if published is not None:
         tables.append(("Published (CMU-MOSEI)", WARNING, published))
     return [*tables, ("Rows", "What each row changes, and the directories of its runs.", rows_table(results))]
-
-
-def _write(path: Path, text: str) -> None:
-    def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-    write_atomically(path, write)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mmer_fast._files import write_atomically
+from mmer_fast._files import write_text_atomically
 from mmer_fast.bench import ceilings, machine
 from mmer_fast.bench.ceilings import Ceilings
 
@@ -52,9 +52,4 @@ def new_file(out: Path, result: Result) -> Path:
 
 def write(result: Result, path: Path) -> None:
     """The result as JSON, in place of what is there."""
-    text = json.dumps(result, indent=1) + "\n"
-
-    def put(temporary: Path) -> None:
-        temporary.write_text(text)
-
-    write_atomically(path, put)
+    write_text_atomically(path, json.dumps(result, indent=1) + "\n")

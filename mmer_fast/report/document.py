@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mmer_fast._files import write_atomically
+from mmer_fast._files import write_text_atomically
 from mmer_fast.data import MultiModalData
 from mmer_fast.report import masks, timing
 from mmer_fast.report.analysis import SPLIT, DataCache, RunAnalysis, analyse, unique_names
@@ -64,7 +64,7 @@ def write_report(
         analyse(directory, name, cache, torch.device(device), timing=measure_time, world=world)
         for directory, name in zip(directories, unique_names(directories), strict=True)
     ]
-    _write(path, report_page(runs))
+    write_text_atomically(path, report_page(runs))
 
 
 def write_explanation(explanation: Explanation, path: Path, *, part: str | None = None) -> None:
@@ -72,7 +72,7 @@ def write_explanation(explanation: Explanation, path: Path, *, part: str | None 
     block = section("Masks and probabilities", masks.legend([explanation]), masks.sample_block(explanation, part))
     style = tag("style", Html(STYLE))
     title = f"Sample {explanation.index} of {explanation.split}"
-    _write(path, page(title, explanation.title, style, block))
+    write_text_atomically(path, page(title, explanation.title, style, block))
 
 
 def report_page(runs: Sequence[RunAnalysis]) -> str:
@@ -195,10 +195,3 @@ def _timing(runs: Sequence[RunAnalysis]) -> Html | None:
         "the perturbed pass adds. Backward includes the losses."
     )
     return section("Where a step's time goes", note(text), timing.timing_block(known), anchor="timing")
-
-
-def _write(path: Path, text: str) -> None:
-    def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-    write_atomically(path, write)

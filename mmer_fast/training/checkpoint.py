@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmer_fast._files import PARTIAL, WriteError, write_atomically
+from mmer_fast._files import PARTIAL, WriteError, write_atomically, write_text_atomically
 
 CHECKED_HEADER = "crc32 header"
 """Metadata entry of a tensor file: eight hexadecimal digits, a space, JSON. The only one: safetensors shuffles several.
@@ -46,12 +46,7 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         WriteError: the file cannot be written.
     """
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-
-    def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write)
+    write_text_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
